@@ -1,0 +1,187 @@
+//! The maps. Each says who writes it. Sizes are overridden when the maps are made; the numbers here are the defaults.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::bpf_fib_lookup;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+use redirector_ebpf::abi::{NODES, PORTS as PORT_COUNT, SOURCE_CELLS};
+use redirector_ebpf::packet::Address;
+use redirector_ebpf::stations::Journey;
+use redirector_ebpf::tables::names::{Name, NameKey};
+use redirector_ebpf::tables::trace::{TraceFilter, Traced};
+use redirector_ebpf::tables::{
+    AliveNodes, BUDGETS as BUDGET_COUNT, Backend, Bucket, FragmentKey, NeighbourKey, Node, Path, Pool, Port, Record4,
+    Record6, Row, Service, ServiceKey, Slot, Traffic, Vip,
+};
+
+const NO_PREALLOC: usize = 1;
+const INNER_MAP: usize = 1 << 12;
+const MMAPABLE: usize = 1 << 10;
+
+/// The number of the port that this instance of the program is attached to; set when it is loaded.
+#[unsafe(no_mangle)]
+pub(crate) static PORT: Global<u32> = Global::new(0);
+
+/// Buckets of the IPv4 flow table less one; set when the program is loaded.
+#[unsafe(no_mangle)]
+pub(crate) static BUCKET_MASK4: Global<u32> = Global::new((1 << 17) - 1);
+
+/// Buckets of the IPv6 flow table less one; set when the program is loaded.
+#[unsafe(no_mangle)]
+pub(crate) static BUCKET_MASK6: Global<u32> = Global::new((1 << 15) - 1);
+
+/// This node. Agent.
+#[btf_map]
+pub(crate) static NODE: Array<Node, 1> = Array::new();
+
+/// Attached interfaces. Agent.
+#[btf_map]
+pub(crate) static PORTS: Array<Port, PORT_COUNT> = Array::new();
+
+/// The same interfaces, for redirects. Agent.
+#[btf_map]
+pub(crate) static DEVICES: DevMap<PORT_COUNT> = DevMap::new();
+
+/// Numbers of ports by interface index. Agent.
+#[btf_map]
+pub(crate) static PORT_NUMBERS: HashMap<u32, u32, PORT_COUNT, NO_PREALLOC> = HashMap::new();
+
+/// IPv4 VIPs. Agent.
+#[btf_map]
+pub(crate) static VIPS4: HashMap<u32, Vip, 4096, NO_PREALLOC> = HashMap::new();
+
+/// IPv6 VIPs. Agent.
+#[btf_map]
+pub(crate) static VIPS6: HashMap<Address, Vip, 4096, NO_PREALLOC> = HashMap::new();
+
+/// IPv4 VIP prefixes. Agent.
+#[btf_map]
+pub(crate) static PREFIXES4: LpmTrie<u32, Vip, 1024> = LpmTrie::new();
+
+/// IPv6 VIP prefixes. Agent.
+#[btf_map]
+pub(crate) static PREFIXES6: LpmTrie<[u32; 4], Vip, 1024> = LpmTrie::new();
+
+/// Services on one port. Agent.
+#[btf_map]
+pub(crate) static SERVICES: HashMap<ServiceKey, Service, 16384, NO_PREALLOC> = HashMap::new();
+
+/// Services on ranges of ports, as prefixes of keys. Agent.
+#[btf_map]
+pub(crate) static RANGES: LpmTrie<[u32; 2], Service, 65536> = LpmTrie::new();
+
+/// Pools. Agent.
+#[btf_map]
+pub(crate) static POOLS: Array<Pool, 1024> = Array::new();
+
+/// Maglev tables, replaced whole. Agent.
+#[btf_map]
+pub(crate) static POOL_TABLES: ArrayOfMaps<Array<Row, 1, INNER_MAP>, 2048> = ArrayOfMaps::new();
+
+/// The slot table in force, replaced whole. Agent.
+#[btf_map]
+pub(crate) static SLOTS: ArrayOfMaps<Array<Slot, 1, INNER_MAP>, 1> = ArrayOfMaps::new();
+
+/// Alive bits of nodes. Agent, and the kernel's timer.
+#[btf_map]
+pub(crate) static ALIVE: Array<AliveNodes, 1> = Array::new();
+
+/// Ways to the other nodes, by id. Agent.
+#[btf_map]
+pub(crate) static PEERS: Array<Path, NODES> = Array::new();
+
+/// Marks that source MAC addresses are. Agent.
+#[btf_map]
+pub(crate) static PEER_MACS: HashMap<u64, u32, 1024, NO_PREALLOC> = HashMap::new();
+
+/// Backends, by id. Agent.
+#[btf_map]
+pub(crate) static BACKENDS: Array<Backend, 8192> = Array::new();
+
+/// Paths, by id. Immutable rows. Agent.
+#[btf_map]
+pub(crate) static PATHS: Array<Path, 16384> = Array::new();
+
+/// Alive bits of paths, a word each. Agent, and the kernel's timer.
+#[btf_map]
+pub(crate) static PATH_ALIVE: Array<u32, 16384> = Array::new();
+
+/// MAC addresses of neighbours, whole words. Agent, and XDP from the answers that it sees: the last one counts.
+#[btf_map]
+pub(crate) static NEIGHBOURS: Array<u64, 4096> = Array::new();
+
+/// Numbers of neighbours by address and interface. Agent.
+#[btf_map]
+pub(crate) static NEIGHBOUR_IDS: HashMap<NeighbourKey, u32, 4096, NO_PREALLOC> = HashMap::new();
+
+/// The IPv4 flow table. XDP, and the agent for flows of other nodes and expired ones.
+#[btf_map]
+pub(crate) static FLOWS4: Array<Bucket, { 1 << 17 }, MMAPABLE> = Array::new();
+
+/// The IPv6 flow table, likewise.
+#[btf_map]
+pub(crate) static FLOWS6: Array<Bucket, { 1 << 15 }, MMAPABLE> = Array::new();
+
+/// Whole tuples beside the entries of `FLOWS4`.
+#[btf_map]
+pub(crate) static TUPLES4: Array<Record4, { 1 << 20 }, MMAPABLE> = Array::new();
+
+/// Whole tuples beside the entries of `FLOWS6`.
+#[btf_map]
+pub(crate) static TUPLES6: Array<Record6, { 1 << 18 }, MMAPABLE> = Array::new();
+
+/// Decisions for fragmented packets. XDP.
+#[btf_map]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, u64, 8192> = LruHashMap::new();
+
+/// Budgets of each CPU. XDP.
+#[btf_map]
+pub(crate) static BUDGETS: PerCpuArray<u64, { BUDGET_COUNT as usize }> = PerCpuArray::new();
+
+/// Budgets of new flows by a hash of the source prefix. XDP.
+#[btf_map]
+pub(crate) static SOURCES: Array<u64, SOURCE_CELLS> = Array::new();
+
+/// What is being found about the packet in hand. XDP; of no meaning between packets.
+#[btf_map]
+pub(crate) static JOURNEY: PerCpuArray<Journey, 1> = PerCpuArray::new();
+
+/// A decision on its way into the log. XDP; of no meaning between packets.
+#[btf_map]
+pub(crate) static TRACED: PerCpuArray<Traced, 1> = PerCpuArray::new();
+
+/// Parameters of a look-up in the kernel's routes. XDP; of no meaning between packets.
+#[btf_map]
+pub(crate) static ROUTE: PerCpuArray<bpf_fib_lookup, 1> = PerCpuArray::new();
+
+/// Packets by reason. XDP.
+#[btf_map]
+pub(crate) static REASONS: PerCpuArray<u64, 64> = PerCpuArray::new();
+
+/// Packets and bytes by service. XDP.
+#[btf_map]
+pub(crate) static SERVICE_TRAFFIC: PerCpuArray<Traffic, 16384> = PerCpuArray::new();
+
+/// Packets and bytes by backend and rank of the path; the fourth is unused. XDP.
+#[btf_map]
+pub(crate) static BACKEND_TRAFFIC: PerCpuArray<[Traffic; 4], 8192> = PerCpuArray::new();
+
+/// What numbers are called, so that whoever reads the maps needs no agent. Agent.
+#[btf_map]
+pub(crate) static NAMES: HashMap<NameKey, Name, 65536, NO_PREALLOC> = HashMap::new();
+
+/// What `trace` asks for. `trace`.
+#[btf_map]
+pub(crate) static TRACE: Array<TraceFilter, 1> = Array::new();
+
+/// Of the decap program: sources whose tunnels are taken, as IPv6 or IPv4-mapped prefixes. `decap`.
+#[btf_map]
+pub(crate) static DECAP_SOURCES: LpmTrie<[u32; 4], u32, 4096> = LpmTrie::new();
+
+/// Of the decap program: VIPs and prefixes of VIPs of this host, likewise. `decap`.
+#[btf_map]
+pub(crate) static DECAP_VIPS: LpmTrie<[u32; 4], u32, 4096> = LpmTrie::new();
+
+/// Of the decap program: MAC address (word 0) and UDP port of GUE in network order (word 1). `decap`.
+#[btf_map]
+pub(crate) static DECAP: Array<[u64; 2], 1> = Array::new();

@@ -1,0 +1,50 @@
+//! What only exists within the kernel: packets as pointers, tables as maps, and the programs.
+
+mod frame;
+mod maps;
+mod tables;
+mod trace;
+
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use redirector_ebpf::reason::Action;
+use redirector_ebpf::{decap, stations};
+
+use frame::XdpFrame;
+use tables::{BackendTables, MapTables};
+
+/// The data plane of a node.
+///
+/// Inlined into the entry that the macro makes, whose frame would count against the stack.
+#[xdp(frags)]
+#[inline(always)]
+pub(crate) fn redirector(ctx: XdpContext) -> u32 {
+    let Some(journey) = maps::JOURNEY.get_ptr_mut(0) else { return XDP_ABORTED };
+    // SAFETY: a per-CPU value that no other program uses; an XDP program is not interrupted by another.
+    let journey = unsafe { &mut *journey };
+    let verdict = stations::run(&mut XdpFrame::new(&ctx), &MapTables::new(&ctx), journey);
+    match verdict.reason.action() {
+        Action::Pass => XDP_PASS,
+        Action::Drop => XDP_DROP,
+        _ if u32::from(verdict.port) == maps::PORT.load() => XDP_TX,
+        _ => maps::DEVICES.redirect(u32::from(verdict.port), 0).unwrap_or(XDP_ABORTED),
+    }
+}
+
+/// The backend's side of the tunnels.
+#[xdp(frags)]
+pub(crate) fn redirector_decap(ctx: XdpContext) -> u32 {
+    let reason = decap::run(&mut XdpFrame::new(&ctx), &BackendTables);
+    tables::count(reason);
+    match reason.action() {
+        Action::Drop => XDP_DROP,
+        _ => XDP_PASS,
+    }
+}
+
+/// Passes everything. A veth's end needs some native program for its peer's `XDP_TX` and redirects to arrive.
+#[xdp(frags)]
+pub(crate) fn redirector_pass(_: XdpContext) -> u32 {
+    XDP_PASS
+}

@@ -1,0 +1,322 @@
+//! The tables that the stations ask, answered from the maps.
+
+use aya_ebpf::bindings::bpf_fib_lookup;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_coarse_ns};
+use aya_ebpf::programs::XdpContext;
+use redirector_ebpf::decap::Sources;
+use redirector_ebpf::packet::headers::Mac;
+use redirector_ebpf::packet::{Address, Tuple};
+use redirector_ebpf::reason::Reason;
+use redirector_ebpf::stations::Journey;
+use redirector_ebpf::sync::Word;
+use redirector_ebpf::tables::flow::{Record, Record4, Record6};
+use redirector_ebpf::tables::path::RESOLVED;
+use redirector_ebpf::tables::{
+    AliveNodes, Backend, Bucket, Budget, FragmentKey, Mark, NeighbourKey, Node, Path, Pool, Port, Row, Service,
+    ServiceKey, Slot, Tables, Traffic, Vip,
+};
+
+use super::maps;
+use super::trace;
+
+/// A node's maps.
+pub(crate) struct MapTables<'a> {
+    ctx: &'a XdpContext,
+}
+
+impl<'a> MapTables<'a> {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'a XdpContext) -> Self {
+        Self { ctx }
+    }
+}
+
+/// Counts a reason on this CPU.
+#[inline(always)]
+pub(crate) fn count(reason: Reason) {
+    if let Some(counter) = maps::REASONS.get_ptr_mut(reason as u32) {
+        // SAFETY: a per-CPU value; the program is not preempted by itself.
+        unsafe { *counter += 1 }
+    }
+}
+
+#[inline(always)]
+fn add(traffic: *mut Traffic, bytes: u64) {
+    // SAFETY: a pointer into a per-CPU value, checked for null by the caller.
+    unsafe {
+        (*traffic).packets += 1;
+        (*traffic).bytes += bytes;
+    }
+}
+
+/// A map's word as one that is shared.
+#[inline(always)]
+fn word<'a>(value: *mut u64) -> &'a Word {
+    // SAFETY: `Word` is a transparent `u64`, and array values live as long as the program runs.
+    unsafe { &*value.cast::<Word>() }
+}
+
+/// The kernel's route to `address`: neighbour word, and the port's number in the upper eight bits; 0: none.
+///
+/// A function of its own, and its parameters in a map, so that their stack is not the whole program's.
+#[inline(never)]
+fn kernel_route(ctx: &XdpContext, address: &Address, v6: bool, ifindex: u32) -> u64 {
+    let Some(params) = maps::ROUTE.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a per-CPU value that only this function uses.
+    let params = unsafe { &mut *params };
+    params.family = if v6 { 10 } else { 2 };
+    params.l4_protocol = 0;
+    params.sport = 0;
+    params.dport = 0;
+    params.__bindgen_anon_1.tot_len = 0;
+    params.__bindgen_anon_2.flowinfo = 0;
+    params.__bindgen_anon_3.ipv6_src = [0; 4];
+    params.ifindex = ifindex;
+    params.__bindgen_anon_4.ipv6_dst = address.words;
+    let size = core::mem::size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the context is this program's own, the parameters are of the size that is told.
+    if unsafe { fib_lookup(ctx.ctx.cast(), &raw mut *params, size, 0) } != 0 {
+        return 0;
+    }
+    let d = params.dmac;
+    let mac =
+        Mac([u16::from_ne_bytes([d[0], d[1]]), u16::from_ne_bytes([d[2], d[3]]), u16::from_ne_bytes([d[4], d[5]])]);
+    // SAFETY: a copy is taken at once; an entry that is replaced meanwhile gives the old or the new value.
+    match unsafe { maps::PORT_NUMBERS.get(params.ifindex).copied() } {
+        Some(number) => mac.word() | RESOLVED | u64::from(number) << 56,
+        None => 0,
+    }
+}
+
+impl Tables for MapTables<'_> {
+    #[inline(always)]
+    fn node(&self) -> Option<&Node> {
+        maps::NODE.get(0)
+    }
+
+    #[inline(always)]
+    fn ingress(&self) -> Option<(u8, &Port)> {
+        let number = maps::PORT.load();
+        maps::PORTS.get(number).map(|port| (number as u8, port))
+    }
+
+    #[inline(always)]
+    fn port(&self, number: u8) -> Option<&Port> {
+        maps::PORTS.get(u32::from(number))
+    }
+
+    #[inline(always)]
+    fn vip(&self, address: &Address, v6: bool) -> Option<Vip> {
+        // SAFETY: a copy is taken at once; an entry that is replaced meanwhile gives the old or the new value.
+        let exact =
+            unsafe { if v6 { maps::VIPS6.get(address).copied() } else { maps::VIPS4.get(&address.words[0]).copied() } };
+        if exact.is_some() || self.node()?.prefixes == 0 {
+            return exact;
+        }
+        if v6 {
+            maps::PREFIXES6.get(&Key::new(128, address.words)).copied()
+        } else {
+            maps::PREFIXES4.get(&Key::new(32, address.words[0])).copied()
+        }
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        // SAFETY: as in `vip`.
+        unsafe { maps::SERVICES.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn service_range(&self, key: &ServiceKey) -> Option<Service> {
+        maps::RANGES.get(&Key::new(64, key.words())).copied()
+    }
+
+    #[inline(always)]
+    fn pool(&self, id: u16) -> Option<&Pool> {
+        maps::POOLS.get(u32::from(id))
+    }
+
+    #[inline(always)]
+    fn row(&self, table: u32, row: u32) -> Option<Row> {
+        maps::POOL_TABLES.get_value(table, &row).copied()
+    }
+
+    #[inline(always)]
+    fn slot(&self, slot: u32) -> Option<&Slot> {
+        maps::SLOTS.get_value(0, &slot)
+    }
+
+    #[inline(always)]
+    fn alive(&self) -> Option<&AliveNodes> {
+        maps::ALIVE.get(0)
+    }
+
+    #[inline(always)]
+    fn peer(&self, node: u8) -> Option<&Path> {
+        maps::PEERS.get(u32::from(node))
+    }
+
+    #[inline(always)]
+    fn peer_of_mac(&self, mac: u64) -> Option<Mark> {
+        // SAFETY: as in `vip`.
+        unsafe { maps::PEER_MACS.get(mac) }.map(|mark| Mark(*mark))
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u16) -> Option<Backend> {
+        maps::BACKENDS.get(u32::from(id)).copied()
+    }
+
+    #[inline(always)]
+    fn path(&self, id: u16) -> Option<&Path> {
+        maps::PATHS.get(u32::from(id))
+    }
+
+    #[inline(always)]
+    fn path_alive(&self, id: u16) -> bool {
+        maps::PATH_ALIVE.get(u32::from(id)).is_some_and(|alive| *alive != 0)
+    }
+
+    #[inline(always)]
+    fn neighbour(&self, id: u32) -> u64 {
+        maps::NEIGHBOURS.get(id).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn neighbour_id(&self, key: &NeighbourKey) -> Option<u32> {
+        // SAFETY: as in `vip`.
+        unsafe { maps::NEIGHBOUR_IDS.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn learn(&self, id: u32, mac: u64) {
+        if let Some(value) = maps::NEIGHBOURS.get_ptr_mut(id) {
+            word(value).store(mac);
+        }
+    }
+
+    #[inline(always)]
+    fn route(&self, address: &Address, v6: bool) -> Option<(u8, u64)> {
+        match kernel_route(self.ctx, address, v6, self.ingress()?.1.ifindex) {
+            0 => None,
+            route => Some(((route >> 56) as u8, route & (RESOLVED | (RESOLVED - 1)))),
+        }
+    }
+
+    #[inline(always)]
+    fn bucket(&self, v6: bool, index: u32) -> Option<&Bucket> {
+        if v6 { maps::FLOWS6.get(index) } else { maps::FLOWS4.get(index) }
+    }
+
+    #[inline(always)]
+    fn bucket_mask(&self, v6: bool) -> u32 {
+        if v6 { maps::BUCKET_MASK6.load() } else { maps::BUCKET_MASK4.load() }
+    }
+
+    #[inline(always)]
+    fn keep_tuple(&self, v6: bool, index: u32, record: &Record) {
+        if v6 {
+            if let Some(place) = maps::TUPLES6.get_ptr_mut(index) {
+                // SAFETY: an array value; readers check a tuple against its entry's tag.
+                unsafe { *place = Record6::of(record) }
+            }
+        } else if let Some(place) = maps::TUPLES4.get_ptr_mut(index) {
+            // SAFETY: as above.
+            unsafe { *place = Record4::of(record) }
+        }
+    }
+
+    #[inline(always)]
+    fn is_tuple(&self, v6: bool, index: u32, tuple: &Tuple) -> bool {
+        if v6 {
+            maps::TUPLES6.get(index).is_some_and(|record| record.is_of(tuple))
+        } else {
+            maps::TUPLES4.get(index).is_some_and(|record| record.is_of(tuple))
+        }
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> u64 {
+        // SAFETY: a copy is taken at once.
+        unsafe { maps::FRAGMENTS.get(key).copied() }.unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn keep_fragment(&self, key: &FragmentKey, decision: u64) {
+        // A full table evicts its least recently used entry; there is no other failure to speak of.
+        let _ = maps::FRAGMENTS.insert(key, decision, 0);
+    }
+
+    #[inline(always)]
+    fn budget(&self, budget: Budget) -> Option<&Word> {
+        maps::BUDGETS.get_ptr_mut(budget as u32).map(word)
+    }
+
+    #[inline(always)]
+    fn source_budget(&self, cell: u32) -> Option<&Word> {
+        maps::SOURCES.get_ptr_mut(cell).map(word)
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: takes nothing.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn trace(&self, journey: &Journey) {
+        trace::log(self.ctx, journey);
+    }
+
+    #[inline(always)]
+    fn count(&self, reason: Reason) {
+        count(reason);
+    }
+
+    #[inline(always)]
+    fn count_service(&self, service: u16, bytes: u64) {
+        if let Some(traffic) = maps::SERVICE_TRAFFIC.get_ptr_mut(u32::from(service)) {
+            add(traffic, bytes);
+        }
+    }
+
+    #[inline(always)]
+    fn count_backend(&self, backend: u16, rank: u8, bytes: u64) {
+        if let Some(ranks) = maps::BACKEND_TRAFFIC.get_ptr_mut(u32::from(backend)) {
+            // SAFETY: the rank is masked to the array's four.
+            add(unsafe { ranks.cast::<Traffic>().add(usize::from(rank & 3)) }, bytes);
+        }
+    }
+}
+
+/// The maps of the decap program.
+pub(crate) struct BackendTables;
+
+/// An address as the decap program's tries hold it.
+#[inline(always)]
+fn mapped(address: &Address, v6: bool) -> Key<[u32; 4]> {
+    Key::new(128, if v6 { address.words } else { Address::mapped(address.words[0]).words })
+}
+
+impl Sources for BackendTables {
+    #[inline(always)]
+    fn is_source(&self, address: &Address, v6: bool) -> bool {
+        maps::DECAP_SOURCES.get(&mapped(address, v6)).is_some()
+    }
+
+    #[inline(always)]
+    fn is_vip(&self, address: &Address, v6: bool) -> bool {
+        maps::DECAP_VIPS.get(&mapped(address, v6)).is_some()
+    }
+
+    #[inline(always)]
+    fn gue_port(&self) -> u16 {
+        maps::DECAP.get(0).map_or(0, |settings| settings[1] as u16)
+    }
+
+    #[inline(always)]
+    fn mac(&self) -> u64 {
+        maps::DECAP.get(0).map_or(0, |settings| settings[0])
+    }
+}

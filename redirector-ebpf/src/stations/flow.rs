@@ -1,0 +1,204 @@
+//! Station 8: the flow's own backend. Known flows keep theirs; new ones get the row's and are recorded.
+//!
+//! A first entry is *unproven* and the first to make room; a second packet at least 1 ms later, for TCP one that does not
+//! open, proves it. So floods of SYN, ACK or UDP find only each other to evict. Inserts have a budget of their own.
+
+use super::admit;
+use crate::hash::FlowHash;
+use crate::packet::{Kind, Packet, protocol, tcp};
+use crate::reason::{Reason, Station};
+use crate::tables::flow::{Bucket, Entry, Record, State, WAYS};
+use crate::tables::{Budget, Node, Service, Tables};
+use crate::verifier::hide;
+
+/// Where a flow's entry is, or would be.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    bucket: &'a Bucket,
+    index: u32,
+    tag: u32,
+}
+
+/// A flow's entry that was found.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    way: usize,
+    entry: Entry,
+}
+
+/// Where the flow of this hash has its place.
+///
+/// # Errors
+/// [`Reason::NoTables`].
+#[inline(always)]
+pub fn place<'a, T: Tables>(tables: &'a T, packet: &Packet, hash: FlowHash) -> Station<Place<'a>> {
+    let (index, tag) = hash.entry(tables.bucket_mask(packet.v6));
+    let bucket = tables.bucket(packet.v6, index).ok_or(Reason::NoTables)?;
+    Ok(Place { bucket, index, tag })
+}
+
+/// The flow's entry. A packet that opens a flow is compared by its whole tuple: it must not take over another's entry.
+#[inline(always)]
+pub fn find<T: Tables>(tables: &T, place: &Place<'_>, packet: &Packet, scratch: &mut u64) -> Option<Found> {
+    let mut way = 0;
+    while way < WAYS {
+        let entry = Entry(place.bucket.word(way).load());
+        if !entry.is_empty() && entry.tag() == place.tag {
+            let compare = entry.ambiguous() || packet.opens();
+            if !compare || tables.is_tuple(packet.v6, tuple_index(place.index, way), &packet.tuple) {
+                return Some(Found { way: hide(scratch, way as u64) as usize, entry });
+            }
+        }
+        way += 1;
+    }
+    None
+}
+
+/// Where the whole tuple of an entry is kept.
+#[inline(always)]
+pub fn tuple_index(bucket: u32, way: usize) -> u32 {
+    bucket * WAYS as u32 + way as u32
+}
+
+/// The backend of a known flow, if it is of the service's pool; its entry is brought up to date.
+#[inline(always)]
+pub fn known<T: Tables>(
+    tables: &T,
+    place: &Place<'_>,
+    found: Found,
+    packet: &Packet,
+    service: &Service,
+    current: u16,
+) -> Option<u16> {
+    let Found { way, entry } = found;
+    let backend = tables.backend(entry.backend())?;
+    if backend.pool != service.pool {
+        // The service has another pool now: the entry would hide the one that is to take its place.
+        place.bucket.word(way).replace(entry.0, 0);
+        return None;
+    }
+    let now = tables.now();
+    let reopened = packet.opens() && matches!(entry.state(), State::Closing);
+    let entry_now = if reopened {
+        Entry::first(place.tag, current, State::Opening, entry.ambiguous(), now)
+    } else {
+        renewed(entry, packet, now)
+    };
+    let word = place.bucket.word(way);
+    if entry_now.0 != entry.0 && !word.replace(entry.0, entry_now.0) {
+        // Another CPU was first with a packet of the flow; what this one changes, the end of a connection above all, is
+        // put on top of it.
+        let theirs = Entry(word.load());
+        if theirs.tag() == place.tag && !theirs.is_empty() {
+            word.replace(theirs.0, renewed(theirs, packet, now).0);
+        }
+    }
+    Some(entry_now.backend())
+}
+
+/// The entry after this packet of its flow.
+#[inline(always)]
+fn renewed(entry: Entry, packet: &Packet, now: u64) -> Entry {
+    if matches!(packet.kind, Kind::Error | Kind::LaterFragment) {
+        return entry;
+    }
+    let state = match (packet.tuple.protocol, entry.state()) {
+        (protocol::TCP, State::Closing) => State::Closing,
+        (protocol::TCP, _) if packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 => State::Closing,
+        (protocol::TCP, state) if packet.opens() => state,
+        (protocol::TCP, _) => State::Established,
+        (protocol::UDP, _) => State::Datagrams,
+        _ => State::Other,
+    };
+    if entry.proven() {
+        if entry.idle(now) == 0 && state as u8 == entry.state_bits() { entry } else { entry.touched(state, true, now) }
+    } else if packet.opens() {
+        entry
+    } else {
+        let proven = entry.idle(now) >= 1;
+        if proven || state as u8 != entry.state_bits() && !matches!(packet.tuple.protocol, protocol::UDP) {
+            entry.touched(state, proven, now)
+        } else {
+            entry
+        }
+    }
+}
+
+/// The first state of a flow whose first packet is this one.
+#[inline(always)]
+fn first_state(packet: &Packet) -> State {
+    match packet.tuple.protocol {
+        protocol::TCP if packet.opens() => State::Opening,
+        protocol::TCP => State::Established,
+        protocol::UDP => State::FirstDatagram,
+        _ => State::Other,
+    }
+}
+
+/// Records a flow on `backend`, if its bucket has room for it and the budget allows.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "inlined into its one caller")]
+pub fn record<T: Tables>(
+    tables: &T,
+    node: &Node,
+    place: &Place<'_>,
+    packet: &Packet,
+    service: &Service,
+    backend: u16,
+    version: u64,
+    scratch: &mut u64,
+) {
+    if backend == 0 || matches!(packet.kind, Kind::Error | Kind::LaterFragment) {
+        return;
+    }
+    let now = tables.now();
+    if !admit::spend(tables.budget(Budget::Inserts), node.inserts, now) {
+        tables.count(Reason::NoteInsertBudget);
+        return;
+    }
+    let Some((way, old, ambiguous)) = room(node, place, now, scratch) else {
+        tables.count(Reason::NoteBucketFull);
+        return;
+    };
+    let entry = Entry::first(place.tag, backend, first_state(packet), ambiguous, now);
+    if !place.bucket.word(way).replace(old.0, entry.0) {
+        // Another CPU took the place first; the next packet of the flow tries again.
+        return;
+    }
+    let record = Record { tuple: packet.tuple, service: service.id, since: now, version: version as u32 };
+    tables.keep_tuple(packet.v6, tuple_index(place.index, way), &record);
+    tables.count(if old.is_empty() { Reason::NoteRecorded } else { Reason::NoteEvicted });
+}
+
+/// The way to put a new entry in: empty, else expired, else unproven, the longest idle first; and whether its tag stands in the bucket already.
+#[inline(always)]
+fn room(node: &Node, place: &Place<'_>, now: u64, scratch: &mut u64) -> Option<(usize, Entry, bool)> {
+    // The best way so far: how well it fits, how long it was idle, and which it is, as one number to be compared.
+    let mut best = 0;
+    let mut ambiguous = 0;
+    let mut way = 0;
+    while way < WAYS {
+        let word = place.bucket.word(way);
+        let entry = Entry(word.load());
+        let fit = if entry.is_empty() {
+            3
+        } else if entry.expired(&node.idle, now) {
+            2
+        } else {
+            u64::from(!entry.proven())
+        };
+        let candidate = hide(scratch, fit << 16 | entry.idle(now) << 3 | way as u64);
+        best = hide(scratch, if candidate > best { candidate } else { best });
+        if !entry.is_empty() && entry.tag() == place.tag {
+            ambiguous = 1;
+            word.replace(entry.0, entry.marked_ambiguous().0);
+        }
+        ambiguous = hide(scratch, ambiguous);
+        way += 1;
+    }
+    if best >> 16 == 0 {
+        return None;
+    }
+    let way = best as usize & (WAYS - 1);
+    Some((way, Entry(place.bucket.word(way).load()), ambiguous != 0))
+}

@@ -1,0 +1,334 @@
+//! The packet's way: one station a file, read top to bottom here. A packet leaves at the first that decides.
+
+pub mod admit;
+pub mod flow;
+pub mod fragment;
+pub mod neighbour;
+pub mod owner;
+pub mod parse;
+pub mod path;
+pub mod reply;
+pub mod row;
+pub mod service;
+pub mod transmit;
+
+use crate::hash::FlowHash;
+use crate::hop::{self, Arrived};
+use crate::packet::{Frame, Kind, Packet};
+use crate::reason::{Reason, Station, Verdict};
+use crate::tables::{Mark, Node, Path, Service, Slot, Tables};
+use crate::verifier::{forget, put};
+use owner::Decision;
+use reply::Answer;
+
+/// What was found on the way. It is counted, traced, and shown by `why`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Journey {
+    /// The packet, as far as it was parsed.
+    pub packet: Packet,
+    /// Its mark.
+    pub mark: Mark,
+    /// Its service.
+    pub service: Option<Service>,
+    /// Its slot and that slot's version, where an owner was needed.
+    pub slot: u32,
+    /// Version of the slot.
+    pub version: u64,
+    /// The node that serves it, where an owner was needed; 0: not asked.
+    pub owner: u8,
+    /// Whether the flow table knew the flow.
+    pub known: bool,
+    /// Its backend; 0: not decided here.
+    pub backend: u16,
+    /// The path to the backend.
+    pub path: u16,
+    /// That path's rank.
+    pub rank: u8,
+    /// What became of the packet.
+    pub verdict: Verdict,
+    /// Of no meaning; see `verifier::hide`.
+    scratch: u64,
+}
+
+impl Journey {
+    /// Makes ready for the next packet. What is written before it is read stays as it was.
+    #[inline(always)]
+    fn restart(&mut self) {
+        put(&mut self.mark, Mark::NONE);
+        put(&mut self.service, None);
+        put(&mut self.slot, 0);
+        put(&mut self.version, 0);
+        put(&mut self.owner, 0);
+        put(&mut self.known, false);
+        put(&mut self.backend, 0);
+        put(&mut self.path, 0);
+        put(&mut self.rank, 0);
+    }
+}
+
+/// What the stations before the last come to.
+enum Next {
+    /// To the journey's backend by its path.
+    Backend,
+    /// To the journey's owner, with this mark.
+    Node(Mark, Reason),
+    /// Back to where it came from.
+    Answer(Answer),
+}
+
+/// Takes a packet through all stations, counts the verdict, and leaves in `journey` what was found on the way.
+#[inline(always)]
+pub fn run<F: Frame, T: Tables>(frame: &mut F, tables: &T, journey: &mut Journey) -> Verdict {
+    journey.restart();
+    journey.verdict = match travel(frame, tables, journey) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict { reason, port: 0 },
+    };
+    let journey = forget(journey);
+    tables.count(journey.verdict.reason);
+    if tables.node().is_some_and(|node| node.trace != 0) {
+        tables.trace(journey);
+    }
+    journey.verdict
+}
+
+#[inline(always)]
+fn travel<F: Frame, T: Tables>(frame: &mut F, tables: &T, journey: &mut Journey) -> Station<Verdict> {
+    let node = tables.node().ok_or(Reason::NoTables)?;
+    let (ingress, port) = tables.ingress().ok_or(Reason::NoTables)?;
+    journey.packet = parse::network(frame, port).inspect_err(|reason| {
+        if matches!(reason, Reason::NotIp) {
+            neighbour::arp(frame, tables, port);
+        }
+    })?;
+    match steer(frame, tables, node, port, journey)? {
+        Next::Backend => {
+            let path = tables.path(journey.path).ok_or(Reason::NoPath)?;
+            send(frame, tables, node, ingress, journey, path, Mark::NONE, Reason::Served)
+        }
+        Next::Node(mark, reason) => {
+            let path = tables.peer(journey.owner).ok_or(Reason::NoTables)?;
+            send(frame, tables, node, ingress, journey, path, mark, reason)
+        }
+        Next::Answer(answer) => reply::send(frame, tables, node, ingress, forget(journey), answer),
+    }
+}
+
+/// Stations 4 to 9: everything between parsing and sending.
+#[inline(always)]
+fn steer<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    node: &Node,
+    port: &crate::tables::Port,
+    journey: &mut Journey,
+) -> Station<Next> {
+    let mut arrived = None;
+    let vip = match service::find_vip(tables, &journey.packet) {
+        Ok(vip) => vip,
+        Err(reason) => {
+            if !hop::is_hop(frame, &journey.packet, node) {
+                neighbour::advertisement(frame, tables, port, &journey.packet);
+                return Err(reason);
+            }
+            arrived = Some(hop::unwrap(frame, &journey.packet, node, tables)?);
+            journey.packet = parse::network(frame, port)?;
+            // It was taken out of its header, so it cannot pass untouched any more, nor was its tag checked.
+            service::find_vip(tables, &journey.packet).map_err(|_| Reason::TunnelNotVip)?
+        }
+    };
+    parse::transport(frame, &mut journey.packet)?;
+    let journey = forget(journey);
+
+    if journey.packet.is_fragment() {
+        let hash = FlowHash::of_fragment(&node.hash_key, &journey.packet.tuple, journey.packet.v6);
+        journey.mark = mark(tables, node, &journey.packet, &arrived, hash)?;
+        if let Some(next) = fragment::steer(tables, node, journey, hash)? {
+            return Ok(next);
+        }
+    }
+
+    let hash = FlowHash::of(&node.hash_key, &journey.packet.tuple, journey.packet.v6);
+    if arrived.is_some() && !journey.packet.is_fragment() {
+        journey.mark = mark(tables, node, &journey.packet, &arrived, hash)?;
+    }
+    let Some(service) = service::find(tables, &vip, &journey.packet) else {
+        return match service::unmatched(&vip, &journey.packet) {
+            service::Unmatched::Leave(reason) => Err(reason),
+            service::Unmatched::AnswerEcho => Ok(Next::Answer(Answer::Echo)),
+            service::Unmatched::Reject => Ok(Next::Answer(Answer::Reject)),
+        };
+    };
+    journey.service = Some(service);
+
+    let place = row::find(tables, &service, hash)?;
+    let admission = journey.packet.opens() && node.limits_new_flows();
+    if (place.needs_owner || admission) && arrived.is_none() && !journey.packet.is_fragment() {
+        journey.mark = tables.peer_of_mac(journey.packet.source_mac).unwrap_or_default();
+    }
+    if admission && journey.mark.is_none() {
+        admit::new_flow(tables, node, &service, &journey.packet)?;
+    }
+    let backend = if place.needs_owner {
+        match owned(tables, node, &service, &place, hash, journey)? {
+            Owned::Backend(backend) => backend,
+            Owned::Elsewhere(mark, reason) => {
+                if matches!(journey.packet.kind, Kind::FirstFragment) {
+                    fragment::remember(tables, journey, journey.owner, 0);
+                }
+                return Ok(Next::Node(mark, reason));
+            }
+        }
+    } else {
+        place.row.current()
+    };
+    if matches!(journey.packet.kind, Kind::FirstFragment) {
+        fragment::remember(tables, journey, 0, backend);
+    }
+    toward_backend(tables, journey, &service, backend)
+}
+
+/// Where the packet comes from within the cluster.
+#[inline(always)]
+fn mark<T: Tables>(
+    tables: &T,
+    node: &Node,
+    packet: &Packet,
+    arrived: &Option<Arrived>,
+    hash: FlowHash,
+) -> Station<Mark> {
+    match arrived {
+        Some(arrived) => arrived.verify(node, hash),
+        None => Ok(tables.peer_of_mac(packet.source_mac).unwrap_or_default()),
+    }
+}
+
+enum Owned {
+    Backend(u16),
+    Elsewhere(Mark, Reason),
+}
+
+/// Stations 7 and 8, for flows that need their owner.
+#[inline(always)]
+fn owned<T: Tables>(
+    tables: &T,
+    node: &Node,
+    service: &Service,
+    place: &row::Place,
+    hash: FlowHash,
+    journey: &mut Journey,
+) -> Station<Owned> {
+    let me = node.id;
+    journey.slot = hash.slot(node.slot_mask);
+    let slot: &Slot = tables.slot(journey.slot).ok_or(Reason::NoTables)?;
+    let alive = tables.alive().ok_or(Reason::NoTables)?;
+    journey.version = slot.version;
+
+    let decision = if matches!(journey.packet.kind, Kind::FirstFragment) {
+        fragment::owner(slot, alive, me, journey.mark)
+    } else {
+        owner::before_flow(slot, alive, me, journey.mark)
+    };
+    let elsewhere = match decision {
+        // Flows that moved away by a change of owners are still known here, and the new owner would only send them back.
+        Decision::Forward(_) | Decision::HandBack(_) if slot.previous == me => decision,
+        Decision::Forward(to) => return Ok(forward(to, me, journey)),
+        Decision::HandBack(to) => return Ok(hand_back(to, me, journey)),
+        Decision::Here => decision,
+    };
+
+    let flow_place = flow::place(tables, &journey.packet, hash)?;
+    if let Some(found) = flow::find(tables, &flow_place, &journey.packet, &mut journey.scratch) {
+        let current = place.row.current();
+        if let Some(backend) = flow::known(tables, &flow_place, found, &journey.packet, service, current) {
+            journey.known = true;
+            journey.owner = me;
+            return Ok(Owned::Backend(backend));
+        }
+    }
+    match elsewhere {
+        Decision::Forward(to) => return Ok(forward(to, me, journey)),
+        Decision::HandBack(to) => return Ok(hand_back(to, me, journey)),
+        Decision::Here => {}
+    }
+
+    let opens = journey.packet.opens();
+    let backend = if opens {
+        place.row.current()
+    } else {
+        if let Decision::HandBack(to) = owner::unknown_flow(slot, alive, me, journey.mark) {
+            return Ok(hand_back(to, me, journey));
+        }
+        let tcp = journey.packet.tuple.protocol == crate::packet::protocol::TCP;
+        // An error message about an unknown flow opens none.
+        if !tcp && !matches!(journey.packet.kind, Kind::Error) && node.limits_new_flows() {
+            admit::new_flow(tables, node, service, &journey.packet)?;
+        }
+        if tcp || tables.now() < place.old_until { place.row.previous() } else { place.row.current() }
+    };
+    journey.owner = me;
+    let version = slot.version;
+    flow::record(tables, node, &flow_place, &journey.packet, service, backend, version, &mut journey.scratch);
+    Ok(Owned::Backend(backend))
+}
+
+#[inline(always)]
+fn forward(to: u8, me: u8, journey: &mut Journey) -> Owned {
+    journey.owner = to;
+    Owned::Elsewhere(Mark::forwarded(me), Reason::Forwarded)
+}
+
+#[inline(always)]
+fn hand_back(to: u8, me: u8, journey: &mut Journey) -> Owned {
+    journey.owner = to;
+    Owned::Elsewhere(Mark::kept(me), Reason::HandedBack)
+}
+
+/// Station 9, for a backend that was decided on.
+#[inline(always)]
+fn toward_backend<T: Tables>(tables: &T, journey: &mut Journey, service: &Service, id: u16) -> Station<Next> {
+    let backend = tables.backend(id).ok_or(Reason::NoBackend)?;
+    if id == 0 || backend.pool != service.pool {
+        return Err(Reason::NoBackend);
+    }
+    let choice = path::choose(tables, &backend)?;
+    if !choice.alive {
+        tables.count(Reason::NoteLeastBad);
+    }
+    journey.backend = id;
+    journey.path = choice.path;
+    journey.rank = choice.rank;
+    Ok(Next::Backend)
+}
+
+/// Station 10, and what is counted about it.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "inlined into its one caller; a struct would be made for it alone")]
+fn send<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    node: &Node,
+    ingress: u8,
+    journey: &Journey,
+    path: &Path,
+    mark: Mark,
+    reason: Reason,
+) -> Station<Verdict> {
+    let packet = &journey.packet;
+    match transmit::send(frame, tables, node, packet, path, mark, journey.version) {
+        Ok(port) => {
+            if let Some(service) = journey.service {
+                tables.count_service(service.id, u64::from(packet.l3_len));
+            }
+            if journey.backend != 0 {
+                tables.count_backend(journey.backend, journey.rank, u64::from(packet.l3_len));
+            }
+            Ok(Verdict { reason, port })
+        }
+        // Nobody is told about an error message or a later fragment (RFC 1812, section 4.3.2.7).
+        Err(Reason::TooBig) if !matches!(packet.kind, Kind::Error | Kind::LaterFragment) => {
+            reply::send(frame, tables, node, ingress, journey, Answer::TooBig(transmit::room(path)))
+        }
+        Err(reason) => Err(reason),
+    }
+}

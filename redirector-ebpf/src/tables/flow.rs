@@ -1,0 +1,344 @@
+//! The flow table: buckets of one cache line with eight entries of one word, and the whole tuples in a parallel array.
+//!
+//! A hash table of the kernel with LRU costs two or three cache misses a packet and writes to its lists; this costs one
+//! miss, and a write once a second per flow. An entry is found by bucket and tag alone. The tuple beside it is read when
+//! a flow is opened, listed or copied, never for a packet of a known flow.
+
+use super::no_padding;
+use crate::packet::{Address, Tuple};
+use crate::sync::Word;
+
+/// Entries in a bucket.
+pub const WAYS: usize = 8;
+
+/// Largest tag: 31 bits.
+pub const TAG_MAX: u32 = 0x7fff_ffff;
+
+/// Eight entries, one cache line.
+#[repr(C, align(64))]
+pub struct Bucket {
+    /// The entries' words; 0 is an empty one.
+    pub entries: [Word; WAYS],
+}
+
+impl Bucket {
+    /// A bucket without flows.
+    pub const fn empty() -> Self {
+        Self { entries: [const { Word::new(0) }; WAYS] }
+    }
+
+    /// The word of an entry; `way` counts modulo [`WAYS`], so that no bound is checked at run time.
+    #[inline(always)]
+    pub fn word(&self, way: usize) -> &Word {
+        &self.entries[way & (WAYS - 1)]
+    }
+}
+
+/// What is known of a flow's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// TCP, opened but not seen to be answered.
+    Opening = 1,
+    /// TCP, in use.
+    Established = 2,
+    /// TCP, after a FIN or RST of the client.
+    Closing = 3,
+    /// UDP.
+    Datagrams = 4,
+    /// ICMP.
+    Other = 5,
+    /// UDP of which a single packet was seen.
+    FirstDatagram = 6,
+}
+
+impl State {
+    /// The state of this number; an unknown one ages like [`State::Other`].
+    #[inline(always)]
+    pub const fn from_bits(bits: u8) -> Self {
+        match bits {
+            1 => Self::Opening,
+            2 => Self::Established,
+            3 => Self::Closing,
+            4 => Self::Datagrams,
+            6 => Self::FirstDatagram,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// One entry of a bucket, in a word: tag (31 bits), backend (15), ambiguous (1), proven (1), state (3), stamp (13).
+///
+/// The stamp is the time of the last packet, in seconds modulo 8192, or for an unproven entry in milliseconds modulo 8192.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry(pub u64);
+
+const STAMP_MASK: u64 = 0x1fff;
+
+impl Entry {
+    const BACKEND: u32 = 31;
+    const AMBIGUOUS: u32 = 46;
+    const PROVEN: u32 = 47;
+    const STATE: u32 = 48;
+    const STAMP: u32 = 51;
+
+    /// An entry of a flow's first packet: unproven.
+    #[inline(always)]
+    pub const fn first(tag: u32, backend: u16, state: State, ambiguous: bool, now: u64) -> Self {
+        Self(
+            tag as u64
+                | (backend as u64 & 0x7fff) << Self::BACKEND
+                | (ambiguous as u64) << Self::AMBIGUOUS
+                | (state as u64) << Self::STATE
+                | Self::stamp_of(false, now) << Self::STAMP,
+        )
+    }
+
+    /// The stamp for this time in nanoseconds.
+    #[inline(always)]
+    const fn stamp_of(proven: bool, now: u64) -> u64 {
+        (if proven { now / 1_000_000_000 } else { now / 1_000_000 }) & STAMP_MASK
+    }
+
+    /// Whether there is no flow.
+    #[inline(always)]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The tag.
+    #[inline(always)]
+    pub const fn tag(self) -> u32 {
+        self.0 as u32 & TAG_MAX
+    }
+
+    /// The flow's backend.
+    #[inline(always)]
+    pub const fn backend(self) -> u16 {
+        (self.0 >> Self::BACKEND) as u16 & 0x7fff
+    }
+
+    /// Whether another flow of the bucket has the same tag, so that the whole tuple must be compared.
+    #[inline(always)]
+    pub const fn ambiguous(self) -> bool {
+        self.0 >> Self::AMBIGUOUS & 1 == 1
+    }
+
+    /// Whether a second packet, at least 1 ms after the first, has been seen.
+    #[inline(always)]
+    pub const fn proven(self) -> bool {
+        self.0 >> Self::PROVEN & 1 == 1
+    }
+
+    /// The state.
+    #[inline(always)]
+    pub const fn state(self) -> State {
+        State::from_bits((self.0 >> Self::STATE) as u8 & 7)
+    }
+
+    /// The state's number.
+    #[inline(always)]
+    pub const fn state_bits(self) -> u8 {
+        (self.0 >> Self::STATE) as u8 & 7
+    }
+
+    /// Time since its stamp in the stamp's unit: seconds if proven, else milliseconds; wraps at 8192.
+    #[inline(always)]
+    pub const fn idle(self, now: u64) -> u64 {
+        Self::stamp_of(self.proven(), now).wrapping_sub(self.0 >> Self::STAMP) & STAMP_MASK
+    }
+
+    /// The same flow after another packet: state and, once a second, stamp renewed.
+    #[inline(always)]
+    pub const fn touched(self, state: State, proven: bool, now: u64) -> Self {
+        let kept = self.0 & ((1 << Self::PROVEN) - 1);
+        Self(
+            kept | (proven as u64) << Self::PROVEN
+                | (state as u64) << Self::STATE
+                | Self::stamp_of(proven, now) << Self::STAMP,
+        )
+    }
+
+    /// The same flow on another backend.
+    #[inline(always)]
+    pub const fn with_backend(self, backend: u16) -> Self {
+        Self(self.0 & !(0x7fff << Self::BACKEND) | (backend as u64 & 0x7fff) << Self::BACKEND)
+    }
+
+    /// The same flow, marked as sharing its tag.
+    #[inline(always)]
+    pub const fn marked_ambiguous(self) -> Self {
+        Self(self.0 | 1 << Self::AMBIGUOUS)
+    }
+
+    /// Whether it was idle for longer than its state allows; `idle` is [`super::Node::idle`].
+    #[inline(always)]
+    pub fn expired(self, idle: &[u16; 8], now: u64) -> bool {
+        let limit = u64::from(idle[(self.state_bits() & 7) as usize]);
+        if self.proven() { self.idle(now) > limit } else { self.idle(now) / 1000 > limit }
+    }
+}
+
+/// What is kept beside an entry: enough to list a flow and to copy it to another node.
+#[derive(Clone, Copy, Debug)]
+pub struct Record {
+    /// The whole tuple.
+    pub tuple: Tuple,
+    /// Its service.
+    pub service: u16,
+    /// When it was recorded, monotonic nanoseconds.
+    pub since: u64,
+    /// Version of its slot then.
+    pub version: u32,
+}
+
+/// A [`Record`] of an IPv4 flow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Record4 {
+    /// The client.
+    pub src: u32,
+    /// The VIP.
+    pub dst: u32,
+    /// The client's port, network order.
+    pub sport: u16,
+    /// The service's port, network order.
+    pub dport: u16,
+    /// Service number.
+    pub service: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+    /// When it was recorded.
+    pub since: u64,
+    /// Version of its slot then.
+    pub version: u32,
+    /// Zero.
+    pub pad2: u32,
+}
+
+/// A [`Record`] of an IPv6 flow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Record6 {
+    /// The client.
+    pub src: Address,
+    /// The VIP.
+    pub dst: Address,
+    /// The client's port, network order.
+    pub sport: u16,
+    /// The service's port, network order.
+    pub dport: u16,
+    /// Service number.
+    pub service: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+    /// When it was recorded.
+    pub since: u64,
+    /// Version of its slot then.
+    pub version: u32,
+    /// Zero.
+    pub pad2: u32,
+}
+
+impl Record4 {
+    /// The IPv4 form of a record.
+    #[inline(always)]
+    pub fn of(record: &Record) -> Self {
+        let Record { tuple, service, since, version } = record;
+        Self {
+            src: tuple.src.words[0],
+            dst: tuple.dst.words[0],
+            sport: tuple.sport,
+            dport: tuple.dport,
+            service: *service,
+            protocol: tuple.protocol,
+            pad: 0,
+            since: *since,
+            version: *version,
+            pad2: 0,
+        }
+    }
+
+    /// Whether it is of this tuple.
+    #[inline(always)]
+    pub fn is_of(&self, tuple: &Tuple) -> bool {
+        self.src == tuple.src.words[0]
+            && self.dst == tuple.dst.words[0]
+            && self.sport == tuple.sport
+            && self.dport == tuple.dport
+            && self.protocol == tuple.protocol
+    }
+
+    /// The record.
+    #[inline(always)]
+    pub fn record(&self) -> Record {
+        let tuple = Tuple {
+            src: Address::v4(self.src),
+            dst: Address::v4(self.dst),
+            sport: self.sport,
+            dport: self.dport,
+            protocol: self.protocol,
+        };
+        Record { tuple, service: self.service, since: self.since, version: self.version }
+    }
+}
+
+impl Record6 {
+    /// The IPv6 form of a record.
+    #[inline(always)]
+    pub fn of(record: &Record) -> Self {
+        let Record { tuple, service, since, version } = record;
+        Self {
+            src: tuple.src,
+            dst: tuple.dst,
+            sport: tuple.sport,
+            dport: tuple.dport,
+            service: *service,
+            protocol: tuple.protocol,
+            pad: 0,
+            since: *since,
+            version: *version,
+            pad2: 0,
+        }
+    }
+
+    /// Whether it is of this tuple.
+    #[inline(always)]
+    pub fn is_of(&self, tuple: &Tuple) -> bool {
+        self.src.same(&tuple.src)
+            && self.dst.same(&tuple.dst)
+            && self.sport == tuple.sport
+            && self.dport == tuple.dport
+            && self.protocol == tuple.protocol
+    }
+
+    /// The record.
+    #[inline(always)]
+    pub fn record(&self) -> Record {
+        let Self { src, dst, sport, dport, protocol, .. } = *self;
+        let tuple = Tuple { src, dst, sport, dport, protocol };
+        Record { tuple, service: self.service, since: self.since, version: self.version }
+    }
+}
+
+/// What the fragments of one packet have in common (RFC 791, RFC 8200 section 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FragmentKey {
+    /// Source.
+    pub src: Address,
+    /// Destination.
+    pub dst: Address,
+    /// Identification.
+    pub id: u32,
+    /// Transport protocol of IPv4; 0 of IPv6.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+no_padding! { Record4 = 32, Record6 = 56, FragmentKey = 40 }

@@ -1,0 +1,264 @@
+//! What a node knows: the keys and values of its maps, and [`Tables`], the way in which the stations ask for them.
+//!
+//! Who writes what: everything here is written by the agent and only read by XDP, except flow entries, fragment decisions
+//! and budgets (both sides, one whole word at a time) and counters (XDP). Values that are read without a lock are one word,
+//! or immutable rows that a word points to, so that a reader never sees half of a change.
+
+pub mod flow;
+pub mod names;
+pub mod path;
+pub mod service;
+pub mod trace;
+
+use crate::abi::{NODES, RANKS};
+use crate::hash::HashKey;
+use crate::packet::Address;
+use crate::reason::Reason;
+use crate::sync::Word;
+
+pub use flow::{Bucket, FragmentKey, Record4, Record6};
+pub use path::{Backend, NeighbourKey, Path, Port};
+pub use service::{Pool, Row, Service, ServiceKey, Vip};
+
+/// What the stations ask. The XDP programs answer from maps, tests and `why` from memory.
+pub trait Tables {
+    /// This node.
+    fn node(&self) -> Option<&Node>;
+    /// The port that the packet came in by, and its number.
+    fn ingress(&self) -> Option<(u8, &Port)>;
+    /// A port by number.
+    fn port(&self, number: u8) -> Option<&Port>;
+    /// The VIP that an address is, or the prefix that it is in.
+    fn vip(&self, address: &Address, v6: bool) -> Option<Vip>;
+    /// The service on an exact port.
+    fn service(&self, key: &ServiceKey) -> Option<Service>;
+    /// The service on the narrowest range of ports that holds `key.port`.
+    fn service_range(&self, key: &ServiceKey) -> Option<Service>;
+    /// A pool.
+    fn pool(&self, id: u16) -> Option<&Pool>;
+    /// A row of a pool's Maglev table.
+    fn row(&self, table: u32, row: u32) -> Option<Row>;
+    /// A slot of the slot table in force.
+    fn slot(&self, slot: u32) -> Option<&Slot>;
+    /// Who is alive.
+    fn alive(&self) -> Option<&AliveNodes>;
+    /// The way to another node.
+    fn peer(&self, node: u8) -> Option<&Path>;
+    /// The node that sends from this MAC address, if it is one's.
+    fn peer_of_mac(&self, mac: u64) -> Option<Mark>;
+    /// A backend.
+    fn backend(&self, id: u16) -> Option<Backend>;
+    /// A path.
+    fn path(&self, id: u16) -> Option<&Path>;
+    /// Whether a path's alive bit is set.
+    fn path_alive(&self, id: u16) -> bool;
+    /// The MAC address of a neighbour, as [`crate::packet::headers::Mac::word`] with [`path::RESOLVED`] set; 0: unknown.
+    fn neighbour(&self, id: u32) -> u64;
+    /// The number of the neighbour of this address on this interface, if it is one.
+    fn neighbour_id(&self, key: &NeighbourKey) -> Option<u32>;
+    /// Puts a neighbour's word in place.
+    fn learn(&self, id: u32, mac: u64);
+    /// The MAC address over which the kernel would send to `address`, and the port: for answers to packets that came
+    /// from another node, where the frame's own source leads back to that node.
+    fn route(&self, address: &Address, v6: bool) -> Option<(u8, u64)>;
+    /// A bucket of the flow table.
+    fn bucket(&self, v6: bool, index: u32) -> Option<&Bucket>;
+    /// Buckets of the flow table less one; their number is a power of two.
+    fn bucket_mask(&self, v6: bool) -> u32;
+    /// Keeps the whole tuple of a flow at the place that its entry has.
+    fn keep_tuple(&self, v6: bool, index: u32, record: &flow::Record);
+    /// Whether the whole tuple at that place is this one.
+    fn is_tuple(&self, v6: bool, index: u32, tuple: &crate::packet::Tuple) -> bool;
+    /// The decision of a fragmented packet's first fragment; 0: unknown.
+    fn fragment(&self, key: &FragmentKey) -> u64;
+    /// Keeps the decision of a first fragment for the later ones.
+    fn keep_fragment(&self, key: &FragmentKey, decision: u64);
+    /// A budget of this CPU.
+    fn budget(&self, budget: Budget) -> Option<&Word>;
+    /// The new-flow budget of a source prefix, by a hash of it.
+    fn source_budget(&self, cell: u32) -> Option<&Word>;
+    /// Monotonic time in nanoseconds, as fine as a timer tick.
+    fn now(&self) -> u64;
+    /// Tells what was decided, where `trace` asks for it.
+    fn trace(&self, journey: &crate::stations::Journey);
+    /// Counts a verdict.
+    fn count(&self, reason: Reason);
+    /// Counts a packet and its bytes for a service.
+    fn count_service(&self, service: u16, bytes: u64);
+    /// Counts a packet and its bytes for a backend and the rank of the path taken.
+    fn count_backend(&self, backend: u16, rank: u8, bytes: u64);
+}
+
+/// Budgets that each CPU keeps for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Budget {
+    /// New flows that are admitted.
+    NewFlows = 0,
+    /// Entries put into the flow table.
+    Inserts = 1,
+    /// ICMP errors and resets sent from here.
+    Replies = 2,
+}
+
+/// Number of [`Budget`]s.
+pub const BUDGETS: u32 = 3;
+
+/// What this node is. Written when the data plane is loaded and when limits or `trace` change.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Keys of the flow hash.
+    pub hash_key: HashKey,
+    /// Key of the tags between nodes.
+    pub tag_key: [u64; 2],
+    /// The IPv4 address at which this node takes packets from other nodes; zero: none.
+    pub hop4: Address,
+    /// Likewise IPv6.
+    pub hop6: Address,
+    /// The cluster.
+    pub cluster: u32,
+    /// Slots less one.
+    pub slot_mask: u32,
+    /// New flows a second admitted on each CPU; 0: no limit.
+    pub new_flows: u32,
+    /// New flows a second admitted from each source prefix on each node; 0: no limit.
+    pub new_flows_per_source: u32,
+    /// Entries a second put into the flow table by each CPU; 0: no limit.
+    pub inserts: u32,
+    /// ICMP errors and resets a second sent by each CPU.
+    pub replies: u32,
+    /// Idle seconds after which an entry may go, by [`flow::State`].
+    pub idle: [u16; 8],
+    /// This node's id.
+    pub id: u8,
+    /// Present shed level, 0..=3.
+    pub shed_level: u8,
+    /// Whether [`Path`]s' decisions are logged for packets that match the trace filter.
+    pub trace: u8,
+    /// Whether any VIP is a prefix; if not, the prefix look-up is spared.
+    pub prefixes: u8,
+    /// Zero.
+    pub pad: u32,
+}
+
+impl Node {
+    /// Whether new flows are asked anything at all.
+    #[inline(always)]
+    pub fn limits_new_flows(&self) -> bool {
+        self.shed_level != 0 || self.new_flows != 0 || self.new_flows_per_source != 0
+    }
+}
+
+/// One slot: who owns the flows that hash into it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// Nodes by rank: primary, secondary, two more; 0: none.
+    pub ranks: [u8; RANKS],
+    /// The owner before the last change, while flows of its may still be unknown to the new one; 0: none.
+    pub previous: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+    /// Log index of the last change.
+    pub version: u64,
+}
+
+/// The alive bits of all nodes, by id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AliveNodes {
+    /// 64 nodes a word.
+    pub words: [u64; NODES / 64],
+}
+
+impl AliveNodes {
+    /// Whether a node's bit is set.
+    #[inline(always)]
+    pub fn is_alive(&self, node: u8) -> bool {
+        let word = match node >> 6 {
+            0 => self.words[0],
+            1 => self.words[1],
+            2 => self.words[2],
+            _ => self.words[3],
+        };
+        word >> (node & 63) & 1 == 1
+    }
+
+    /// Sets or clears a node's bit.
+    pub fn set(&mut self, node: u8, alive: bool) {
+        let (word, bit) = (usize::from(node) / 64, 1u64 << (node % 64));
+        if alive { self.words[word] |= bit } else { self.words[word] &= !bit }
+    }
+}
+
+/// Where a packet comes from within the cluster, as the packet itself says it: a node id, and bit 8 for final; 0: from
+/// outside. The receiver of a final packet keeps it, whatever its tables say; another forwarded one it may hand on once,
+/// to the slot's previous owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Mark(pub u32);
+
+impl Mark {
+    /// From outside.
+    pub const NONE: Self = Self(0);
+    const FINAL: u32 = 0x100;
+
+    /// Forwarded by this node.
+    #[inline(always)]
+    pub const fn forwarded(node: u8) -> Self {
+        Self(node as u32)
+    }
+
+    /// Forwarded by this node, to be kept.
+    #[inline(always)]
+    pub const fn kept(node: u8) -> Self {
+        Self(node as u32 | Self::FINAL)
+    }
+
+    /// The node that sent it; 0: none.
+    #[inline(always)]
+    pub const fn sender(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// Whether it comes from outside.
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether its receiver must keep it.
+    #[inline(always)]
+    pub const fn is_final(self) -> bool {
+        self.0 & Self::FINAL != 0
+    }
+}
+
+/// A packet and byte count.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of IP, without link-layer headers.
+    pub bytes: u64,
+}
+
+macro_rules! no_padding {
+    ($($name:ty = $size:expr),* $(,)?) => {$(
+        const _: () = assert!(core::mem::size_of::<$name>() == $size, "implicit padding would leak into map keys");
+        // SAFETY: `repr(C)` integers whose sizes sum up to the whole, asserted above.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $name {}
+    )*};
+}
+pub(crate) use no_padding;
+
+no_padding! {
+    Node = 96 + 16 + 32 + 4 * 6 + 16 + 4 + 4,
+    Slot = 16,
+    AliveNodes = 32,
+    Traffic = 16,
+    Address = 16,
+}

@@ -1,0 +1,148 @@
+//! What is committed on disk: the configuration in force and its version. Written whole beside the old one and then put
+//! in its place, with a checksum; a damaged record is set aside and told of, never used.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Committed {
+    /// Goes up by one with each change.
+    pub(super) version: u64,
+    /// Digest of the file that `run` was last given, to see whether it was edited since.
+    pub(super) file: u64,
+    /// The configuration's text.
+    pub(super) text: String,
+}
+
+/// Its form on disk.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    format: u32,
+    checksum: u32,
+    record: Committed,
+}
+
+const FORMAT: u32 = 1;
+
+fn path(data: &Path) -> PathBuf {
+    data.join("committed.json")
+}
+
+fn checksum(record: &Committed) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&record.version.to_le_bytes());
+    hasher.update(&record.file.to_le_bytes());
+    hasher.update(record.text.as_bytes());
+    hasher.finalize()
+}
+
+/// The digest of a file's text.
+pub(super) fn digest(text: &str) -> u64 {
+    siphasher::sip::SipHasher24::new_with_keys(0, 0).hash(text.as_bytes())
+}
+
+/// Reads the record; none if there is none or it is damaged.
+///
+/// # Errors
+/// Where the disk fails.
+pub(super) fn read(data: &Path) -> io::Result<Option<Committed>> {
+    let path = path(data);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match serde_json::from_slice::<Stored>(&bytes) {
+        Ok(Stored { format: FORMAT, checksum: sum, record }) if sum == checksum(&record) => Ok(Some(record)),
+        _ => {
+            let aside = path.with_extension("damaged");
+            tracing::error!(file = %path.display(), aside = %aside.display(), "the committed record is damaged: set aside");
+            fs::rename(&path, aside)?;
+            Ok(None)
+        }
+    }
+}
+
+/// Writes the record so that after a crash there is the old one or the new one.
+///
+/// # Errors
+/// Where the disk fails; then the old record is still there.
+pub(super) fn write(data: &Path, record: &Committed) -> io::Result<()> {
+    fs::create_dir_all(data)?;
+    let stored = Stored { format: FORMAT, checksum: checksum(record), record: record.clone() };
+    let next = path(data).with_extension("next");
+    let mut file = File::create(&next)?;
+    file.write_all(&serde_json::to_vec(&stored)?)?;
+    file.sync_all()?;
+    fs::rename(&next, path(data))?;
+    File::open(data)?.sync_all()
+}
+
+/// The cluster's key where the configuration has none: drawn once and kept.
+///
+/// # Errors
+/// Where the disk fails, or the kept key is not one.
+pub(super) fn own_key(data: &Path) -> io::Result<[u8; 16]> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let path = data.join("key");
+    match fs::read(&path) {
+        Ok(bytes) => bytes.try_into().map_err(|_| {
+            let says =
+                format!("{} is not 16 bytes long; remove it and `redirector unload` to start anew", path.display());
+            io::Error::new(io::ErrorKind::InvalidData, says)
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut key = [0; 16];
+            getrandom::fill(&mut key).map_err(io::Error::other)?;
+            fs::create_dir_all(data)?;
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            file.write_all(&key)?;
+            file.sync_all()?;
+            Ok(key)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Committed {
+        Committed { version: 3, file: 4, text: "[node]\nid = 1\n".to_owned() }
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("redirector-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let data = scratch("committed");
+        assert_eq!(read(&data).unwrap(), None);
+        write(&data, &record()).unwrap();
+        assert_eq!(read(&data).unwrap(), Some(record()));
+        fs::remove_dir_all(data).unwrap();
+    }
+
+    #[test]
+    fn any_flipped_bit_is_found() {
+        let data = scratch("flipped");
+        write(&data, &record()).unwrap();
+        let whole = fs::read(path(&data)).unwrap();
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 4;
+            fs::write(path(&data), &damaged).unwrap();
+            let found = read(&data).unwrap();
+            assert!(found.is_none() || found == Some(record()), "byte {at} was flipped and {found:?} was read");
+        }
+        fs::remove_dir_all(data).unwrap();
+    }
+}

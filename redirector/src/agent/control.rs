@@ -1,0 +1,194 @@
+//! The agent's socket for commands: one JSON request a line, one JSON answer.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Node;
+use crate::config::Config;
+
+/// A request longer than this is refused.
+const REQUEST_BYTES_MAX: u64 = 64 << 20;
+
+/// How long a command waits for its answer.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// What is asked of an agent.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "lowercase")]
+pub enum Request {
+    /// Who are you, and what is in force?
+    Status,
+    /// What would this change?
+    Diff {
+        /// The file's name, for mistakes.
+        name: String,
+        /// The configuration.
+        text: String,
+    },
+    /// Change to this.
+    Apply {
+        /// The file's name, for mistakes.
+        name: String,
+        /// The configuration.
+        text: String,
+        /// The version that it is meant to follow.
+        expect: Option<u64>,
+    },
+}
+
+/// What an agent answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "lowercase")]
+pub enum Answer {
+    /// Its state, or what was done.
+    Done {
+        /// The node's name.
+        node: String,
+        /// The version in force.
+        version: u64,
+        /// What changes or has changed.
+        changes: Vec<String>,
+    },
+    /// It was not done.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+type Asked = (Request, oneshot::Sender<Answer>);
+
+/// The socket of a node.
+pub fn path(config: &Config) -> PathBuf {
+    config.node.run.join(format!("{}.sock", config.node.name))
+}
+
+/// Takes the directory of a data plane's pins for this process, until the file is dropped.
+///
+/// # Errors
+/// Where another process has it.
+pub fn hold(pins: &Path) -> Result<File> {
+    let directory = File::open(pins).with_context(|| format!("cannot open {}", pins.display()))?;
+    match directory.try_lock() {
+        Ok(()) => Ok(directory),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another agent looks after the data plane at {}: end it first", pins.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", pins.display())),
+    }
+}
+
+/// Removes the socket's file when the agent ends.
+pub(super) struct Socket(PathBuf);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // It is of no use any more; a file that cannot be removed is replaced by the next agent.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Listens for requests.
+///
+/// # Errors
+/// Where another agent of this node runs, or the socket cannot be made.
+pub(super) fn listen(config: &Config, requests: mpsc::Sender<Asked>) -> Result<Socket> {
+    let path = path(config);
+    if UnixStream::connect(&path).is_ok() {
+        bail!("another agent of node {} answers at {}: end it first", config.node.name, path.display());
+    }
+    std::fs::create_dir_all(&config.node.run).with_context(|| format!("cannot make {}", config.node.run.display()))?;
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen at {}", path.display()))?;
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).context("cannot protect the socket")?;
+    tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(serve(stream, requests.clone()))),
+                Err(error) => {
+                    tracing::warn!(%error, "a command could not connect");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    });
+    Ok(Socket(path))
+}
+
+async fn serve(stream: tokio::net::UnixStream, requests: mpsc::Sender<Asked>) {
+    let (reader, mut writer) = stream.into_split();
+    let mut line = String::new();
+    let answer = match tokio::io::BufReader::new(reader.take(REQUEST_BYTES_MAX)).read_line(&mut line).await {
+        Ok(_) => match serde_json::from_str(&line) {
+            Ok(request) => hand_over(request, &requests).await,
+            Err(error) => refused(format!("the request is not understood: {error}")),
+        },
+        Err(error) => refused(format!("the request could not be read: {error}")),
+    };
+    let mut text = serde_json::to_vec(&answer).unwrap_or_default();
+    text.push(b'\n');
+    if let Err(error) = writer.write_all(&text).await {
+        tracing::debug!(%error, "whoever asked has gone away");
+    }
+}
+
+async fn hand_over(request: Request, requests: &mpsc::Sender<Asked>) -> Answer {
+    let (answer, answered) = oneshot::channel();
+    if requests.send((request, answer)).await.is_err() {
+        return refused("the agent is ending".to_owned());
+    }
+    answered.await.unwrap_or_else(|_| refused("the agent is ending".to_owned()))
+}
+
+fn refused(reason: String) -> Answer {
+    Answer::Refused { reason }
+}
+
+/// The agent's answer to a request.
+pub(super) async fn answer(node: &mut Node, request: Request) -> Answer {
+    let result = match request {
+        Request::Status => Ok(Vec::new()),
+        Request::Diff { name, text } => node.diff(&name, &text),
+        Request::Apply { name, text, expect } => node.apply(&name, &text, expect).await.map(|applied| applied.changes),
+    };
+    match result {
+        Ok(changes) => Answer::Done { node: node.config().node.name.clone(), version: node.version(), changes },
+        Err(error) => refused(format!("{:#}", anyhow::Error::new(error))),
+    }
+}
+
+/// Asks the agent at a socket.
+///
+/// # Errors
+/// Where nobody answers, or it refuses.
+pub fn ask(socket: &Path, request: &Request) -> Result<Answer> {
+    let mut stream = UnixStream::connect(socket)
+        .with_context(|| format!("no agent answers at {}: `redirector run` starts it", socket.display()))?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    let mut text = serde_json::to_vec(request)?;
+    text.push(b'\n');
+    stream.write_all(&text).context("the agent does not take the request")?;
+    let mut line = String::new();
+    BufReader::new(stream)
+        .read_line(&mut line)
+        .context("the agent does not answer; whether it was done is not known")?;
+    match serde_json::from_str(&line).context("the agent's answer is not understood")? {
+        Answer::Refused { reason } => bail!("{reason}"),
+        done => Ok(done),
+    }
+}

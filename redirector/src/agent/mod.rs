@@ -1,0 +1,101 @@
+//! The agent: one task that owns a node's state. Events come in, maps are written; no packet waits for it.
+//!
+//! ```text
+//! netlink (next hops, links) ─┐
+//! control socket (apply) ─────┼─► agent ─► maps
+//! tick (settle) ──────────────┘
+//! ```
+//!
+//! When it ends, by whatever signal, the data plane stays as it is and forwards on; the next agent adopts it.
+
+mod committed;
+pub mod control;
+mod node;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+
+pub use node::{Applied, ApplyError, Node, load_alone};
+
+use crate::config::XdpMode;
+use crate::netlink::{self, Event};
+
+/// How often disputes are looked at and flows that are over are swept.
+const TIDY: Duration = Duration::from_secs(5);
+
+/// How often next hops are asked for again that the kernel does not keep by itself.
+const REFRESH: Duration = Duration::from_secs(20);
+
+/// Runs the agent of a configuration file until a signal ends it. `mode` overrides how the file has XDP attached.
+///
+/// # Errors
+/// What keeps it from starting; once started, it goes on.
+pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut watch = netlink::watch()?;
+    let mut node = Node::start(&path.display().to_string(), &text, mode).await?;
+    let (requests, mut requested) = mpsc::channel(16);
+    let _socket = control::listen(node.config(), requests)?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut reload = signal(SignalKind::hangup())?;
+    let (mut tidy, mut refresh) = (interval(TIDY), interval(REFRESH));
+    tidy.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tracing::info!(node = node.config().node.name, version = node.version(), "redirecting");
+
+    loop {
+        tokio::select! {
+            event = watch.next() => match event {
+                Some(event) => heard(&mut node, event).await,
+                None => {
+                    tracing::warn!("the netlink socket failed; opened again");
+                    watch = netlink::watch()?;
+                    heard(&mut node, Event::Missed).await;
+                }
+            },
+            Some((request, answer)) = requested.recv() => {
+                // Whoever asked may have gone away meanwhile.
+                let _ = answer.send(control::answer(&mut node, request).await);
+            }
+            _ = tidy.tick() => node.tidy(),
+            _ = refresh.tick() => node.refresh_next_hops().await,
+            _ = reload.recv() => reread(&mut node, path).await,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tracing::info!("the agent ends; the data plane stays and goes on");
+    Ok(())
+}
+
+async fn heard(node: &mut Node, event: Event) {
+    match event {
+        Event::Neighbour(neighbour) => node.neighbour(&neighbour),
+        // The kernel drops the entries that it kept when a link goes down, and does not take them up again.
+        Event::Link { carrier: true, .. } | Event::Missed => {
+            node.keep_next_hops().await;
+            node.read_next_hops().await;
+        }
+        other => tracing::debug!(?other, "not acted upon"),
+    }
+}
+
+/// `SIGHUP`: the file is applied as by `apply`.
+async fn reread(node: &mut Node, path: &Path) {
+    let name = path.display().to_string();
+    let result = match std::fs::read_to_string(path) {
+        Ok(text) => node.apply(&name, &text, None).await.map_err(|error| format!("{:#}", anyhow::Error::new(error))),
+        Err(error) => Err(error.to_string()),
+    };
+    match result {
+        Ok(applied) => {
+            tracing::info!(version = applied.version, changes = applied.changes.len(), "configuration reread")
+        }
+        Err(error) => tracing::error!(%error, file = name, "the file is not applied; what was in force stays"),
+    }
+}

@@ -1,0 +1,317 @@
+//! A node: its configuration in force, its maps, and the changes to both.
+
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use super::committed::{self, Committed};
+use super::control;
+use crate::config::{self, Config, Mistakes, XdpMode};
+use crate::dataplane::image::{self, Image, ImageError, Link, Links, NextHop};
+use crate::dataplane::maps::{Maps, MapsError};
+use crate::dataplane::{install, load};
+use crate::netlink::{self, Kept, Neighbour};
+
+/// A change that was made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Applied {
+    /// The version that is in force now.
+    pub version: u64,
+    /// What changed, in words.
+    pub changes: Vec<String>,
+}
+
+/// Why a change was not made. No map was touched, unless the kernel refused a write.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Mistakes(#[from] Mistakes),
+    /// Someone else was faster.
+    #[error("the configuration in force is version {present}, not {expected}: look at `redirector diff` again")]
+    Version {
+        /// The version in force.
+        present: u64,
+        /// The version that the change was made for.
+        expected: u64,
+    },
+    /// A part that only `run` reads differs.
+    #[error("`[{0}]` is the node's own and cannot change while it runs: change the file that `run` reads, and restart")]
+    Own(&'static str),
+    /// It does not fit this host.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The maps.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    /// The kernel did not tell of its interfaces.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+    /// The change could not be made durable.
+    #[error("the change was not committed, the disk refused it")]
+    Disk(#[from] std::io::Error),
+}
+
+/// A running node.
+pub struct Node {
+    config: Config,
+    mode: Option<XdpMode>,
+    key: [u8; 16],
+    committed: Committed,
+    image: Image,
+    maps: Maps,
+    kept_by_agent: Vec<NextHop>,
+    _held: File,
+}
+
+/// How long a change waits for next hops that do not answer.
+const LEARN: Duration = Duration::from_millis(500);
+
+async fn links() -> Result<Links, netlink::Error> {
+    let link = |interface: netlink::Interface| {
+        let addresses = interface.addresses.iter().map(|(address, _)| *address).collect();
+        (interface.name, Link { index: interface.index, mac: interface.mac, mtu: interface.mtu, addresses })
+    };
+    Ok(netlink::interfaces().await?.into_iter().map(link).collect())
+}
+
+fn key_of(config: &Config) -> Result<[u8; 16]> {
+    match config.cluster.key {
+        Some(key) => Ok(key.0),
+        None => committed::own_key(&config.node.data).with_context(|| {
+            format!("no cluster key is configured and none can be kept in {}", config.node.data.display())
+        }),
+    }
+}
+
+/// What the maps should hold for a configuration, and for flows that are older than it.
+async fn compile(config: &Config, key: [u8; 16], maps: &Maps) -> Result<Image, ApplyError> {
+    let mut image = image::compile(config, key, &links().await?, maps.registry()?)?;
+    install::keep_old_hops(&mut image);
+    install::room(&image)?;
+    Ok(image)
+}
+
+/// Has the kernel keep an image's next hops, and takes over their MAC addresses before the first packet is sent to them.
+/// Says which of them the agent must ask for again.
+async fn learn_next_hops(maps: &mut Maps, image: &Image) -> Vec<NextHop> {
+    let by_agent = keep(image.neighbours.values()).await;
+    let deadline = Instant::now() + LEARN;
+    loop {
+        let known = read_next_hops(maps, image).await;
+        if known >= image.neighbours.len() || Instant::now() > deadline {
+            return by_agent;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn keep(hops: impl Iterator<Item = &NextHop>) -> Vec<NextHop> {
+    let mut by_agent = Vec::new();
+    for hop in hops {
+        match netlink::keep_neighbour(hop.interface, hop.address).await {
+            Ok(Kept::NotKept) => by_agent.push(hop.clone()),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(next_hop = %hop.address, %error, "the kernel does not keep this next hop");
+                by_agent.push(hop.clone());
+            }
+        }
+    }
+    by_agent
+}
+
+/// Takes over what the kernel knows of an image's next hops; says of how many.
+async fn read_next_hops(maps: &mut Maps, image: &Image) -> usize {
+    match netlink::neighbours().await {
+        Ok(all) => all.iter().map(|neighbour| take_over(maps, image, neighbour)).sum(),
+        Err(error) => {
+            tracing::error!(%error, "the kernel's neighbours cannot be read");
+            0
+        }
+    }
+}
+
+/// Takes over one neighbour entry, if it is a next hop's; says of how many. A next hop that does not answer keeps its
+/// last address: whether its path is alive is not for ARP to say.
+fn take_over(maps: &mut Maps, image: &Image, neighbour: &Neighbour) -> usize {
+    let Some(mac) = neighbour.mac.filter(|_| neighbour.state.is_usable()) else { return 0 };
+    let fits = |hop: &NextHop| hop.interface == neighbour.index && hop.address == neighbour.address;
+    let mut known = 0;
+    for (&id, hop) in image.neighbours.iter().filter(|(_, hop)| fits(hop)) {
+        known += 1;
+        if let Err(error) = install::set_neighbour(maps, id, image::mac_word(mac), hop.peer) {
+            let error = anyhow::Error::new(error);
+            tracing::error!("the MAC address of {} could not be written: {error:#}", neighbour.address);
+        }
+    }
+    known
+}
+
+/// Has XDP attached in one way, whatever the file says.
+fn override_mode(config: &mut Config, mode: Option<XdpMode>) {
+    if let Some(mode) = mode {
+        config.interfaces.iter_mut().for_each(|interface| interface.mode = mode);
+    }
+}
+
+/// Loads or adopts the data plane of a configuration and attaches it.
+async fn bring_up(config: &Config, key: [u8; 16]) -> Result<(Maps, Image, Vec<NextHop>)> {
+    let directory = load::directory(&config.node.pins);
+    // Makes the maps, or finds them; each port then gets an instance of the program of its own.
+    drop(load::open(&directory, config, 0)?);
+    let mut maps = Maps::open(&directory)?;
+    let image = compile(config, key, &maps).await?;
+    let kept_by_agent = learn_next_hops(&mut maps, &image).await;
+    install::install(&mut maps, &image)?;
+    for interface in &config.interfaces {
+        let number = image.port_number(&interface.name);
+        let number = number.with_context(|| format!("interface {} has no port", interface.name))?;
+        let mut ebpf = load::open(&directory, config, u32::from(number))?;
+        let program = load::program(&mut ebpf, "redirector")?;
+        let attached = load::attach(program, &directory, &interface.name, interface.mode)?;
+        tracing::info!(interface = interface.name, mode = %attached, "attached");
+    }
+    load::detach_others(&directory, config)?;
+    Ok((maps, image, kept_by_agent))
+}
+
+impl Node {
+    /// Starts a node from the text of its configuration file: what was committed last counts, unless the file was edited
+    /// since it was last read. `mode` overrides how XDP is attached.
+    ///
+    /// # Errors
+    /// Whatever keeps the data plane from being loaded.
+    pub async fn start(name: &str, text: &str, mode: Option<XdpMode>) -> Result<Self> {
+        let file = config::parse(name, text)?;
+        let digest = committed::digest(text);
+        let known = committed::read(&file.node.data)
+            .with_context(|| format!("cannot read what is committed in {}", file.node.data.display()))?;
+        let (config, committed) = match known {
+            Some(known) if known.file == digest => match config::parse("the committed configuration", &known.text) {
+                Ok(config) => (config, known),
+                Err(mistakes) => {
+                    tracing::error!(%mistakes, "what is committed is not understood; the file is taken");
+                    (file, Committed { version: known.version + 1, file: digest, text: text.to_owned() })
+                }
+            },
+            known => {
+                let version = known.map_or(1, |known| known.version + 1);
+                (file, Committed { version, file: digest, text: text.to_owned() })
+            }
+        };
+        let key = key_of(&config)?;
+        let _held = control::hold(&load::prepare(&config.node.pins)?)?;
+        let (maps, image, kept_by_agent) = bring_up(&config, key).await?;
+        committed::write(&config.node.data, &committed).context("cannot commit the configuration")?;
+        Ok(Self { config, mode, key, committed, image, maps, kept_by_agent, _held })
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Its version.
+    pub fn version(&self) -> u64 {
+        self.committed.version
+    }
+
+    /// Its text.
+    pub fn text(&self) -> &str {
+        &self.committed.text
+    }
+
+    /// What a configuration would change.
+    ///
+    /// # Errors
+    /// Its mistakes.
+    pub fn diff(&self, name: &str, text: &str) -> Result<Vec<String>, ApplyError> {
+        let mut next = config::parse(name, text)?;
+        override_mode(&mut next, self.mode);
+        Ok(config::diff(&self.config, &next).iter().map(ToString::to_string).collect())
+    }
+
+    /// Changes to another configuration, all or nothing.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; the configuration in force stays.
+    pub async fn apply(&mut self, name: &str, text: &str, expected: Option<u64>) -> Result<Applied, ApplyError> {
+        let present = self.committed.version;
+        if let Some(expected) = expected.filter(|expected| *expected != present) {
+            return Err(ApplyError::Version { present, expected });
+        }
+        let mut next = config::parse(name, text)?;
+        override_mode(&mut next, self.mode);
+        let changes: Vec<String> = config::diff(&self.config, &next).iter().map(ToString::to_string).collect();
+        self.only_shared_parts(&next)?;
+        let image = compile(&next, self.key, &self.maps).await?;
+        let committed = match changes.is_empty() {
+            true => self.committed.clone(),
+            false => Committed { version: present + 1, file: self.committed.file, text: text.to_owned() },
+        };
+        committed::write(&self.config.node.data, &committed)?;
+        self.kept_by_agent = learn_next_hops(&mut self.maps, &image).await;
+        install::install(&mut self.maps, &image)?;
+        (self.config, self.image, self.committed) = (next, image, committed);
+        Ok(Applied { version: self.committed.version, changes })
+    }
+
+    fn only_shared_parts(&self, next: &Config) -> Result<(), ApplyError> {
+        let now = &self.config;
+        let own = [
+            ("node", now.node == next.node),
+            ("cluster", now.cluster == next.cluster),
+            ("tables", now.tables == next.tables),
+            ("interface", now.interfaces == next.interfaces),
+        ];
+        own.into_iter().find(|(_, same)| !same).map_or(Ok(()), |(part, _)| Err(ApplyError::Own(part)))
+    }
+
+    /// Has the kernel keep all next hops.
+    pub(super) async fn keep_next_hops(&mut self) {
+        self.kept_by_agent = keep(self.image.neighbours.values()).await;
+    }
+
+    /// Asks again for next hops that the kernel does not keep.
+    pub(super) async fn refresh_next_hops(&mut self) {
+        for hop in &self.kept_by_agent {
+            if let Err(error) = netlink::keep_neighbour(hop.interface, hop.address).await {
+                tracing::debug!(next_hop = %hop.address, %error, "asked in vain");
+            }
+        }
+    }
+
+    /// Takes over what the kernel knows of next hops.
+    pub(super) async fn read_next_hops(&mut self) {
+        read_next_hops(&mut self.maps, &self.image).await;
+    }
+
+    /// Takes over one neighbour entry, if it is a next hop's.
+    pub(super) fn neighbour(&mut self, neighbour: &Neighbour) {
+        take_over(&mut self.maps, &self.image, neighbour);
+    }
+
+    /// Ends disputes that have settled, sweeps flows that are over, gives numbers back.
+    pub(super) fn tidy(&mut self) {
+        match install::settle(&mut self.maps, &mut self.image) {
+            Ok(done) if done == install::Settled::default() => {}
+            Ok(done) => {
+                tracing::debug!(flows = done.swept, rows = done.rows, numbers = done.released, "tidied up");
+            }
+            Err(error) => {
+                tracing::error!("tidying up failed, and is tried again soon: {:#}", anyhow::Error::new(error));
+            }
+        }
+    }
+}
+
+/// Loads the data plane of a configuration without an agent.
+///
+/// # Errors
+/// Whatever keeps it from being loaded.
+pub async fn load_alone(name: &str, text: &str, mode: Option<XdpMode>) -> Result<()> {
+    Node::start(name, text, mode).await.map(drop)
+}

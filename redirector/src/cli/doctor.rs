@@ -1,0 +1,52 @@
+//! `doctor`: what of this host would hurt, each finding with its mend.
+
+use anyhow::Result;
+
+use super::decap::fail_on;
+use super::output::{Format, Output};
+use super::target::require_root;
+use crate::config;
+use crate::doctor::{self, Finding, Level, Manner, backend};
+
+/// Arguments of `doctor`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Doctor {
+    /// Look at this interface; without, at all.
+    interface: Option<String>,
+    /// Find out whether the driver takes native XDP by attaching a program that passes everything, for a moment. Many
+    /// drivers reset their queues for it.
+    #[arg(long = "try")]
+    attach: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Doctor {
+    pub(super) fn run(self) -> Result<()> {
+        require_root()?;
+        let manner = if self.attach { Manner::Try } else { Manner::Look };
+        let facts = doctor::gather(self.interface.as_deref(), manner)?;
+        report(&doctor::judge(&facts), &self.output)
+    }
+}
+
+/// The findings about a backend.
+pub(super) fn check_backend(settings: &config::Decap) -> Result<()> {
+    let facts = backend::gather(settings)?;
+    report(&backend::judge(settings, &facts), &Output::default())
+}
+
+fn report(findings: &[Finding], output: &Output) -> Result<()> {
+    match output.format() {
+        Format::Table => findings.iter().for_each(print),
+        _ => output.print(findings)?,
+    }
+    fail_on(findings.iter().filter(|finding| finding.level == Level::Error).count())
+}
+
+fn print(finding: &Finding) {
+    println!("{:<8} {}: {}", format!("{:?}", finding.level).to_lowercase(), finding.subject, finding.says);
+    if let Some(mend) = &finding.mend {
+        println!("         ↳ {mend}");
+    }
+}

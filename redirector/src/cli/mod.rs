@@ -1,0 +1,81 @@
+//! The command line: a file for each command. Nothing is decided here; commands ask the maps, the agent or the kernel,
+//! and print.
+//!
+//! Exit status: 0 done, 1 failed, 2 wrong use.
+
+mod output;
+mod target;
+
+mod decap;
+mod doctor;
+mod get;
+mod maps;
+mod plane;
+mod spec;
+mod trace;
+mod why;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Redirects packets in XDP on a cluster of hosts that are all active.
+#[derive(Debug, Parser)]
+#[command(name = "redirector", version, max_term_width = 100)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent in the foreground: load or adopt the data plane and look after it.
+    Run(plane::Run),
+    /// Load the data plane alone and attach it, without an agent.
+    Load(plane::Load),
+    /// Detach the data plane and leave nothing behind.
+    Unload(plane::Unload),
+    /// Check a configuration and mark all its mistakes.
+    Check(spec::Check),
+    /// Change services, pools and paths, all or nothing.
+    Apply(spec::Apply),
+    /// Show what `apply` would change, and the version to apply it to.
+    Diff(spec::Diff),
+    /// Show nodes, services, backends, paths, owners, flows, vips or stats.
+    Get(get::Get),
+    /// Show the BPF maps, decoded.
+    Maps(maps::Maps),
+    /// Tell where a flow goes, and why.
+    Why(why::Why),
+    /// Show the decisions for matching packets, live.
+    Trace(trace::Trace),
+    /// Tell what of this host would hurt.
+    Doctor(doctor::Doctor),
+    /// The backend's side: take tunnels apart.
+    Decap(decap::Decap),
+}
+
+/// Runs a command.
+pub fn main(arguments: Arguments) -> ExitCode {
+    let result = match arguments.command {
+        Command::Run(command) => command.run(),
+        Command::Load(command) => command.run(),
+        Command::Unload(command) => command.run(),
+        Command::Check(command) => command.run(),
+        Command::Apply(command) => command.run(),
+        Command::Diff(command) => command.run(),
+        Command::Get(command) => command.run(),
+        Command::Maps(command) => command.run(),
+        Command::Why(command) => command.run(),
+        Command::Trace(command) => command.run(),
+        Command::Doctor(command) => command.run(),
+        Command::Decap(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("redirector: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

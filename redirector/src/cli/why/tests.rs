@@ -1,0 +1,189 @@
+use redirector_ebpf::hash::FlowHash;
+use redirector_ebpf::packet::protocol;
+use redirector_ebpf::tables::flow::{Entry, Record, State};
+use redirector_ebpf::tables::names::{NameKey, kind};
+use redirector_ebpf::tables::path::RESOLVED;
+use redirector_ebpf::tables::{AliveNodes, Backend, Node, Path, Pool, Port, Row, Service, ServiceKey, Slot, Vip};
+
+use super::answer::Answer;
+use super::question::{End, Protocol, Question};
+use crate::cli::output::Names;
+use crate::dataplane::image::Image;
+use crate::dataplane::memory::MemoryTables;
+use crate::dataplane::registry::Registry;
+
+const MAC: u64 = 0x0605_0403_0202;
+
+fn question(kind: Protocol, client: &str, vip: &str, syn: bool) -> Question {
+    Question::new(kind, client.parse().unwrap(), vip.parse().unwrap(), syn).unwrap()
+}
+
+fn web(syn: bool) -> Question {
+    question(Protocol::Tcp, "10.0.0.1:1234", "10.77.0.1:80", syn)
+}
+
+/// Node 1 of two, with an `owned` and a `shared` service over one pool of two backends; `slot` is every slot.
+fn tables(slot: Slot, row: Row) -> MemoryTables {
+    let mut alive = AliveNodes::default();
+    alive.set(1, true);
+    alive.set(2, true);
+    let mut ports = vec![Port::default(); 16];
+    ports[0] = Port { mac: MAC, ifindex: 7, mtu: 1500 };
+    let path = |neighbour| Path { neighbour, mtu: 1500, ..Path::default() };
+    let key = |port: u16| ServiceKey { vip: 1, protocol: protocol::TCP, pad: 0, port: port.to_be() };
+    let image = Image {
+        node: Node {
+            id: 1,
+            slot_mask: 15,
+            hash_key: std::array::from_fn(|i| 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(i as u64 + 1)),
+            idle: [60; 8],
+            ..Node::default()
+        },
+        ports,
+        vips: [("10.77.0.1".parse().unwrap(), Vip { id: 1, ..Vip::default() })].into(),
+        services: [
+            (key(80), Service { id: 1, pool: 1, owned: 1, ..Service::default() }),
+            (key(81), Service { id: 2, pool: 1, owned: 0, ..Service::default() }),
+        ]
+        .into(),
+        backends: [(1, Backend { pool: 1, paths: [1, 2, 0] }), (2, Backend { pool: 1, paths: [3, 0, 0] })].into(),
+        paths: [(1, path(1)), (2, path(2)), (3, path(3))].into(),
+        peers: [(2, path(4))].into(),
+        slots: vec![slot; 16],
+        alive,
+        ..Image::default()
+    };
+    let mut tables = MemoryTables::new(image, 1);
+    tables.pools.insert(1, Pool { table: 2, rows: 1, old_until: 0 });
+    tables.tables.insert(2, vec![row]);
+    tables.neighbours.borrow_mut().extend((1..=4).map(|id| (id, id as u64 | RESOLVED)));
+    tables
+}
+
+fn names() -> Names {
+    let named = [
+        (kind::SERVICE, 1, "web"),
+        (kind::SERVICE, 2, "static"),
+        (kind::POOL, 1, "l2"),
+        (kind::BACKEND, 1, "l2/b1"),
+        (kind::BACKEND, 2, "l2/b2"),
+        (kind::PORT, 1, "eth0"),
+    ];
+    Names::new(Registry::new(named.map(|(kind, id, name)| (NameKey { kind, id }, name.to_owned()))))
+}
+
+fn ask(tables: &MemoryTables, question: &Question) -> Answer {
+    Answer::new(tables, &names(), question)
+}
+
+fn slot(ranks: [u8; 4]) -> Slot {
+    Slot { ranks, version: 9, ..Slot::default() }
+}
+
+#[test]
+fn an_owned_flow_is_served_by_its_owner() {
+    let answer = ask(&tables(slot([1, 2, 0, 0]), Row::new(1, 1, false)), &web(true));
+    let json = serde_json::to_value(&answer).unwrap();
+    for (field, value) in [
+        ("owner", "n1"),
+        ("backend", "b1"),
+        ("backend_from", "row"),
+        ("service", "web"),
+        ("pool", "l2"),
+        ("verdict", "served"),
+    ] {
+        assert_eq!(json[field], value, "{field}");
+    }
+    assert_eq!((&json["path"], &json["version"]), (&1.into(), &9.into()));
+    assert!(json["flow"].is_null());
+}
+
+#[test]
+fn asked_elsewhere_it_names_owner_and_backend_all_the_same() {
+    let answer = ask(&tables(slot([2, 1, 0, 0]), Row::new(1, 1, false)), &web(false));
+    assert_eq!((answer.owner.as_deref(), answer.backend.as_deref()), (Some("n2"), Some("b1")));
+    assert_eq!((answer.verdict, answer.backend_from, answer.path), ("forwarded", Some("row"), Some(1)));
+    assert!(answer.notes.iter().any(|note| note.starts_with("n2 decides by its flow table")), "{:?}", answer.notes);
+}
+
+#[test]
+fn a_dead_primary_hands_over_to_the_next_rank() {
+    let mut tables = tables(slot([2, 1, 0, 0]), Row::new(1, 1, false));
+    tables.image.alive.set(2, false);
+    let answer = ask(&tables, &web(true));
+    assert_eq!(answer.owner.as_deref(), Some("n1"));
+    assert!(answer.owner_why.unwrap().contains("rank 2"));
+    assert!(!answer.ranks[0].alive && answer.ranks[1].alive);
+}
+
+#[test]
+fn shared_flows_have_no_owner_unless_their_row_is_disputed() {
+    let shared = question(Protocol::Tcp, "10.0.0.1:1234", "10.77.0.1:81", false);
+    let answer = ask(&tables(slot([2, 1, 0, 0]), Row::new(1, 1, false)), &shared);
+    assert_eq!((answer.owner, answer.backend.as_deref(), answer.verdict), (None, Some("b1"), "served"));
+    let answer = ask(&tables(slot([2, 1, 0, 0]), Row::new(2, 1, false)), &shared);
+    assert_eq!((answer.owner.as_deref(), answer.backend.as_deref()), (Some("n2"), Some("b2")));
+    assert!(answer.notes[0].contains("before the pool's change stays on l2/b1"), "{:?}", answer.notes);
+}
+
+#[test]
+fn a_known_flow_keeps_its_backend() {
+    let mut tables = tables(slot([1, 2, 0, 0]), Row::new(2, 1, false));
+    let tuple = web(false).tuple();
+    let now = tables.now.get();
+    let (_, tag) = FlowHash::of(&tables.image.node.hash_key, &tuple, false).entry(0);
+    let entry =
+        Entry::first(tag, 1, State::Established, false, now).touched(State::Established, true, now - 5_000_000_000);
+    let mut words = [0; 8];
+    words[3] = entry.0;
+    tables.set_bucket(false, 0, words);
+    tables.set_tuple(false, 3, Record { tuple, service: 1, since: now, version: 9 });
+    let answer = ask(&tables, &web(false));
+    assert_eq!((answer.backend.as_deref(), answer.backend_from), (Some("b1"), Some("flow")));
+    let known = answer.flow.as_ref().unwrap();
+    assert_eq!((known.state, known.proven, known.idle_s), ("established", true, Some(5)));
+    let text = answer.text();
+    assert!(text.contains("known here: established, proven, idle 5 s, on l2/b1"), "{text}");
+}
+
+#[test]
+fn the_path_is_the_first_that_is_alive() {
+    let mut tables = tables(slot([1, 2, 0, 0]), Row::new(1, 1, false));
+    tables.dead_paths = vec![1];
+    let answer = ask(&tables, &web(true));
+    assert_eq!((answer.path, answer.verdict), (Some(2), "served"));
+    tables.dead_paths = vec![1, 2];
+    let answer = ask(&tables, &web(true));
+    assert_eq!((answer.path, answer.path_why.as_deref()), (Some(1), Some("none is alive: the first is the least bad")));
+}
+
+#[test]
+fn what_goes_nowhere_is_told_too() {
+    let tables = tables(slot([1, 0, 0, 0]), Row::new(1, 1, false));
+    let answer = ask(&tables, &question(Protocol::Tcp, "10.0.0.1:1", "10.9.9.9:80", false));
+    assert_eq!((answer.verdict, answer.service, answer.backend, answer.owner), ("not-ours", None, None, None));
+    let answer = ask(&tables, &question(Protocol::Udp, "10.0.0.1:1", "10.77.0.1:80", false));
+    assert_eq!(answer.verdict, "unmatched-drop");
+    assert!(answer.text().contains("unmatched-drop"));
+    let answer = ask(&tables, &question(Protocol::Icmp, "10.0.0.1", "10.77.0.1", false));
+    assert_eq!(answer.verdict, "echo-answered");
+    tables.neighbours.borrow_mut().clear();
+    assert_eq!(ask(&tables, &web(true)).verdict, "no-neighbour");
+}
+
+#[test]
+fn ends_are_read_with_and_without_ports() {
+    for good in ["10.0.0.1:80", "10.0.0.1", "[2001:db8::1]:80", "2001:db8::1", "[2001:db8::1]"] {
+        assert!(good.parse::<End>().is_ok(), "{good}");
+    }
+    for wrong in ["", "host:80", "10.0.0.1:99999", "[2001:db8::1]:", "10.0.0:80"] {
+        assert!(wrong.parse::<End>().is_err(), "{wrong}");
+    }
+    let new =
+        |kind, client: &str, vip: &str, syn| Question::new(kind, client.parse().unwrap(), vip.parse().unwrap(), syn);
+    assert!(new(Protocol::Tcp, "10.0.0.1", "10.77.0.1:80", false).is_err());
+    assert!(new(Protocol::Tcp, "10.0.0.1:1", "[2001:db8::1]:80", false).is_err());
+    assert!(new(Protocol::Udp, "10.0.0.1:1", "10.77.0.1:80", true).is_err());
+    let v6 = new(Protocol::Icmp, "2001:db8::1", "2001:db8:77::1", false).unwrap();
+    assert_eq!(v6.protocol, protocol::ICMPV6);
+}

@@ -1,0 +1,325 @@
+//! From TOML to [`Config`]: types, ranges, defaults, and what must be given. What concerns more than one table is left
+//! to `rules`.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+    path::{Path as FilePath, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    reader::{Item, Reader},
+    text::{self, Wrong},
+    *,
+};
+
+/// Stands in for an address that could not be read.
+const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// Node ids; 0 means none and 255 is kept for the wire format.
+const NODES: RangeInclusive<u8> = 1..=254;
+/// VLAN ids; 0 is untagged, 4095 is reserved.
+const VLANS: RangeInclusive<u16> = 0..=4094;
+/// Backends have 15-bit ids and 0 means none.
+const BACKENDS_MAX: u32 = 32_767;
+/// Idle times: less than a second is below the aging's own pace, and more than two hours is what nobody tests.
+const IDLE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(2 * 3600);
+/// How long rows stay disputed: a second lets every node apply the change, a day outlasts any patience.
+const SETTLE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+
+/// Reads the whole file; `beside` is the directory that relative paths start from.
+pub(super) fn config(root: &mut Reader<'_>, beside: Option<&FilePath>) -> Config {
+    Config {
+        node: node(root),
+        cluster: root.table("cluster").map_or_else(cluster_of_one, |r| cluster(r, beside)),
+        tables: root.table("tables").map_or_else(Tables::default, tables),
+        limits: root.table("limits").map_or_else(Limits::default, limits),
+        timeouts: root.table("timeouts").map_or_else(Timeouts::default, timeouts),
+        interfaces: root.tables("interface").into_iter().map(interface).collect(),
+        members: root.tables("member").into_iter().map(member).collect(),
+        vips: root.tables("vip").into_iter().map(vip).collect(),
+        services: root.tables("service").into_iter().map(service).collect(),
+        pools: root.tables("pool").into_iter().map(pool).collect(),
+        decap: root.table("decap").map(decap),
+    }
+}
+
+/// Reads `[decap]` and lets a node's tables be.
+pub(super) fn decap_alone(root: &mut Reader<'_>) -> Decap {
+    let others =
+        ["node", "cluster", "tables", "limits", "timeouts", "interface", "member", "vip", "service", "pool", "decap"];
+    for name in others {
+        root.item(name);
+    }
+    match root.table("decap") {
+        Some(table) => decap(table),
+        None => {
+            root.must("decap", None, (), "add [decap] with interface, sources and vips");
+            Decap { interface: String::new(), sources: Vec::new(), vips: Vec::new(), gue_port: 0 }
+        }
+    }
+}
+
+fn node(root: &mut Reader<'_>) -> Node {
+    let Some(mut r) = root.table("node") else {
+        root.must("node", None, (), "add [node] with id = 1");
+        return Node { id: 0, name: String::new(), pins: "/".into(), data: "/".into(), run: "/".into() };
+    };
+    let id = r.number("id", NODES);
+    let node = Node {
+        id: r.must("id", id, 0, "add id = 1, a number from 1 to 254 that no other node has"),
+        name: r.parsed("name", text::name).unwrap_or_else(host_name),
+        pins: r.parsed("pins", directory).unwrap_or_else(|| "/sys/fs/bpf/redirector".into()),
+        data: r.parsed("data", directory).unwrap_or_else(|| "/var/lib/redirector".into()),
+        run: r.parsed("run", directory).unwrap_or_else(|| "/run/redirector".into()),
+    };
+    r.done();
+    node
+}
+
+fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    text::name(name.trim()).unwrap_or_else(|_| "node".to_owned())
+}
+
+fn directory(text: &str) -> Result<PathBuf, Wrong> {
+    match text.starts_with('/') {
+        true => Ok(text.into()),
+        false => Err(Wrong::new(format!("{text:?} is not an absolute path"), "write a path that starts with /")),
+    }
+}
+
+fn cluster_of_one() -> Cluster {
+    Cluster { id: 1, key: None, slots: 16_384 }
+}
+
+fn cluster(mut r: Reader<'_>, beside: Option<&FilePath>) -> Cluster {
+    let default = cluster_of_one();
+    let key = r.parsed("key", text::key);
+    let key_of_file = r.parsed("key_file", |name| {
+        let path = beside.unwrap_or(FilePath::new("")).join(name);
+        let content = fs::read_to_string(&path).map_err(|error| {
+            Wrong::new(format!("cannot read {}: {error}", path.display()), "check path and permissions")
+        })?;
+        text::key(&content).map_err(|wrong| Wrong::new(format!("in {}: {}", path.display(), wrong.message), wrong.mend))
+    });
+    if r.has("key") && r.has("key_file") {
+        r.wrong("key_file", Wrong::new("\"key\" is given too", "keep one of the two"));
+    }
+    let slots = r.number("slots", 256..=65_536).unwrap_or(default.slots);
+    if !slots.is_power_of_two() {
+        let (below, above) = (slots.next_power_of_two() / 2, slots.next_power_of_two());
+        r.wrong("slots", Wrong::new(format!("{slots} is not a power of two"), format!("write {below} or {above}")));
+    }
+    let id = r.number("id", 0..=u32::MAX).unwrap_or(default.id);
+    r.done();
+    Cluster { id, key: key.or(key_of_file), slots }
+}
+
+fn tables(mut r: Reader<'_>) -> Tables {
+    let default = Tables::default();
+    let tables = Tables {
+        flows4: r.size("flows4", 1024..=1 << 26).unwrap_or(default.flows4),
+        flows6: r.size("flows6", 1024..=1 << 26).unwrap_or(default.flows6),
+        fragments: r.size("fragments", 64..=1 << 20).unwrap_or(default.fragments),
+        services: r.size("services", 16..=1 << 20).unwrap_or(default.services),
+        backends: r.size("backends", 16..=BACKENDS_MAX).unwrap_or(default.backends),
+        vips: r.size("vips", 16..=1 << 20).unwrap_or(default.vips),
+        pools: r.size("pools", 16..=1 << 15).unwrap_or(default.pools),
+    };
+    r.done();
+    tables
+}
+
+fn limits(mut r: Reader<'_>) -> Limits {
+    let default = Limits::default();
+    let limits = Limits {
+        new_flows_per_second: r.number("new_flows_per_second", 0..=u32::MAX).unwrap_or(default.new_flows_per_second),
+        new_flows_per_source: r.number("new_flows_per_source", 0..=u32::MAX).unwrap_or(default.new_flows_per_source),
+        icmp_per_second: r.number("icmp_per_second", 0..=u32::MAX).unwrap_or(default.icmp_per_second),
+        inserts_per_second: r.number("inserts_per_second", 0..=u32::MAX).unwrap_or(default.inserts_per_second),
+        shed_level: r.number("shed_level", 0..=3).unwrap_or(default.shed_level),
+    };
+    r.done();
+    limits
+}
+
+fn timeouts(mut r: Reader<'_>) -> Timeouts {
+    let default = Timeouts::default();
+    let timeouts = Timeouts {
+        tcp_new: r.duration("tcp_new", IDLE).unwrap_or(default.tcp_new),
+        tcp_established: r.duration("tcp_established", IDLE).unwrap_or(default.tcp_established),
+        tcp_closing: r.duration("tcp_closing", IDLE).unwrap_or(default.tcp_closing),
+        udp_new: r.duration("udp_new", IDLE).unwrap_or(default.udp_new),
+        udp: r.duration("udp", IDLE).unwrap_or(default.udp),
+        other: r.duration("other", IDLE).unwrap_or(default.other),
+    };
+    r.done();
+    timeouts
+}
+
+fn interface(mut r: Reader<'_>) -> Interface {
+    let name = r.parsed("name", text::interface);
+    let interface = Interface {
+        name: r.must("name", name, String::new(), "add name = \"eth0\""),
+        mode: r.choice("mode").unwrap_or(XdpMode::Auto),
+    };
+    r.done();
+    interface
+}
+
+fn member(mut r: Reader<'_>) -> Member {
+    let id = r.number("id", NODES);
+    let address = r.parsed("address", text::address);
+    let interface = r.parsed("interface", text::interface);
+    let address = r.must("address", address, NOWHERE, "add the address that its peers reach it by");
+    let member = Member {
+        id: r.must("id", id, 0, "add the id that the node has in its own [node]"),
+        address,
+        interface: r.must("interface", interface, String::new(), "add the interface of this node that leads there"),
+        next_hop: r.parsed("next_hop", text::address).unwrap_or(address),
+        vlan: r.number("vlan", VLANS).unwrap_or(0),
+        forward: r.choice("forward").unwrap_or(Forward::Mac),
+        weight: weight(&mut r, "write 1 to 1000; `redirector drain` takes a node out of service"),
+        alive: r.flag("alive").unwrap_or(true),
+    };
+    r.done();
+    member
+}
+
+fn vip(mut r: Reader<'_>) -> Vip {
+    let address = r.parsed("address", text::vip);
+    let vip = Vip {
+        address: r.must("address", address, NOWHERE.into(), "add address = \"192.0.2.1\" or a prefix"),
+        unmatched: r.choice("unmatched").unwrap_or(Unmatched::Drop),
+        echo: r.choice("echo").unwrap_or(Echo::Answer),
+    };
+    r.done();
+    vip
+}
+
+fn service(mut r: Reader<'_>) -> Service {
+    let name = r.parsed("name", text::name);
+    let vip = r.parsed("vip", text::vip);
+    let protocol = r.choice("protocol");
+    let pool = r.parsed("pool", text::name);
+    let service = Service {
+        name: r.must("name", name, String::new(), "add a name, unique among the services"),
+        vip: r.must("vip", vip, NOWHERE.into(), "add the address of one of the [[vip]]"),
+        protocol: r.must("protocol", protocol, Protocol::Tcp, "add protocol = \"tcp\", \"udp\" or \"icmp\""),
+        ports: ports_of(&mut r, protocol),
+        class: r.choice("class").unwrap_or(Class::Normal),
+        affinity: r.choice("affinity").unwrap_or(Affinity::Shared),
+        pool: r.must("pool", pool, String::new(), "add the name of one of the [[pool]]"),
+    };
+    r.done();
+    service
+}
+
+fn ports_of(r: &mut Reader<'_>, protocol: Option<Protocol>) -> Vec<PortRange> {
+    let item = r.item("ports");
+    if protocol == Some(Protocol::Icmp) {
+        if item.is_some() {
+            r.wrong("ports", Wrong::new("ICMP has no ports", "remove \"ports\""));
+        }
+        return vec![PortRange::ANY];
+    }
+    let one = |item: &Item<'_>| match item.is_text() {
+        true => item.parsed(text::ports),
+        false => item.number(1..=u16::MAX).map(|port| PortRange { first: port, last: port }),
+    };
+    let mend = "add ports = 80, \"5060-5080\", \"any\" or a list of these";
+    let mut ports: Vec<PortRange> = match &item {
+        Some(item) if item.is_list() => item.elements(mend).unwrap_or_default().iter().filter_map(one).collect(),
+        Some(item) => one(item).into_iter().collect(),
+        None if protocol.is_some() => r.must("ports", None, Vec::new(), mend),
+        None => Vec::new(),
+    };
+    ports.sort();
+    if item.is_some_and(|item| item.is_list() && item.elements(mend).is_some_and(|list| list.is_empty())) {
+        r.wrong("ports", Wrong::new("the list of ports is empty", mend));
+    }
+    if let Some(pair) = ports.windows(2).find(|pair| pair[0].overlaps(&pair[1])) {
+        let message = format!("ports {} and {} of this service overlap", pair[0], pair[1]);
+        r.wrong("ports", Wrong::new(message, "name each port once"));
+    }
+    ports
+}
+
+fn pool(mut r: Reader<'_>) -> Pool {
+    let name = r.parsed("name", text::name);
+    let mode = r.choice("mode");
+    let name = r.must("name", name, String::new(), "add a name, unique among the pools");
+    let mode = r.must("mode", mode, Mode::L2, "add mode = \"l2\", \"ipip\" or \"gue\"");
+    let settle = r.duration("settle", SETTLE).unwrap_or(Duration::from_secs(60));
+    let backends = r.tables("backend").into_iter().map(|r| backend(r, mode)).collect();
+    r.done();
+    Pool { name, mode, settle, backends }
+}
+
+fn backend(mut r: Reader<'_>, mode: Mode) -> Backend {
+    let name = r.parsed("name", text::name);
+    let address = r.parsed("address", text::address);
+    let address = r.must("address", address, NOWHERE, "add the backend's own address");
+    let backend = Backend {
+        name: r.must("name", name, String::new(), "add a name, unique in the pool"),
+        address,
+        weight: weight(&mut r, "write 1 to 1000, or use state = \"draining\""),
+        state: r.choice("state").unwrap_or(BackendState::Active),
+        paths: r.tables("path").into_iter().map(|r| path(r, mode, address)).collect(),
+    };
+    r.done();
+    backend
+}
+
+/// Zero gets an answer of its own: whoever writes it wants the thing out of service.
+fn weight(r: &mut Reader<'_>, mend: &str) -> u32 {
+    let weight = r.number("weight", 0..=1000).unwrap_or(1);
+    if weight == 0 {
+        r.wrong("weight", Wrong::new("a weight of zero is refused", mend));
+    }
+    weight
+}
+
+fn path(mut r: Reader<'_>, mode: Mode, backend: IpAddr) -> Path {
+    let interface = r.parsed("interface", text::interface);
+    let remote = r.parsed("remote", text::address).unwrap_or(backend);
+    let path = Path {
+        interface: r.must("interface", interface, String::new(), "add the interface that packets leave by"),
+        next_hop: r.parsed("next_hop", text::address).unwrap_or(remote),
+        vlan: r.number("vlan", VLANS).unwrap_or(0),
+        remote,
+        source: r.parsed("source", text::vip),
+        mtu: r.number("mtu", 576..=65_535),
+    };
+    for name in ["remote", "source"].into_iter().filter(|name| mode == Mode::L2 && r.has(name)) {
+        let message = format!("{name:?} means nothing in mode \"l2\": there is no tunnel");
+        r.wrong(name, Wrong::new(message, "remove it, or set the pool's mode to \"ipip\" or \"gue\""));
+    }
+    r.done();
+    path
+}
+
+fn decap(mut r: Reader<'_>) -> Decap {
+    let interface = r.parsed("interface", text::interface);
+    let sources = prefixes(&mut r, "sources", "add sources = [\"10.0.0.0/24\"], the redirectors' addresses");
+    let vips = prefixes(&mut r, "vips", "add vips = [\"192.0.2.1\"], the addresses that this backend serves");
+    let decap = Decap {
+        interface: r.must("interface", interface, String::new(), "add the interface that tunnel packets arrive at"),
+        sources,
+        vips,
+        gue_port: r.number("gue_port", 1..=u16::MAX).unwrap_or(6080),
+    };
+    r.done();
+    decap
+}
+
+fn prefixes(r: &mut Reader<'_>, name: &'static str, mend: &str) -> Vec<Prefix> {
+    let elements = r.item(name).and_then(|item| item.elements(mend));
+    if elements.as_ref().is_some_and(Vec::is_empty) {
+        r.wrong(name, Wrong::new("the list is empty", mend));
+    }
+    let elements = r.must(name, elements, Vec::new(), mend);
+    elements.iter().filter_map(|element| element.parsed(text::vip)).collect()
+}

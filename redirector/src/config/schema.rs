@@ -1,0 +1,229 @@
+//! What a configuration says of the node and its cluster. Names are those of the file; `example.toml` explains each.
+
+use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::ValueEnum;
+use serde::{Serialize, Serializer};
+
+use super::{Decap, Pool, Service, Vip, text::serialize_duration as duration};
+
+/// A node's whole configuration.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Config {
+    /// Who this node is and where it keeps its things.
+    pub node: Node,
+    /// What all nodes of the cluster have in common.
+    pub cluster: Cluster,
+    /// Sizes of the maps.
+    pub tables: Tables,
+    /// Budgets.
+    pub limits: Limits,
+    /// Idle times after which flow entries may go.
+    pub timeouts: Timeouts,
+    /// Interfaces that packets are taken from.
+    #[serde(rename = "interface")]
+    pub interfaces: Vec<Interface>,
+    /// Every node of the cluster, this one too; empty for a cluster of one.
+    #[serde(rename = "member")]
+    pub members: Vec<Member>,
+    /// Virtual addresses.
+    #[serde(rename = "vip")]
+    pub vips: Vec<Vip>,
+    /// What is served at them.
+    #[serde(rename = "service")]
+    pub services: Vec<Service>,
+    /// Who serves it.
+    #[serde(rename = "pool")]
+    pub pools: Vec<Pool>,
+    /// The backend's side, for `redirector decap`.
+    pub decap: Option<Decap>,
+}
+
+/// Who this node is and where it keeps its things.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Node {
+    /// 1 to 254, unique in the cluster.
+    pub id: u8,
+    /// For people; the host's name if not given.
+    pub name: String,
+    /// Directory on a BPF file system for maps and links.
+    pub pins: PathBuf,
+    /// Directory for what must outlive a reboot.
+    pub data: PathBuf,
+    /// Directory of the control socket.
+    pub run: PathBuf,
+}
+
+/// What all nodes of the cluster have in common.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cluster {
+    /// Tells clusters on one network apart.
+    pub id: u32,
+    /// The secret of beats and forwarded packets; may be absent in a cluster of one.
+    pub key: Option<Key>,
+    /// Ownership slots, a power of two.
+    pub slots: u32,
+}
+
+/// The cluster's secret. It shows a fingerprint instead of itself wherever it is printed or serialised.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Key(
+    /// The secret itself.
+    pub [u8; 16],
+);
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digest = siphasher::sip::SipHasher24::new_with_key(&self.0).hash(b"redirector cluster key");
+        write!(f, "fingerprint {:08x}", digest >> 32)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({self})")
+    }
+}
+
+impl Serialize for Key {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Sizes of the maps in entries, powers of two; fixed when the maps are first made.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "each is the size of the map that it names")]
+pub struct Tables {
+    pub flows4: u32,
+    pub flows6: u32,
+    pub fragments: u32,
+    pub services: u32,
+    pub backends: u32,
+    pub vips: u32,
+    pub pools: u32,
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self {
+            flows4: 1 << 20,
+            flows6: 1 << 18,
+            fragments: 1 << 13,
+            services: 1 << 14,
+            backends: 1 << 13,
+            vips: 1 << 12,
+            pools: 1 << 10,
+        }
+    }
+}
+
+/// Budgets of this node.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Limits {
+    /// New flows per second and CPU; 0 is no limit.
+    pub new_flows_per_second: u32,
+    /// New flows per second and source prefix (/24, /56); 0 is no limit.
+    pub new_flows_per_source: u32,
+    /// ICMP errors that this node sends, per second and CPU.
+    pub icmp_per_second: u32,
+    /// Entries a second that each CPU puts into the flow table; 0: no limit.
+    pub inserts_per_second: u32,
+    /// 0 to 3: which classes are refused at present.
+    pub shed_level: u8,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            new_flows_per_second: 0,
+            new_flows_per_source: 0,
+            icmp_per_second: 100,
+            inserts_per_second: 0,
+            shed_level: 0,
+        }
+    }
+}
+
+/// Idle times after which a flow entry may go, by protocol and state.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "each is the idle time of the state that it names")]
+pub struct Timeouts {
+    #[serde(serialize_with = "duration")]
+    pub tcp_new: Duration,
+    #[serde(serialize_with = "duration")]
+    pub tcp_established: Duration,
+    #[serde(serialize_with = "duration")]
+    pub tcp_closing: Duration,
+    #[serde(serialize_with = "duration")]
+    pub udp_new: Duration,
+    #[serde(serialize_with = "duration")]
+    pub udp: Duration,
+    #[serde(serialize_with = "duration")]
+    pub other: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tcp_new: Duration::from_secs(60),
+            tcp_established: Duration::from_secs(2 * 3600),
+            tcp_closing: Duration::from_secs(30),
+            udp_new: Duration::from_secs(30),
+            udp: Duration::from_secs(3 * 60),
+            other: Duration::from_secs(30),
+        }
+    }
+}
+
+/// An interface that packets are taken from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Interface {
+    /// The kernel's name.
+    pub name: String,
+    /// How the program is attached.
+    pub mode: XdpMode,
+}
+
+/// How a program is attached to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// Native, or generic where the driver has none.
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// In the kernel's stack.
+    Generic,
+}
+
+/// A node of the cluster as its peers see it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Member {
+    /// Its node id.
+    pub id: u8,
+    /// Where it is reached.
+    pub address: IpAddr,
+    /// The interface of this node that leads there.
+    pub interface: String,
+    /// Whose MAC address frames to it carry.
+    pub next_hop: IpAddr,
+    /// VLAN on that interface; 0 is untagged.
+    pub vlan: u16,
+    /// How packets are forwarded to it.
+    pub forward: Forward,
+    /// Its share of the slots, against the others'.
+    pub weight: u32,
+    /// Whether it is alive, where nothing measures that.
+    pub alive: bool,
+}
+
+/// How packets are forwarded between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Forward {
+    /// Within a segment, by MAC address.
+    Mac,
+    /// Across routers, behind a header in UDP.
+    Udp,
+}

@@ -1,0 +1,247 @@
+//! The flow tables, mapped into memory: listed, counted and swept without a call per flow.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path as FilePath;
+use std::ptr::NonNull;
+
+use aya::maps::MapData;
+use redirector_ebpf::hash::{FlowHash, HashKey};
+use redirector_ebpf::packet::Tuple;
+use redirector_ebpf::tables::flow::{Bucket, Entry, Record, Record4, Record6, State, WAYS};
+
+use super::image::ip;
+use super::maps::MapsError;
+
+/// An array map's values in this process's memory.
+struct Mapped<V> {
+    values: NonNull<V>,
+    count: usize,
+    bytes: usize,
+}
+
+// SAFETY: the memory is shared with the kernel anyway; all access is by whole words or copies that are checked.
+unsafe impl<V> Send for Mapped<V> {}
+// SAFETY: as above.
+unsafe impl<V> Sync for Mapped<V> {}
+
+impl<V> Mapped<V> {
+    fn open(directory: &FilePath, name: &'static str) -> Result<Self, MapsError> {
+        let open = |source| MapsError::Open { directory: directory.to_owned(), name, source };
+        let map = MapData::from_pin(directory.join(name)).map_err(open)?;
+        let count = map.info().map_err(open)?.max_entries() as usize;
+        // The kernel rounds values up to eight bytes; all of ours are multiples of it.
+        const { assert!(size_of::<V>().is_multiple_of(8)) };
+        let bytes = (count * size_of::<V>()).next_multiple_of(4096);
+        // SAFETY: a shared mapping of a map that was made to be mapped; it is unmapped when this value goes.
+        let address = unsafe {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, map.fd().as_fd().as_raw_fd(), 0)
+        };
+        match NonNull::new(address) {
+            Some(values) if address != libc::MAP_FAILED => Ok(Self { values: values.cast(), count, bytes }),
+            _ => Err(MapsError::System { name, doing: "mapped", source: std::io::Error::last_os_error() }),
+        }
+    }
+
+    fn at(&self, index: usize) -> Option<*mut V> {
+        // SAFETY: below the count, so within the mapping.
+        (index < self.count).then(|| unsafe { self.values.as_ptr().add(index) })
+    }
+}
+
+impl<V> Drop for Mapped<V> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `open` made.
+        unsafe { libc::munmap(self.values.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// A flow as it is listed.
+#[derive(Clone, Copy, Debug)]
+pub struct Flow {
+    /// Whether it is IPv6.
+    pub v6: bool,
+    /// Its place: bucket and way.
+    pub place: (u32, usize),
+    /// Its entry.
+    pub entry: Entry,
+    /// Its record.
+    pub record: Record,
+}
+
+impl Flow {
+    /// The client's address and port.
+    pub fn source(&self) -> SocketAddr {
+        SocketAddr::new(ip(&self.record.tuple.src, self.v6), u16::from_be(self.record.tuple.sport))
+    }
+
+    /// The VIP's address and port.
+    pub fn destination(&self) -> SocketAddr {
+        SocketAddr::new(ip(&self.record.tuple.dst, self.v6), u16::from_be(self.record.tuple.dport))
+    }
+
+    /// The client's address.
+    pub fn client(&self) -> IpAddr {
+        ip(&self.record.tuple.src, self.v6)
+    }
+
+    /// Its state.
+    pub fn state(&self) -> State {
+        self.entry.state()
+    }
+}
+
+/// One family's flow table.
+struct Table<R> {
+    v6: bool,
+    buckets: Mapped<Bucket>,
+    records: Mapped<R>,
+}
+
+/// A record as a family keeps it.
+trait Keeps: Copy {
+    fn record(&self) -> Record;
+}
+
+impl Keeps for Record4 {
+    fn record(&self) -> Record {
+        Self::record(self)
+    }
+}
+
+impl Keeps for Record6 {
+    fn record(&self) -> Record {
+        Self::record(self)
+    }
+}
+
+impl<R: Keeps> Table<R> {
+    fn word(&self, bucket: usize, way: usize) -> Option<&redirector_ebpf::sync::Word> {
+        // SAFETY: a bucket within the mapping, which lives as long as `self`; it is made of shared words.
+        self.buckets.at(bucket).map(|bucket| unsafe { (*bucket).word(way) })
+    }
+
+    fn flow(&self, key: &HashKey, bucket: usize, way: usize) -> Option<Flow> {
+        let entry = Entry(self.word(bucket, way)?.load());
+        if entry.is_empty() {
+            return None;
+        }
+        // SAFETY: a record within the mapping. It may change meanwhile: then its hash does not fit the entry.
+        let record = unsafe { self.records.at(bucket * WAYS + way)?.read_volatile() }.record();
+        let hash = FlowHash::of(key, &record.tuple, self.v6);
+        let fits = hash.entry(self.buckets.count as u32 - 1) == (bucket as u32, entry.tag());
+        fits.then_some(Flow { v6: self.v6, place: (bucket as u32, way), entry, record })
+    }
+
+    fn flows<'a>(&'a self, key: &'a HashKey) -> impl Iterator<Item = Flow> + 'a {
+        (0..self.buckets.count)
+            .flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)))
+            .filter_map(|(bucket, way)| self.flow(key, bucket, way))
+    }
+}
+
+/// Both flow tables.
+pub struct FlowTables {
+    v4: Table<Record4>,
+    v6: Table<Record6>,
+}
+
+impl FlowTables {
+    /// Maps the tables that are pinned in `directory`.
+    ///
+    /// # Errors
+    /// [`MapsError`].
+    pub fn open(directory: &FilePath) -> Result<Self, MapsError> {
+        let v4 = Table {
+            v6: false,
+            buckets: Mapped::open(directory, "FLOWS4")?,
+            records: Mapped::open(directory, "TUPLES4")?,
+        };
+        let v6 = Table {
+            v6: true,
+            buckets: Mapped::open(directory, "FLOWS6")?,
+            records: Mapped::open(directory, "TUPLES6")?,
+        };
+        Ok(Self { v4, v6 })
+    }
+
+    /// All flows, IPv4 first, in the order of their places. One that changes while it is read may be left out.
+    pub fn iter<'a>(&'a self, key: &'a HashKey) -> impl Iterator<Item = Flow> + 'a {
+        self.v4.flows(key).chain(self.v6.flows(key))
+    }
+
+    /// The words of the bucket that a flow of this tuple belongs to, its number, and the records beside them.
+    pub fn bucket(&self, key: &HashKey, tuple: &Tuple, v6: bool) -> (u32, [u64; WAYS], Vec<(u32, Record)>) {
+        fn gather<R: Keeps>(table: &Table<R>, key: &HashKey, tuple: &Tuple) -> (u32, [u64; WAYS], Vec<(u32, Record)>) {
+            let (bucket, _) = FlowHash::of(key, tuple, table.v6).entry(table.buckets.count as u32 - 1);
+            let word = |way| table.word(bucket as usize, way).map_or(0, |word| word.load());
+            let words = std::array::from_fn(word);
+            let flows = (0..WAYS).filter_map(|way| table.flow(key, bucket as usize, way));
+            let records = flows.map(|flow| (flow.place.0 * WAYS as u32 + flow.place.1 as u32, flow.record)).collect();
+            (bucket, words, records)
+        }
+        if v6 { gather(&self.v6, key, tuple) } else { gather(&self.v4, key, tuple) }
+    }
+
+    /// Places for flows: IPv4 and IPv6.
+    pub fn capacity(&self) -> (usize, usize) {
+        (self.v4.buckets.count * WAYS, self.v6.buckets.count * WAYS)
+    }
+
+    /// Puts a flow in the table, as it was recorded elsewhere, if its bucket has an empty way.
+    pub fn insert(&self, key: &HashKey, record: &Record, v6: bool, entry: impl Fn(u32) -> Entry) -> bool {
+        let place = |count: usize| FlowHash::of(key, &record.tuple, v6).entry(count as u32 - 1);
+        let (bucket, tag) = place(if v6 { self.v6.buckets.count } else { self.v4.buckets.count });
+        for way in 0..WAYS {
+            let word = if v6 { self.v6.word(bucket as usize, way) } else { self.v4.word(bucket as usize, way) };
+            let Some(word) = word else { return false };
+            if word.load() != 0 {
+                continue;
+            }
+            let index = bucket as usize * WAYS + way;
+            // SAFETY: records within the mappings; readers check them against their entry's tag.
+            unsafe {
+                match (self.v4.records.at(index), self.v6.records.at(index)) {
+                    (_, Some(place)) if v6 => place.write_volatile(Record6::of(record)),
+                    (Some(place), _) => place.write_volatile(Record4::of(record)),
+                    _ => return false,
+                }
+            }
+            if word.replace(0, entry(tag).0) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Takes flows out for which `is_over` holds; says how many. A flow that a packet touches meanwhile stays.
+    pub fn sweep(&self, key: &HashKey, is_over: impl Fn(&Flow) -> bool) -> usize {
+        let clear = |flow: Flow| {
+            let word = match flow.v6 {
+                true => self.v6.word(flow.place.0 as usize, flow.place.1),
+                false => self.v4.word(flow.place.0 as usize, flow.place.1),
+            };
+            word.is_some_and(|word| word.replace(flow.entry.0, 0))
+        };
+        self.iter(key).filter(|flow| is_over(flow)).filter(|flow| clear(*flow)).count()
+    }
+}
+
+/// Whether nothing was seen of a flow for longer than its state allows. An unproven entry's stamp wraps after eight
+/// seconds, so its record's age decides.
+pub fn is_over(flow: &Flow, idle: &[u16; 8], now: u64) -> bool {
+    if flow.entry.proven() {
+        return flow.entry.expired(idle, now);
+    }
+    let limit = u64::from(idle[usize::from(flow.entry.state_bits() & 7)]);
+    now.saturating_sub(flow.record.since) / 1_000_000_000 > limit
+}
+
+/// Monotonic time in nanoseconds, of the clock that XDP stamps with.
+pub fn now() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid place for the answer; the clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}

@@ -1,0 +1,353 @@
+//! From an image to the maps, in an order in which every packet meets tables that make sense: what is pointed to comes
+//! before what points to it, and goes after it.
+
+use std::borrow::BorrowMut;
+use std::collections::{HashMap as Table, HashSet};
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use aya::Pod;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, MapData, MapError};
+use redirector_ebpf::hash::FlowHash;
+use redirector_ebpf::tables::names::{NameKey, kind};
+use redirector_ebpf::tables::path::{FINAL_BIT, RESOLVED};
+use redirector_ebpf::tables::{Backend, Mark, Path, Pool, Row, Slot};
+
+use super::batch;
+use super::flows::{is_over, now};
+use super::image::{Image, NextHop, PoolImage, address};
+use super::maps::{Maps, MapsError, name_of, read, written};
+use super::registry::Registry;
+use crate::pool::{self, transition};
+
+/// Puts an image into the maps. Pools that change take both steps of a change, so that no established flow moves.
+///
+/// # Errors
+/// [`MapsError`], where the kernel refuses a write.
+pub fn install(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
+    names(maps, image)?;
+    neighbour_ids(maps, image)?;
+    ports(maps, image)?;
+    for (&id, path) in &image.peers {
+        maps.peers.set(u32::from(id), path, 0).map_err(written("PEERS"))?;
+    }
+    maps.node.set(0, image.node, 0).map_err(written("NODE"))?;
+    maps.alive.set(0, image.alive, 0).map_err(written("ALIVE"))?;
+    slots(maps, &image.slots)?;
+    for (&id, path) in &image.paths {
+        if maps.paths.get(&u32::from(id), 0).map_err(read("PATHS"))? != *path {
+            maps.paths.set(u32::from(id), path, 0).map_err(written("PATHS"))?;
+            maps.path_alive.set(u32::from(id), 1, 0).map_err(written("PATH_ALIVE"))?;
+        }
+    }
+    for (&id, backend) in &image.backends {
+        maps.backends.set(u32::from(id), backend, 0).map_err(written("BACKENDS"))?;
+    }
+    for (&id, target) in &image.pools {
+        change_pool(maps, id, target, Duration::from_secs(u64::from(image.node.idle[4])))?;
+    }
+    vips_and_services(maps, image)?;
+    remove_old_names(maps, image)
+}
+
+/// Adds the next hops of paths that are configured no more: flows on their backends still go there.
+pub fn keep_old_hops(image: &mut Image) {
+    for (_, path) in image.registry.paths.iter().filter(|(id, _)| !image.paths.contains_key(id)) {
+        let name = image.registry.name(kind::NEIGHBOUR, path.neighbour).unwrap_or_default();
+        if let Some(address) = name.split('%').next().and_then(|hop| hop.parse().ok()) {
+            let interface = image.ports.get(usize::from(path.port)).map_or(0, |port| port.ifindex);
+            image.neighbours.entry(path.neighbour).or_insert(NextHop { interface, address, peer: None });
+        }
+    }
+}
+
+/// Whether there is room for what the registry could not see: more entries than names.
+///
+/// # Errors
+/// [`MapsError::Full`].
+pub fn room(image: &Image) -> Result<(), MapsError> {
+    // The sizes of the kernel's side.
+    let limits = [
+        ("port ranges, taken apart into prefixes", image.ranges.len(), 65_536),
+        ("VIP prefixes", image.vips.keys().filter(|vip| !vip.is_single()).count(), 1_024),
+    ];
+    match limits.into_iter().find(|(_, needed, size)| needed > size) {
+        Some((what, needed, size)) => Err(MapsError::Full { what, needed, size }),
+        None => Ok(()),
+    }
+}
+
+fn names(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
+    for (key, name) in image.registry.names() {
+        maps.names.insert(key, name_of(name), 0).map_err(written("NAMES"))?;
+    }
+    Ok(())
+}
+
+fn neighbour_ids(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
+    let target: Table<_, _> = image.neighbours.iter().map(|(id, hop)| (hop.key(), *id)).collect();
+    update(&mut maps.neighbour_ids, &target, "NEIGHBOUR_IDS")
+}
+
+fn ports(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
+    for (number, port) in image.ports.iter().enumerate() {
+        let number = number as u32;
+        maps.ports.set(number, port, 0).map_err(written("PORTS"))?;
+        if port.ifindex != 0 {
+            maps.devices.set(number, port.ifindex, None, 0).map_err(|_| MapsError::System {
+                name: "DEVICES",
+                doing: "written",
+                source: std::io::Error::last_os_error(),
+            })?;
+            maps.port_numbers.insert(port.ifindex, number, 0).map_err(written("PORT_NUMBERS"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Switches to a new slot table, if it differs: versions go up, and old primaries become previous owners.
+fn slots(maps: &mut Maps, target: &[Slot]) -> Result<(), MapsError> {
+    let present = maps.slots()?;
+    let next: Vec<Slot> = match present.len() == target.len() {
+        true => present.iter().zip(target).map(|(old, new)| next_slot(*old, *new)).collect(),
+        false => target.to_vec(),
+    };
+    if next == present {
+        return Ok(());
+    }
+    let table = batch::new_array(&next, "SLOTS")?;
+    maps.slots.set(0, &table, 0).map_err(written("SLOTS"))
+}
+
+fn next_slot(old: Slot, new: Slot) -> Slot {
+    if old.ranks == new.ranks {
+        return old;
+    }
+    let previous = if old.ranks[0] == new.ranks[0] { old.previous } else { old.ranks[0] };
+    Slot { previous, version: old.version + 1, ..new }
+}
+
+/// Leads a pool to its target: the first table at once, later ones by a dispute of the rows that change.
+fn change_pool(maps: &mut Maps, id: u16, target: &PoolImage, old_for: Duration) -> Result<(), MapsError> {
+    let pool = maps.pools.get(&u32::from(id), 0).map_err(read("POOLS"))?;
+    let rows = maps.rows(&pool)?;
+    let table = pool::build(&target.members, transition::size(rows.len(), target.rows));
+    if rows.is_empty() {
+        return set_rows(maps, id, &pool, &transition::fresh(&table), 0);
+    }
+    if rows.len() == table.len() && rows.iter().zip(&table).all(|(row, id)| row.current() == *id) {
+        return Ok(());
+    }
+    let old_until = now() + old_for.as_nanos() as u64;
+    let announced = transition::announce(&rows, &table);
+    set_rows(maps, id, &pool, &announced, old_until)?;
+    let pool = maps.pools.get(&u32::from(id), 0).map_err(read("POOLS"))?;
+    set_rows(maps, id, &pool, &transition::switch(&announced, &table), old_until)
+}
+
+/// Puts rows in place: into the one of the pool's two tables that is not in force, which then is.
+fn set_rows(maps: &mut Maps, id: u16, pool: &Pool, rows: &[Row], old_until: u64) -> Result<(), MapsError> {
+    let even = u32::from(id) * 2;
+    let table = if pool.rows != 0 && pool.table == even { even + 1 } else { even };
+    let array = batch::new_array(rows, "POOL_TABLES")?;
+    maps.pool_tables.set(table, &array, 0).map_err(written("POOL_TABLES"))?;
+    let next = Pool { table, rows: rows.len() as u32, old_until };
+    maps.pools.set(u32::from(id), next, 0).map_err(written("POOLS"))
+}
+
+fn vips_and_services(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
+    update(&mut maps.services, &image.services, "SERVICES")?;
+    let ranges: Table<_, _> = image.ranges.iter().map(|((key, bits), row)| ((*bits, key.words()), *row)).collect();
+    update_trie(&mut maps.ranges, &ranges, "RANGES")?;
+    let (mut vips4, mut vips6) = (Table::new(), Table::new());
+    let (mut prefixes4, mut prefixes6) = (Table::new(), Table::new());
+    for (prefix, vip) in &image.vips {
+        let words = address(prefix.address());
+        let bits = u32::from(prefix.length());
+        match (prefix.address(), prefix.is_single()) {
+            (IpAddr::V4(_), true) => drop(vips4.insert(words.words[0], *vip)),
+            (IpAddr::V6(_), true) => drop(vips6.insert(words, *vip)),
+            (IpAddr::V4(_), false) => drop(prefixes4.insert((bits, words.words[0]), *vip)),
+            (IpAddr::V6(_), false) => drop(prefixes6.insert((bits, words.words), *vip)),
+        }
+    }
+    update(&mut maps.vips4, &vips4, "VIPS4")?;
+    update(&mut maps.vips6, &vips6, "VIPS6")?;
+    update_trie(&mut maps.prefixes4, &prefixes4, "PREFIXES4")?;
+    update_trie(&mut maps.prefixes6, &prefixes6, "PREFIXES6")
+}
+
+/// Makes a hash map hold `target`: what is new or changed is written, then what is not in it goes.
+fn update<K, V>(map: &mut HashMap<MapData, K, V>, target: &Table<K, V>, name: &'static str) -> Result<(), MapsError>
+where
+    K: Pod + Eq + Hash,
+    V: Pod,
+{
+    for (key, value) in target {
+        map.insert(key, value, 0).map_err(written(name))?;
+    }
+    let present: Vec<K> = map.keys().collect::<Result<_, MapError>>().map_err(read(name))?;
+    for key in present.iter().filter(|key| !target.contains_key(key)) {
+        map.remove(key).map_err(written(name))?;
+    }
+    Ok(())
+}
+
+/// The same for prefixes, by how many bits count.
+///
+/// # Errors
+/// [`MapsError::Use`].
+pub fn update_trie<M, K, V>(
+    map: &mut LpmTrie<M, K, V>,
+    target: &Table<(u32, K), V>,
+    name: &'static str,
+) -> Result<(), MapsError>
+where
+    M: BorrowMut<MapData>,
+    K: Pod + Eq + Hash,
+    V: Pod,
+{
+    for ((bits, data), value) in target {
+        map.insert(&Key::new(*bits, *data), value, 0).map_err(written(name))?;
+    }
+    let present: Vec<Key<K>> = map.keys().collect::<Result<_, MapError>>().map_err(read(name))?;
+    for key in present.iter().filter(|key| !target.contains_key(&(key.prefix_len(), key.data()))) {
+        map.remove(key).map_err(written(name))?;
+    }
+    Ok(())
+}
+
+/// Names of what is configured no more. Backends and paths stay until no flow lives on them: see [`settle`].
+fn remove_old_names(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
+    let used: HashSet<NameKey> = image.used();
+    let gone: Vec<NameKey> = image
+        .registry
+        .names()
+        .map(|(key, _)| key)
+        .filter(|key| !used.contains(key) && !matches!(key.kind, kind::BACKEND | kind::PATH))
+        .collect();
+    for key in gone {
+        match key.kind {
+            kind::POOL => maps.pools.set(key.id, Pool::default(), 0).map_err(written("POOLS"))?,
+            kind::NEIGHBOUR => maps.neighbours.set(key.id, 0, 0).map_err(written("NEIGHBOURS"))?,
+            _ => {}
+        }
+        maps.names.remove(&key).or_else(gone_already).map_err(written("NAMES"))?;
+    }
+    Ok(())
+}
+
+fn gone_already(error: MapError) -> Result<(), MapError> {
+    match error {
+        MapError::KeyNotFound => Ok(()),
+        MapError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => Err(other),
+    }
+}
+
+/// What a round of [`settle`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Flows that were over and are gone.
+    pub swept: usize,
+    /// Rows whose dispute has ended.
+    pub rows: usize,
+    /// Backends and paths that were given back.
+    pub released: usize,
+}
+
+/// Tidies up behind changes: takes out flows that are over, ends disputes of rows of which no flow lives off the current
+/// backend once the pool's settle time has passed, and gives numbers back that nothing names any more.
+///
+/// This node's flow table tells of this node's flows. Only a node without other members ends disputes by it: in a cluster
+/// another owner may still have old flows of the same row, and the nodes have no way yet to agree that none has. There
+/// disputed rows stay with their owners, at the cost of a hop and a flow entry, and keep the numbers of both backends.
+///
+/// # Errors
+/// [`MapsError`].
+pub fn settle(maps: &mut Maps, image: &mut Image) -> Result<Settled, MapsError> {
+    let key = image.node.hash_key;
+    let idle = image.node.idle;
+    let time = now();
+    let mut done = Settled { swept: maps.flows.sweep(&key, |flow| is_over(flow, &idle, time)), ..Settled::default() };
+    let mut named: HashSet<u16> = image.backends.keys().copied().collect();
+    for (&id, target) in &image.pools {
+        let pool = maps.pools.get(&u32::from(id), 0).map_err(read("POOLS"))?;
+        let rows = maps.rows(&pool)?;
+        if !rows.iter().any(|row| row.disputed()) {
+            continue;
+        }
+        if !image.peers.is_empty() {
+            named.extend(rows.iter().flat_map(|row| [row.current(), row.previous()]));
+            continue;
+        }
+        // The change was as long ago as its old flows' time has run.
+        let changed = pool.old_until.saturating_sub(u64::from(idle[4]) * 1_000_000_000);
+        let mut busy = vec![time < changed + target.settle.as_nanos() as u64; rows.len()];
+        let of_pool = |backend: u16| image.registry.backends.get(&backend).is_some_and(|row| row.pool == id);
+        for flow in maps.flows.iter(&key).filter(|flow| of_pool(flow.entry.backend())) {
+            let row = FlowHash::of(&key, &flow.record.tuple, flow.v6).row(pool.rows) as usize;
+            busy[row] |= flow.entry.backend() != rows[row].current();
+        }
+        let next = transition::settle(&rows, |row| !busy[row]);
+        done.rows += rows.iter().zip(&next).filter(|(old, new)| old != new).count();
+        if next != rows {
+            set_rows(maps, id, &pool, &next, pool.old_until)?;
+        }
+        named.extend(next.iter().flat_map(|row| [row.current(), row.previous()]));
+    }
+    named.extend(maps.flows.iter(&key).map(|flow| flow.entry.backend()));
+    done.released = release(maps, image, &named)?;
+    Ok(done)
+}
+
+/// Gives back backends that nothing names, and paths that no backend has.
+fn release(maps: &mut Maps, image: &mut Image, named: &HashSet<u16>) -> Result<usize, MapsError> {
+    let mut registry: Registry = maps.registry()?;
+    let mut released = 0;
+    let backends: Vec<u16> = registry.of(kind::BACKEND).into_iter().map(|(id, _)| id as u16).collect();
+    for id in backends.into_iter().filter(|id| !named.contains(id)) {
+        maps.backends.set(u32::from(id), Backend::default(), 0).map_err(written("BACKENDS"))?;
+        registry.backends.remove(&id);
+        forget(maps, &mut registry, kind::BACKEND, u32::from(id))?;
+        released += 1;
+    }
+    let in_use: HashSet<u16> = registry.backends.values().flat_map(|backend| backend.paths).collect();
+    let paths: Vec<u16> = registry.of(kind::PATH).into_iter().map(|(id, _)| id as u16).collect();
+    for id in paths.into_iter().filter(|id| !in_use.contains(id)) {
+        maps.paths.set(u32::from(id), Path::default(), 0).map_err(written("PATHS"))?;
+        maps.path_alive.set(u32::from(id), 0, 0).map_err(written("PATH_ALIVE"))?;
+        registry.paths.remove(&id);
+        forget(maps, &mut registry, kind::PATH, u32::from(id))?;
+        released += 1;
+    }
+    image.registry = registry;
+    Ok(released)
+}
+
+fn forget(maps: &mut Maps, registry: &mut Registry, kind: u32, id: u32) -> Result<(), MapsError> {
+    registry.release(kind, id);
+    maps.names.remove(&NameKey { kind, id }).or_else(gone_already).map_err(written("NAMES"))
+}
+
+/// Puts a next hop's MAC address in place, and the marks that it makes if it is another node.
+///
+/// # Errors
+/// [`MapsError::Use`].
+pub fn set_neighbour(maps: &mut Maps, id: u32, mac: u64, peer: Option<u8>) -> Result<(), MapsError> {
+    let before = maps.neighbours.get(&id, 0).map_err(read("NEIGHBOURS"))?;
+    if before != mac | RESOLVED {
+        maps.neighbours.set(id, mac | RESOLVED, 0).map_err(written("NEIGHBOURS"))?;
+    }
+    let Some(node) = peer else { return Ok(()) };
+    let old = before & !RESOLVED;
+    if old != 0 && old != mac {
+        for stale in [old, old ^ FINAL_BIT] {
+            maps.peer_macs.remove(&stale).or_else(gone_already).map_err(written("PEER_MACS"))?;
+        }
+    }
+    maps.peer_macs.insert(mac, Mark::forwarded(node).0, 0).map_err(written("PEER_MACS"))?;
+    maps.peer_macs.insert(mac ^ FINAL_BIT, Mark::kept(node).0, 0).map_err(written("PEER_MACS"))
+}

@@ -1,0 +1,297 @@
+//! The tables in ordinary memory: what `why` asks, and what tests hold the compiled program against.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+
+use redirector_ebpf::abi::SOURCE_CELLS;
+use redirector_ebpf::packet::{Address, Frame, Tuple, Wire};
+use redirector_ebpf::reason::Reason;
+use redirector_ebpf::stations::Journey;
+use redirector_ebpf::sync::Word;
+use redirector_ebpf::tables::flow::{Record, WAYS};
+use redirector_ebpf::tables::path::RESOLVED;
+use redirector_ebpf::tables::{
+    AliveNodes, BUDGETS, Backend, Bucket, Budget, FragmentKey, Mark, NeighbourKey, Node, Path, Pool, Port, Row,
+    Service, ServiceKey, Slot, Tables, Vip,
+};
+
+use super::image::{Image, ip};
+
+/// A packet in a vector, with room before it as a driver leaves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryFrame {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+/// Room before a packet (the kernel's `XDP_PACKET_HEADROOM`).
+const HEADROOM: usize = 256;
+
+impl MemoryFrame {
+    /// A frame of these bytes.
+    pub fn new(packet: &[u8]) -> Self {
+        let mut bytes = vec![0; HEADROOM];
+        bytes.extend_from_slice(packet);
+        Self { bytes, start: HEADROOM }
+    }
+
+    /// The packet's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
+impl Frame for MemoryFrame {
+    fn length(&self) -> usize {
+        self.bytes().len()
+    }
+
+    fn holds(&self, len: usize) -> bool {
+        self.length() >= len
+    }
+
+    fn read<T: Wire>(&self, offset: usize) -> Option<T> {
+        let bytes = self.bytes().get(offset..offset.checked_add(size_of::<T>())?)?;
+        // SAFETY: the slice is as long as a `T`, and any bytes are a `T`.
+        Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+    }
+
+    fn write<T: Wire>(&mut self, offset: usize, header: T) -> Option<()> {
+        let start = self.start;
+        let bytes = self.bytes[start..].get_mut(offset..offset.checked_add(size_of::<T>())?)?;
+        // SAFETY: the slice is as long as a `T`, which has no padding.
+        unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(header) };
+        Some(())
+    }
+
+    fn move_head(&mut self, by: i32) -> Option<()> {
+        let start = self.start.checked_add_signed(by as isize)?;
+        // The kernel keeps 40 bytes of headroom for itself and wants an Ethernet header to be left.
+        if start < 40 || start + 14 > self.bytes.len() {
+            return None;
+        }
+        self.start = start;
+        Some(())
+    }
+
+    fn cut(&mut self, len: usize) -> Option<()> {
+        if len < 14 || len > self.length() {
+            return None;
+        }
+        self.bytes.truncate(self.start + len);
+        Some(())
+    }
+}
+
+/// A node's tables.
+pub struct MemoryTables {
+    /// What the agent would write.
+    pub image: Image,
+    /// The port that packets come in by.
+    pub ingress: u8,
+    /// Pools by number.
+    pub pools: HashMap<u16, Pool>,
+    /// Maglev tables by number.
+    pub tables: HashMap<u32, Vec<Row>>,
+    /// MAC addresses of neighbours by number.
+    pub neighbours: RefCell<HashMap<u32, u64>>,
+    /// Paths whose alive bit is off.
+    pub dead_paths: Vec<u16>,
+    /// Marks by source MAC address.
+    pub peer_macs: HashMap<u64, Mark>,
+    /// Where the kernel would send answers.
+    pub routes: HashMap<Address, (u8, u64)>,
+    /// Time in nanoseconds.
+    pub now: Cell<u64>,
+    /// What was counted.
+    pub counted: RefCell<Vec<Reason>>,
+    flows: [Vec<Bucket>; 2],
+    tuples: RefCell<HashMap<(bool, u32), Record>>,
+    fragments: RefCell<HashMap<FragmentKey, u64>>,
+    budgets: [Word; BUDGETS as usize],
+    sources: Vec<Word>,
+}
+
+impl MemoryTables {
+    /// Tables of an image, with flow tables of so many buckets, a power of two, for each family. Pools get fresh rows and
+    /// all neighbours are unknown.
+    pub fn new(image: Image, buckets: usize) -> Self {
+        let flows = || (0..buckets).map(|_| Bucket::empty()).collect();
+        let mut tables = Self {
+            ingress: 0,
+            pools: HashMap::new(),
+            tables: HashMap::new(),
+            neighbours: RefCell::default(),
+            dead_paths: Vec::new(),
+            peer_macs: HashMap::new(),
+            routes: HashMap::new(),
+            now: Cell::new(1_000_000_000_000),
+            counted: RefCell::default(),
+            flows: [flows(), flows()],
+            tuples: RefCell::default(),
+            fragments: RefCell::default(),
+            budgets: [const { Word::new(0) }; BUDGETS as usize],
+            sources: (0..SOURCE_CELLS).map(|_| Word::new(0)).collect(),
+            image,
+        };
+        for (&id, pool) in &tables.image.pools {
+            let rows = crate::pool::transition::fresh(&crate::pool::build(&pool.members, pool.rows));
+            tables.pools.insert(id, Pool { table: u32::from(id), rows: rows.len() as u32, old_until: 0 });
+            tables.tables.insert(u32::from(id), rows);
+        }
+        tables
+    }
+
+    /// Puts a flow table's bucket in place, as it was read from a map.
+    pub fn set_bucket(&mut self, v6: bool, index: u32, entries: [u64; WAYS]) {
+        if let Some(bucket) = self.flows[usize::from(v6)].get(index as usize) {
+            for (word, entry) in bucket.entries.iter().zip(entries) {
+                word.store(entry);
+            }
+        }
+    }
+
+    /// Puts a tuple beside an entry.
+    pub fn set_tuple(&self, v6: bool, index: u32, record: Record) {
+        self.tuples.borrow_mut().insert((v6, index), record);
+    }
+
+    /// All entries of a family's flow table that are not empty, with their places.
+    pub fn flows(&self, v6: bool) -> Vec<(u32, u64)> {
+        let entries = self.flows[usize::from(v6)].iter().flat_map(|bucket| &bucket.entries);
+        entries.enumerate().map(|(at, word)| (at as u32, word.load())).filter(|(_, entry)| *entry != 0).collect()
+    }
+}
+
+impl Tables for MemoryTables {
+    fn node(&self) -> Option<&Node> {
+        Some(&self.image.node)
+    }
+
+    fn ingress(&self) -> Option<(u8, &Port)> {
+        Some((self.ingress, self.port(self.ingress)?))
+    }
+
+    fn port(&self, number: u8) -> Option<&Port> {
+        self.image.ports.get(usize::from(number))
+    }
+
+    fn vip(&self, address: &Address, v6: bool) -> Option<Vip> {
+        let ip = ip(address, v6);
+        let holding = self.image.vips.iter().filter(|(prefix, _)| prefix.contains(ip));
+        holding.max_by_key(|(prefix, _)| prefix.length()).map(|(_, vip)| *vip)
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        self.image.services.get(key).copied()
+    }
+
+    fn service_range(&self, key: &ServiceKey) -> Option<Service> {
+        let port = u16::from_be(key.port);
+        let masked = |bits: u32| {
+            let mask = if bits == 48 { 0 } else { u16::MAX << (64 - bits) };
+            ServiceKey { port: (port & mask).to_be(), ..*key }
+        };
+        (48..=64).rev().find_map(|bits| self.image.ranges.get(&(masked(bits), bits)).copied())
+    }
+
+    fn pool(&self, id: u16) -> Option<&Pool> {
+        self.pools.get(&id)
+    }
+
+    fn row(&self, table: u32, row: u32) -> Option<Row> {
+        self.tables.get(&table)?.get(row as usize).copied()
+    }
+
+    fn slot(&self, slot: u32) -> Option<&Slot> {
+        self.image.slots.get(slot as usize)
+    }
+
+    fn alive(&self) -> Option<&AliveNodes> {
+        Some(&self.image.alive)
+    }
+
+    fn peer(&self, node: u8) -> Option<&Path> {
+        // The map is an array: a node that is no member has a row of zeros.
+        static NONE: std::sync::LazyLock<Path> = std::sync::LazyLock::new(Path::default);
+        Some(self.image.peers.get(&node).unwrap_or(&NONE))
+    }
+
+    fn peer_of_mac(&self, mac: u64) -> Option<Mark> {
+        self.peer_macs.get(&mac).copied()
+    }
+
+    fn backend(&self, id: u16) -> Option<Backend> {
+        Some(self.image.backends.get(&id).copied().unwrap_or_default())
+    }
+
+    fn path(&self, id: u16) -> Option<&Path> {
+        self.image.paths.get(&id)
+    }
+
+    fn path_alive(&self, id: u16) -> bool {
+        !self.dead_paths.contains(&id)
+    }
+
+    fn neighbour(&self, id: u32) -> u64 {
+        self.neighbours.borrow().get(&id).copied().unwrap_or(0)
+    }
+
+    fn neighbour_id(&self, key: &NeighbourKey) -> Option<u32> {
+        self.image.neighbours.iter().find(|(_, hop)| hop.key() == *key).map(|(id, _)| *id)
+    }
+
+    fn learn(&self, id: u32, mac: u64) {
+        self.neighbours.borrow_mut().insert(id, mac | RESOLVED);
+    }
+
+    fn route(&self, address: &Address, _v6: bool) -> Option<(u8, u64)> {
+        self.routes.get(address).copied()
+    }
+
+    fn bucket(&self, v6: bool, index: u32) -> Option<&Bucket> {
+        self.flows[usize::from(v6)].get(index as usize)
+    }
+
+    fn bucket_mask(&self, v6: bool) -> u32 {
+        self.flows[usize::from(v6)].len() as u32 - 1
+    }
+
+    fn keep_tuple(&self, v6: bool, index: u32, record: &Record) {
+        self.set_tuple(v6, index, *record);
+    }
+
+    fn is_tuple(&self, v6: bool, index: u32, tuple: &Tuple) -> bool {
+        self.tuples.borrow().get(&(v6, index)).is_some_and(|record| record.tuple == *tuple)
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> u64 {
+        self.fragments.borrow().get(key).copied().unwrap_or(0)
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey, decision: u64) {
+        self.fragments.borrow_mut().insert(*key, decision);
+    }
+
+    fn budget(&self, budget: Budget) -> Option<&Word> {
+        self.budgets.get(budget as usize)
+    }
+
+    fn source_budget(&self, cell: u32) -> Option<&Word> {
+        self.sources.get(cell as usize)
+    }
+
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    fn trace(&self, _journey: &Journey) {}
+
+    fn count(&self, reason: Reason) {
+        self.counted.borrow_mut().push(reason);
+    }
+
+    fn count_service(&self, _service: u16, _bytes: u64) {}
+
+    fn count_backend(&self, _backend: u16, _rank: u8, _bytes: u64) {}
+}

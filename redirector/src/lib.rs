@@ -1,0 +1,14 @@
+//! The agent's library.
+#![deny(missing_docs)]
+
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod dataplane;
+pub mod doctor;
+pub mod netlink;
+pub mod ownership;
+pub mod pool;
+
+/// The BPF object: the XDP programs and their maps.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirector-ebpf"));

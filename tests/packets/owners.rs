@@ -1,0 +1,140 @@
+//! Flows that need their owner: owned services, disputed rows, and what the flow table remembers.
+
+use redirector::dataplane::memory::MemoryTables;
+use redirector_ebpf::reason::Reason;
+use redirector_ebpf::tables::Row;
+use redirector_ebpf::tables::flow::{Entry, State};
+use suite::node::{self, Done, backend, pool, send, set_rows};
+use suite::packet::{Packet, tcp, udp};
+
+use super::ranks;
+
+/// Node 1 owns every slot; the pool's rows name these backends.
+fn owner(current: &str, previous: &str) -> MemoryTables {
+    let mut tables = node::node(1);
+    ranks([1, 2, 0, 0])(&mut tables);
+    let row = Row::new(backend(&tables, current), backend(&tables, previous), false);
+    set_rows(&mut tables, "l2", row);
+    tables
+}
+
+fn served(tables: &MemoryTables, says: &str, packet: &Packet, by: &str, known: bool, notes: &[Reason]) -> Done {
+    let done = send(tables, &packet.bytes());
+    assert_eq!(done.verdict.reason, Reason::Served, "{says}");
+    assert_eq!(done.journey.backend, backend(tables, by), "{says}: by {by}");
+    assert_eq!((done.journey.known, &done.notes[..]), (known, notes), "{says}");
+    done
+}
+
+const RECORDED: &[Reason] = &[Reason::NoteRecorded];
+
+fn https(client: u16) -> Packet {
+    tcp(&format!("192.0.2.7:{client}"), "198.51.100.1:443")
+}
+
+fn http(client: u16) -> Packet {
+    tcp(&format!("192.0.2.7:{client}"), "198.51.100.1:80")
+}
+
+fn sip(client: u16) -> Packet {
+    udp(&format!("192.0.2.7:{client}"), "198.51.100.1:5060")
+}
+
+#[test]
+fn a_shared_service_records_nothing_while_rows_are_undisputed() {
+    let tables = owner("l2/a", "l2/a");
+    served(&tables, "SYN", &http(1).syn(), "l2/a", false, &[]);
+    served(&tables, "data", &http(1), "l2/a", false, &[]);
+    assert!(tables.flows(false).is_empty());
+}
+
+#[test]
+fn an_owned_service_records_each_flow_and_keeps_its_backend() {
+    let mut tables = owner("l2/a", "l2/a");
+    served(&tables, "SYN", &https(1).syn(), "l2/a", false, RECORDED);
+    served(&tables, "ACK", &https(1), "l2/a", true, &[]);
+    served(&tables, "a datagram", &sip(1), "l2/a", false, RECORDED);
+    let row = Row::new(backend(&tables, "l2/b"), backend(&tables, "l2/b"), false);
+    set_rows(&mut tables, "l2", row);
+    served(&tables, "an old flow's data", &https(1), "l2/a", true, &[]);
+    served(&tables, "a SYN sent again", &https(1).syn(), "l2/a", true, &[]);
+    served(&tables, "an old flow's datagram", &sip(1), "l2/a", true, &[]);
+    served(&tables, "a new flow", &https(2).syn(), "l2/b", false, RECORDED);
+    let v6 = tcp("[2001:db8:7::7]:1", "[2001:db8:100::1]:443");
+    served(&tables, "IPv6 has a table of its own", &v6.clone().syn(), "l2/b", false, RECORDED);
+    served(&tables, "IPv6, known", &v6, "l2/b", true, &[]);
+    assert_eq!((tables.flows(false).len(), tables.flows(true).len()), (3, 1));
+}
+
+#[test]
+fn disputed_rows_tell_old_flows_from_new_ones() {
+    let mut tables = owner("l2/b", "l2/a");
+    served(&tables, "a SYN is new", &http(1).syn(), "l2/b", false, RECORDED);
+    served(&tables, "and stays there", &http(1), "l2/b", true, &[]);
+    served(&tables, "data of an unknown flow is old", &http(2), "l2/a", false, RECORDED);
+    served(&tables, "and stays there", &http(2), "l2/a", true, &[]);
+    let id = pool(&tables, "l2");
+    let now = tables.now.get();
+    tables.pools.get_mut(&id).unwrap().old_until = now + 1;
+    served(&tables, "an unknown datagram is old for a while", &sip(1), "l2/a", false, RECORDED);
+    tables.now.set(now + 1);
+    served(&tables, "then new", &sip(2), "l2/b", false, RECORDED);
+    served(&tables, "the old one stays old", &sip(1), "l2/a", true, &[]);
+}
+
+#[test]
+fn a_second_change_during_a_dispute_keeps_every_flow() {
+    let mut tables = owner("l2/b", "l2/a");
+    served(&tables, "new with the first change", &http(1).syn(), "l2/b", false, RECORDED);
+    let row = Row::new(backend(&tables, "l2/c"), backend(&tables, "l2/a"), true);
+    set_rows(&mut tables, "l2", row);
+    served(&tables, "known", &http(1), "l2/b", true, &[]);
+    served(&tables, "older than both", &http(2), "l2/a", false, RECORDED);
+    served(&tables, "new with the second", &http(3).syn(), "l2/c", false, RECORDED);
+}
+
+#[test]
+fn a_flow_is_proven_by_a_second_packet_and_closes() {
+    let tables = owner("l2/a", "l2/a");
+    let state = || {
+        let [(_, entry)] = tables.flows(false)[..] else { panic!("one flow") };
+        (Entry(entry).state(), Entry(entry).proven())
+    };
+    send(&tables, &https(1).syn().bytes());
+    assert_eq!(state(), (State::Opening, false));
+    tables.now.set(tables.now.get() + 5_000_000);
+    send(&tables, &https(1).syn().bytes());
+    assert_eq!(state(), (State::Opening, false), "a SYN again proves nothing");
+    send(&tables, &https(1).bytes());
+    assert_eq!(state(), (State::Established, true));
+    send(&tables, &https(1).flags(|tcp| tcp.fin = true).bytes());
+    assert_eq!(state(), (State::Closing, true));
+    send(&tables, &https(1).bytes());
+    assert_eq!(state(), (State::Closing, true), "the last ACK");
+    let reopened = send(&tables, &https(1).syn().bytes());
+    assert!(reopened.journey.known);
+    assert_eq!(state(), (State::Opening, false), "the port is used anew");
+}
+
+#[test]
+fn an_entry_of_another_pool_makes_way() {
+    let mut tables = owner("l2/a", "l2/a");
+    send(&tables, &https(1).syn().bytes());
+    // The service is given another pool, whose backend the flow cannot keep.
+    let other = pool(&tables, "ranked");
+    tables.image.services.values_mut().filter(|service| service.owned != 0).for_each(|service| service.pool = other);
+    served(&tables, "the first packet since", &https(1), "ranked/a", false, RECORDED);
+    served(&tables, "the second", &https(1), "ranked/a", true, &[]);
+    assert_eq!(tables.flows(false).len(), 1, "one flow has one entry");
+}
+
+#[test]
+fn inserts_have_a_budget_and_nobody_is_no_backend() {
+    let mut tables = owner("l2/a", "l2/a");
+    tables.image.node.inserts = 10;
+    served(&tables, "within the budget", &https(1).syn(), "l2/a", false, RECORDED);
+    served(&tables, "the budget is spent", &https(2).syn(), "l2/a", false, &[Reason::NoteInsertBudget]);
+    set_rows(&mut tables, "l2", Row::default());
+    let done = send(&tables, &https(3).syn().bytes());
+    assert_eq!((done.verdict.reason, done.notes.len()), (Reason::NoBackend, 0));
+}

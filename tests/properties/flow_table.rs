@@ -1,0 +1,105 @@
+//! Floods do not reach flows that are proven.
+
+use redirector::dataplane::memory::MemoryTables;
+use redirector_ebpf::reason::Reason;
+use redirector_ebpf::tables::Row;
+use suite::node;
+use suite::packet::{Packet, tcp_between, udp_between};
+use suite::random::Random;
+
+/// Node 1 alone, with two buckets.
+fn small() -> MemoryTables {
+    let config = node::configuration(1);
+    let mut tables = MemoryTables::new(node::image(&config), 2);
+    let known = node::node(1).neighbours;
+    tables.neighbours = known;
+    tables.image.slots.iter_mut().for_each(|slot| slot.ranks = [1, 0, 0, 0]);
+    let backend = node::backend(&tables, "l2/a");
+    node::set_rows(&mut tables, "l2", Row::new(backend, backend, false));
+    tables
+}
+
+fn flow(random: &mut Random, datagrams: bool) -> Packet {
+    let client = (std::net::Ipv4Addr::from(random.number() as u32), random.number() as u16 | 1).into();
+    if datagrams {
+        udp_between(client, "198.51.100.1:5060".parse().unwrap())
+    } else {
+        tcp_between(client, "198.51.100.1:443".parse().unwrap())
+    }
+}
+
+fn pass_time(tables: &MemoryTables, milliseconds: u64) {
+    tables.now.set(tables.now.get() + milliseconds * 1_000_000);
+}
+
+#[test]
+fn floods_never_evict_proven_flows() {
+    for (says, datagrams, shape) in [
+        ("SYN", false, Packet::syn as fn(Packet) -> Packet),
+        ("ACK", false, |packet| packet),
+        ("UDP", true, |packet| packet),
+    ] {
+        let (mut tables, mut random) = (small(), Random::new(4));
+        let proven: Vec<Packet> = (0..12)
+            .map(|_| flow(&mut random, datagrams))
+            .filter(|packet| {
+                let first = node::send(&tables, &shape(packet.clone()).bytes());
+                pass_time(&tables, 2);
+                let second = node::send(&tables, &packet.bytes());
+                first.notes == [Reason::NoteRecorded] && second.journey.known
+            })
+            .collect();
+        assert!(proven.len() > 6, "{} flows found a place", proven.len());
+        // New flows would go elsewhere, so a lost entry shows.
+        let kept = node::backend(&tables, "l2/a");
+        let other = node::backend(&tables, "l2/b");
+        node::set_rows(&mut tables, "l2", Row::new(other, other, false));
+        for round in 0..20_000 {
+            node::send(&tables, &shape(flow(&mut random, datagrams)).bytes());
+            if round % 100 == 0 {
+                pass_time(&tables, 1);
+            }
+        }
+        for packet in &proven {
+            let done = node::send(&tables, &packet.bytes());
+            assert!(done.journey.known && done.journey.backend == kept, "{says}: a proven flow was evicted");
+        }
+    }
+}
+
+/// In a flood, too, a new flow has time to be proven: the oldest of the unproven goes first.
+#[test]
+fn the_newest_of_the_unproven_stays_longest() {
+    let (tables, mut random) = (small(), Random::new(5));
+    for _ in 0..64 {
+        node::send(&tables, &flow(&mut random, false).syn().bytes());
+        pass_time(&tables, 1);
+    }
+    for _ in 0..100 {
+        let ours = flow(&mut random, false);
+        node::send(&tables, &ours.clone().syn().bytes());
+        for _ in 0..3 {
+            pass_time(&tables, 1);
+            node::send(&tables, &flow(&mut random, false).syn().bytes());
+        }
+        assert!(node::send(&tables, &ours.clone().syn().bytes()).journey.known, "evicted by three others");
+    }
+}
+
+#[test]
+fn expired_entries_make_room_and_full_buckets_serve_all_the_same() {
+    let (tables, mut random) = (small(), Random::new(6));
+    for _ in 0..100 {
+        let packet = flow(&mut random, true);
+        node::send(&tables, &packet.bytes());
+        pass_time(&tables, 2);
+        node::send(&tables, &packet.bytes());
+    }
+    assert_eq!(tables.flows(false).len(), 16, "two buckets of proven flows");
+    let full = node::send(&tables, &flow(&mut random, true).bytes());
+    assert_eq!((full.verdict.reason, &full.notes[..]), (Reason::Served, &[Reason::NoteBucketFull][..]));
+    let timeout = u64::from(tables.image.node.idle[4]);
+    pass_time(&tables, (timeout + 2) * 1_000);
+    let late = node::send(&tables, &flow(&mut random, true).bytes());
+    assert_eq!((late.verdict.reason, &late.notes[..]), (Reason::Served, &[Reason::NoteEvicted][..]));
+}

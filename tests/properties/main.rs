@@ -1,0 +1,8 @@
+//! Properties of the decisions, for arbitrary inputs.
+
+mod arithmetic;
+mod bytes;
+mod disputes;
+mod flow_table;
+mod hash;
+mod hops;

@@ -1,0 +1,14 @@
+//! The whole, end to end: real packets, real sockets and real SIGKILL in network namespaces.
+//!
+//! Each topic has a lab of its own. One is up at a time, since each takes what the machine has: see [`scene::Scene::up`].
+
+mod agent;
+mod change;
+mod million;
+mod pmtu;
+mod refusal;
+mod routed;
+mod scene;
+mod services;
+mod stranger;
+mod unload;

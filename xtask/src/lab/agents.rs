@@ -1,0 +1,141 @@
+//! The programs under test: the nodes' agents and the backends' decap.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Config, Lab, Process, Role, Vip};
+use crate::step;
+
+/// How long a program may take from its start until it does its work.
+const READY: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(20);
+
+impl Lab {
+    /// Writes the configuration of every node and backend, and puts the VIPs on the backends' `lo`.
+    pub fn configure(&self, config: &Config) -> Result<()> {
+        for node in 1..=self.topology.nodes {
+            let file = config.file(&self.topology, &self.directory, node)?;
+            self.write_config(&Role::Node(node).name(self.topology.fabric), &file)?;
+        }
+        let file = config.backend_file(&self.topology)?;
+        for backend in self.backends() {
+            self.write_config(&backend, &file)?;
+        }
+        let vips: Vec<String> = config
+            .vip
+            .iter()
+            .map(|Vip { address, .. }| match (address.contains('/'), address.contains(':')) {
+                (true, _) => format!("route replace local {address} dev lo"),
+                (false, false) => format!("address replace {address}/32 dev lo"),
+                (false, true) => format!("address replace {address}/128 dev lo nodad"),
+            })
+            .collect();
+        for backend in self.backends() {
+            self.host(&backend)?.ip(&vips)?;
+        }
+        Ok(())
+    }
+
+    fn write_config(&self, host: &str, text: &str) -> Result<()> {
+        let path = self.config_file(host);
+        for directory in ["data", "run"] {
+            let directory = path.with_file_name(directory);
+            fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        }
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The configuration file of a node or backend.
+    pub fn config_file(&self, host: &str) -> PathBuf {
+        self.directory.join(host).join("config.toml")
+    }
+
+    /// `redirector ARGS --config FILE` on a node or backend.
+    pub fn redirector(&self, host: &str, args: &[impl AsRef<str>]) -> Result<Command> {
+        let mut command = self.host(host)?.command(binary()?);
+        command.args(args.iter().map(AsRef::as_ref)).arg("--config").arg(self.config_file(host));
+        Ok(command)
+    }
+
+    /// Starts all agents and waits until each answers.
+    pub fn start_agents(&self) -> Result<()> {
+        let nodes = self.nodes();
+        let agents: Vec<Process> = nodes.iter().map(|node| self.spawn_agent(node)).collect::<Result<_>>()?;
+        nodes.iter().zip(&agents).try_for_each(|(node, agent)| self.agent_ready(node, agent))
+    }
+
+    /// Starts one node's agent, as `NODE-agent`, and waits until it answers.
+    pub fn start_agent(&self, node: &str) -> Result<Process> {
+        let agent = self.spawn_agent(node)?;
+        self.agent_ready(node, &agent)?;
+        Ok(agent)
+    }
+
+    /// Starts on every backend the program that takes tunnels apart, as `BACKEND-decap`, and waits until it is attached.
+    pub fn start_decaps(&self) -> Result<()> {
+        for backend in self.backends() {
+            self.spawn(&backend, "decap", self.redirector(&backend, &["decap"])?)?;
+        }
+        for backend in self.backends() {
+            let decap = self.process(&format!("{backend}-decap"))?;
+            wait_for(&decap, || {
+                let link = self.host(&backend)?.command("ip").args(["-o", "link", "show", "eth0"]).output()?;
+                let attached = link.stdout.windows(9).any(|word| word == b" prog/xdp");
+                Ok(if attached { None } else { Some("nothing is attached to its eth0".into()) })
+            })?;
+        }
+        Ok(())
+    }
+
+    fn spawn_agent(&self, node: &str) -> Result<Process> {
+        self.spawn(node, "agent", self.redirector(node, &["run"])?)
+    }
+
+    /// An agent is ready when its control socket answers; the socket's file alone may be left from one that was killed.
+    fn agent_ready(&self, node: &str, agent: &Process) -> Result<()> {
+        let file = self.config_file(node).display().to_string();
+        wait_for(agent, || {
+            // `get` would be content with the maps, which are there without an agent too.
+            let asked = self.redirector(node, &["diff", &file])?.output().context("cannot run `redirector diff`")?;
+            Ok(if asked.status.success() {
+                None
+            } else {
+                Some(String::from_utf8_lossy(&asked.stderr).trim().to_owned())
+            })
+        })
+    }
+}
+
+/// Waits until nothing is missing any more for a process to be ready.
+fn wait_for(process: &Process, missing: impl Fn() -> Result<Option<String>>) -> Result<()> {
+    let deadline = Instant::now() + READY;
+    while let Some(missing) = missing()? {
+        let Process { label, .. } = process;
+        ensure!(process.alive(), "{label} has ended; its last words:\n{}", process.log_tail());
+        ensure!(
+            Instant::now() < deadline,
+            "{label} is not ready after {READY:?}: {missing}\nits last words:\n{}",
+            process.log_tail()
+        );
+        thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// The program under test.
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("REDIRECTOR_BIN") {
+        return Ok(path.into());
+    }
+    let path = step::target().join("release/redirector");
+    ensure!(
+        path.exists(),
+        "{} is not there: build it with `cargo build --release -p redirector`, or name another in REDIRECTOR_BIN",
+        path.display()
+    );
+    Ok(path)
+}

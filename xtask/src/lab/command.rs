@@ -1,0 +1,135 @@
+//! `cargo xtask lab`.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+
+use super::{Config, Fabric, Lab, Role, Topology, bring_up, down, vip4};
+/// A cluster in network namespaces.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Bring up a client, nodes, backends with servers, and what joins them
+    Up(Up),
+    /// Take a lab down; one that is not there is no error
+    Down {
+        #[command(flatten)]
+        lab: Name,
+    },
+    /// Run a command on a host: `c1`, `n1`, `b1`, `bridge` or `r1`
+    Exec {
+        #[command(flatten)]
+        lab: Name,
+        /// The host
+        host: String,
+        /// The command and its arguments
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+    /// Show a lab's hosts and what runs on them
+    Status {
+        #[command(flatten)]
+        lab: Name,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Name {
+    /// The lab's name; several labs can be up at once
+    #[arg(long, default_value = "lab")]
+    name: String,
+}
+
+#[derive(Debug, clap::Args)]
+struct Up {
+    #[command(flatten)]
+    lab: Name,
+    /// Number of redirector nodes
+    #[arg(long, default_value_t = 3)]
+    nodes: u8,
+    /// Number of backends
+    #[arg(long, default_value_t = 3)]
+    backends: u8,
+    /// Join the hosts by a router, with a link of its own to each
+    #[arg(long, conflicts_with = "switched")]
+    routed: bool,
+    /// Join the hosts by a bridge (the default)
+    #[arg(long)]
+    switched: bool,
+    /// MTU of the nodes' and backends' links
+    #[arg(long, default_value_t = 1600)]
+    mtu: u16,
+    /// Network and servers only: start no agents
+    #[arg(long)]
+    bare: bool,
+}
+
+/// Does what the arguments say.
+pub fn command(args: Args) -> Result<()> {
+    match args.action {
+        Action::Up(args) => up(args),
+        Action::Down { lab } => down(&lab.name),
+        Action::Exec { lab, host, command } => exec(&lab.name, &host, &command),
+        Action::Status { lab } => status(&lab.name),
+    }
+}
+
+fn up(args: Up) -> Result<()> {
+    let begun = Instant::now();
+    let fabric = if args.routed { Fabric::Routed } else { Fabric::Switched };
+    let topology = Topology { name: args.lab.name, nodes: args.nodes, backends: args.backends, fabric, mtu: args.mtu };
+    let mut lab = if args.bare {
+        let lab = Lab::up(&topology)?;
+        lab.serve_in_processes()?;
+        lab
+    } else {
+        bring_up(&topology, &Config::standard(&topology))?
+    };
+    lab.keep()?;
+    println!("lab `{}` is up after {:.1} s", topology.name, begun.elapsed().as_secs_f32());
+    print_status(&lab)?;
+    let server = if args.bare { Role::Backend(1).v4() } else { vip4(1) };
+    println!("\ntry: cargo xtask lab exec --name {} c1 -- curl http://{server}/", topology.name);
+    println!("end: cargo xtask lab down --name {}", topology.name);
+    Ok(())
+}
+
+fn exec(lab: &str, host: &str, command: &[OsString]) -> Result<()> {
+    let (program, args) = command.split_first().context("name a command to run")?;
+    let error = Lab::open(lab)?.host(host)?.command(program).args(args).exec();
+    Err(error).with_context(|| format!("cannot run {}", program.display()))
+}
+
+fn status(name: &str) -> Result<()> {
+    print_status(&Lab::open(name)?)
+}
+
+fn print_status(lab: &Lab) -> Result<()> {
+    let topology = lab.topology();
+    let processes = lab.processes()?;
+    println!("{:<8}{:<14}{:<14}runs", "host", "IPv4", "IPv6");
+    for role in std::iter::once(Role::Fabric).chain(topology.hosts()) {
+        let name = role.name(topology.fabric);
+        let prefix = format!("{name}-");
+        let runs: Vec<String> = processes
+            .iter()
+            .filter_map(|process| {
+                let what = process.label.strip_prefix(&prefix)?;
+                Some(if process.alive() { format!("{what} (pid {})", process.pid) } else { format!("{what} (ended)") })
+            })
+            .collect();
+        let [v4, v6] = role.addresses().map(|address| address.to_string());
+        let (v4, v6) = if name == "bridge" { ("-", "-") } else { (v4.as_str(), v6.as_str()) };
+        println!("{name:<8}{v4:<14}{v6:<14}{}", runs.join(", "));
+    }
+    println!("files: {}", lab.directory().display());
+    Ok(())
+}

@@ -1,0 +1,258 @@
+//! The nodes' configuration files.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use super::topology::{Fabric, Role, Topology, vip4, vip6};
+use crate::traffic::HTTP_PORT;
+
+/// What the whole cluster serves; tests change it as they like.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Config {
+    /// Addresses that the cluster answers for.
+    pub vip: Vec<Vip>,
+    /// What is served on them.
+    pub service: Vec<Service>,
+    /// Who serves it.
+    pub pool: Vec<Pool>,
+    /// Idle times other than the usual ones, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub timeouts: BTreeMap<String, String>,
+}
+
+/// A virtual address or prefix.
+#[derive(Clone, Debug, Serialize)]
+pub struct Vip {
+    /// Address or prefix.
+    pub address: String,
+    /// `drop`, `reject` or `pass`.
+    pub unmatched: String,
+    /// `answer`, `pass` or `drop`.
+    pub echo: String,
+}
+
+/// A service on a VIP.
+#[derive(Clone, Debug, Serialize)]
+pub struct Service {
+    /// Unique name.
+    pub name: String,
+    /// One of the VIPs.
+    pub vip: String,
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// One port, a range or any.
+    pub ports: Ports,
+    /// Priority class: `critical`, `high`, `normal` or `low`.
+    pub class: String,
+    /// `shared` or `owned`.
+    pub affinity: String,
+    /// The name of a pool.
+    pub pool: String,
+}
+
+/// The ports of a service.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Ports {
+    /// A single one.
+    One(u16),
+    /// `"first-last"` or `"any"`.
+    Text(String),
+}
+
+/// Backends that serve the same thing.
+#[derive(Clone, Debug, Serialize)]
+pub struct Pool {
+    /// Unique name.
+    pub name: String,
+    /// `l2`, `ipip` or `gue`.
+    pub mode: String,
+    /// How long a change of the pool is kept in dispute at least.
+    pub settle: String,
+    /// The members.
+    pub backend: Vec<Backend>,
+}
+
+/// A member of a pool.
+#[derive(Clone, Debug, Serialize)]
+pub struct Backend {
+    /// The host's name in the lab.
+    pub name: String,
+    /// Its address, the far end of a tunnel where there is one.
+    pub address: IpAddr,
+    /// Share of the flows.
+    pub weight: u32,
+    /// `active` or `draining`.
+    pub state: String,
+    /// Ranked ways to it.
+    pub path: Vec<Way>,
+}
+
+/// A way to a backend.
+#[derive(Clone, Debug, Serialize)]
+pub struct Way {
+    /// Egress interface.
+    pub interface: String,
+    /// Whose MAC to send to.
+    pub next_hop: IpAddr,
+    /// VLAN, or 0.
+    pub vlan: u16,
+}
+
+impl Config {
+    /// Two VIPs of each family. The first pair: TCP port 80, `shared`, without a tunnel (GUE where a router lies between).
+    /// The second pair: TCP port 80, `owned`, IPIP.
+    pub fn standard(topology: &Topology) -> Self {
+        let plain = if topology.fabric == Fabric::Switched { "l2" } else { "gue" };
+        let mut config = Self::default();
+        for (number, kind, affinity, mode) in [(1, "shared", "shared", plain), (2, "owned", "owned", "ipip")] {
+            for vip in [IpAddr::from(vip4(number)), vip6(number).into()] {
+                let name = format!("{kind}{}", if vip.is_ipv4() { 4 } else { 6 });
+                config.vip.push(Vip { address: vip.to_string(), unmatched: "reject".into(), echo: "answer".into() });
+                config.service.push(Service {
+                    name: name.clone(),
+                    vip: vip.to_string(),
+                    protocol: "tcp".into(),
+                    ports: Ports::One(HTTP_PORT),
+                    class: "normal".into(),
+                    affinity: affinity.into(),
+                    pool: name.clone(),
+                });
+                config.pool.push(Pool::of_all(topology, &name, mode, vip.is_ipv6()));
+            }
+        }
+        config
+    }
+
+    /// The file of every backend: who may send it tunnel packets, and what for.
+    pub(super) fn backend_file(&self, topology: &Topology) -> Result<String> {
+        let sources = (1..=topology.nodes).flat_map(|number| Role::Node(number).addresses()).collect();
+        let vips = self.vip.iter().map(|vip| vip.address.as_str()).collect();
+        let file = BackendFile { decap: Decap { interface: "eth0", sources, vips } };
+        toml::to_string(&file).context("cannot write the configuration of the backends as TOML")
+    }
+
+    /// The file of one node.
+    pub(super) fn file(&self, topology: &Topology, lab: &Path, node: u8) -> Result<String> {
+        let routed = topology.fabric == Fabric::Routed;
+        ensure!(
+            !routed || self.pool.iter().all(|pool| pool.mode != "l2"),
+            "a pool of mode l2 reaches its backends by MAC, which no router lets through: use ipip or gue"
+        );
+        let name = Role::Node(node).name(topology.fabric);
+        let directory = lab.join(&name);
+        let file = File {
+            node: Node {
+                id: node,
+                name: &name,
+                pins: format!("/sys/fs/bpf/{}", super::namespace(&topology.name, &name)),
+                data: directory.join("data").display().to_string(),
+                run: directory.join("run").display().to_string(),
+            },
+            cluster: Cluster { id: 7, key: "000102030405060708090a0b0c0d0e0f", slots: 16384 },
+            tables: Tables { flows4: 65536, flows6: 16384 },
+            interface: [Interface { name: "eth0", mode: "native" }],
+            member: (1..=topology.nodes)
+                .map(|id| Member {
+                    id,
+                    address: Role::Node(id).v4().into(),
+                    interface: "eth0",
+                    next_hop: if routed { Role::Fabric } else { Role::Node(id) }.v4().into(),
+                    forward: if routed { "udp" } else { "mac" },
+                    alive: true,
+                })
+                .collect(),
+            cluster_wide: self,
+        };
+        toml::to_string(&file).with_context(|| format!("cannot write the configuration of {name} as TOML"))
+    }
+}
+
+impl Pool {
+    /// A pool of all the lab's backends.
+    pub fn of_all(topology: &Topology, name: &str, mode: &str, v6: bool) -> Self {
+        let backend = (1..=topology.backends).map(|number| Backend::new(topology, number, v6)).collect();
+        Self { name: name.into(), mode: mode.into(), settle: "60s".into(), backend }
+    }
+}
+
+impl Backend {
+    /// The lab's `number`th backend, with one path.
+    pub fn new(topology: &Topology, number: u8, v6: bool) -> Self {
+        let role = Role::Backend(number);
+        let hop = if topology.fabric == Fabric::Routed { Role::Fabric } else { role };
+        let next_hop = hop.addresses()[usize::from(v6)];
+        Self {
+            name: role.name(topology.fabric),
+            address: role.addresses()[usize::from(v6)],
+            weight: 1,
+            state: "active".into(),
+            path: vec![Way { interface: "eth0".into(), next_hop, vlan: 0 }],
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct File<'a> {
+    node: Node<'a>,
+    cluster: Cluster,
+    tables: Tables,
+    interface: [Interface; 1],
+    member: Vec<Member>,
+    #[serde(flatten)]
+    cluster_wide: &'a Config,
+}
+
+#[derive(Serialize)]
+struct BackendFile<'a> {
+    decap: Decap<'a>,
+}
+
+#[derive(Serialize)]
+struct Decap<'a> {
+    interface: &'static str,
+    sources: Vec<IpAddr>,
+    vips: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Node<'a> {
+    id: u8,
+    name: &'a str,
+    pins: String,
+    data: String,
+    run: String,
+}
+
+#[derive(Serialize)]
+struct Cluster {
+    id: u32,
+    key: &'static str,
+    slots: u32,
+}
+
+#[derive(Serialize)]
+struct Tables {
+    flows4: u32,
+    flows6: u32,
+}
+
+#[derive(Serialize)]
+struct Interface {
+    name: &'static str,
+    mode: &'static str,
+}
+
+#[derive(Serialize)]
+struct Member {
+    id: u8,
+    address: IpAddr,
+    interface: &'static str,
+    next_hop: IpAddr,
+    forward: &'static str,
+    alive: bool,
+}
