@@ -19,6 +19,7 @@
 extern crate std;
 
 pub mod abi;
+pub mod bench;
 pub mod decap;
 pub mod hash;
 pub mod hop;

@@ -1,5 +1,6 @@
 //! What `cargo xtask` can do. It is built before the BPF toolchain is there, so it does not depend on `redirector`.
 
+pub mod bench;
 pub mod demo;
 pub mod ebpf;
 pub mod kernel;

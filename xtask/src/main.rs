@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use xtask::{demo, lab, setup, test, traffic};
+use xtask::{bench, demo, lab, setup, test, traffic};
 
 /// Development of Redirector.
 #[derive(Parser)]
@@ -19,6 +19,8 @@ enum Command {
     BuildEbpf,
     /// Check everything; installs what is missing first.
     Test(test::Args),
+    /// Measure the packet path.
+    Bench(bench::Args),
     /// A cluster in network namespaces: up, down, exec, status.
     Lab(lab::Args),
     /// A cluster, real requests, and where they went; sets up and builds first.
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Setup { purpose } => setup::command(purpose),
         Command::BuildEbpf => test::build_ebpf(),
         Command::Test(args) => test::command(&args),
+        Command::Bench(args) => bench::command(args),
         Command::Lab(args) => lab::command(args),
         Command::Demo(args) => demo::command(args),
         Command::Serve(args) => traffic::serve(args),

@@ -1,0 +1,115 @@
+//! Time of the loaded program per packet, against a floor that swaps two MAC addresses and sends the packet back.
+//!
+//! Floor and cell are measured in turn, in short slices on one CPU, both under the same wrapper (`redirector-bench`), so
+//! that what disturbs the machine disturbs both. A slice during which the host took the CPU away (its `steal` grew) is
+//! taken again, at most twice, whichever of the two it is. Given are medians over the rounds and the paired ratio.
+//!
+//! Figures are of `BPF_PROG_TEST_RUN`: no driver, no DMA, warm instruction cache.
+
+mod cells;
+mod measure;
+mod node;
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Serialize;
+
+use cells::Cell;
+use measure::Bench;
+
+/// What was measured of one cell with one number of flows.
+#[derive(Debug, Serialize)]
+struct Figure {
+    cell: &'static str,
+    flows: u64,
+    ns_median: f64,
+    floor_ns_median: f64,
+    wrapper_ns_median: f64,
+    ratio_median: f64,
+    ratio_p10: f64,
+    ratio_p90: f64,
+    /// The ratio that was aimed at.
+    target: Option<f64>,
+}
+
+/// Rounds of floor and cell.
+const ROUNDS: usize = 9;
+
+fn main() -> Result<()> {
+    let mut json = None;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--json" => json = Some(arguments.next().context("--json wants a file")?),
+            // What cargo adds to every bench.
+            "--bench" => {}
+            other => anyhow::bail!("unknown argument {other}; there is --json FILE"),
+        }
+    }
+    // SAFETY: takes nothing, fails never.
+    let root = unsafe { libc::geteuid() } == 0;
+    ensure!(root, "needs root, for BPF: sudo -E env \"PATH=$PATH\" cargo bench --bench packet");
+    let mut bench = Bench::new()?;
+    let mut figures = Vec::new();
+    println!(
+        "{:<14} {:>9} {:>9} {:>9} {:>7} {:>13} {:>7}",
+        "cell", "flows", "ns", "floor ns", "ratio", "p10..p90", "target"
+    );
+    for cell in cells::ALL {
+        for (flows, target) in cell.flows() {
+            let figure = measure(&mut bench, cell, flows, target)?;
+            let verdict = match figure.target {
+                Some(target) if figure.ratio_median <= target => format!("≤ {target}"),
+                Some(target) => format!("> {target} !"),
+                None => "–".to_owned(),
+            };
+            println!(
+                "{:<14} {:>9} {:>9.1} {:>9.1} {:>7.2} {:>6.2}..{:<5.2} {:>7}",
+                figure.cell,
+                figure.flows,
+                figure.ns_median,
+                figure.floor_ns_median,
+                figure.ratio_median,
+                figure.ratio_p10,
+                figure.ratio_p90,
+                verdict
+            );
+            figures.push(figure);
+        }
+    }
+    if let Some(file) = json {
+        fs::write(&file, serde_json::to_string_pretty(&figures)?).with_context(|| format!("cannot write {file}"))?;
+    }
+    Ok(())
+}
+
+fn measure(bench: &mut Bench, cell: &Cell, flows: u64, target: Option<f64>) -> Result<Figure> {
+    bench.prepare(cell, flows)?;
+    let (mut of_cell, mut of_floor, mut of_wrapper, mut ratios) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let floor = bench.floor(cell, flows)?;
+        let own = bench.cell(cell, flows)?;
+        of_wrapper.push(bench.wrapper(cell, flows)?);
+        of_floor.push(floor);
+        of_cell.push(own);
+        ratios.push(own / floor);
+    }
+    Ok(Figure {
+        cell: cell.name,
+        flows,
+        ns_median: quantile(&mut of_cell, 0.5),
+        floor_ns_median: quantile(&mut of_floor, 0.5),
+        wrapper_ns_median: quantile(&mut of_wrapper, 0.5),
+        ratio_median: quantile(&mut ratios, 0.5),
+        ratio_p10: quantile(&mut ratios, 0.1),
+        ratio_p90: quantile(&mut ratios, 0.9),
+        target,
+    })
+}
+
+/// A quantile by nearest rank.
+fn quantile(values: &mut [f64], at: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[((values.len() - 1) as f64 * at).round() as usize]
+}

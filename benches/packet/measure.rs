@@ -1,0 +1,195 @@
+//! Slices: a number of packets through a program under the wrapper, and how long they took.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, MapData, ProgramArray};
+use aya::programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use redirector_ebpf::bench::{Run, TEMPLATE};
+
+use crate::cells::{Cell, Table, XDP_TX};
+use crate::node::Node;
+
+/// Packets of one slice.
+const SLICE: u32 = 100_000;
+
+/// How often a disturbed slice is taken again.
+const AGAIN: usize = 2;
+
+/// The wrapper, the floor, and the node.
+pub(crate) struct Bench {
+    ebpf: Ebpf,
+    measured: ProgramArray<MapData>,
+    run: Array<MapData, Run>,
+    floor: ProgramFd,
+    nothing: ProgramFd,
+    program: ProgramFd,
+    node: Node,
+    base: u64,
+}
+
+fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd> {
+    let program: &mut Xdp = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+    program.load().with_context(|| format!("load {name}"))?;
+    Ok(program.fd()?.try_clone()?)
+}
+
+/// Keeps this thread on one CPU.
+fn pin() -> Result<()> {
+    // SAFETY: a zeroed set is an empty one, and all calls get it by its own size.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(1 % std::thread::available_parallelism()?.get(), &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
+    };
+    ensure!(result == 0, "cannot stay on one CPU: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+/// Ticks that the host has taken from this machine.
+fn steal() -> u64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    stat.lines().next().and_then(|line| line.split_whitespace().nth(8)?.parse().ok()).unwrap_or(0)
+}
+
+impl Bench {
+    /// Loads everything.
+    pub(crate) fn new() -> Result<Self> {
+        pin()?;
+        let node = Node::new()?;
+        let object = fs::read(xtask::test::build_object(xtask::ebpf::BENCH_OBJECT)?)?;
+        let mut ebpf = EbpfLoader::new().load(&object)?;
+        load(&mut ebpf, "bench_wrapper")?;
+        let (floor, nothing) = (load(&mut ebpf, "bench_floor")?, load(&mut ebpf, "bench_return")?);
+        let program: &Xdp = node.ebpf.program("redirector").context("no program redirector")?.try_into()?;
+        let program = program.fd()?.try_clone()?;
+        let measured = ProgramArray::try_from(ebpf.take_map("MEASURED").context("no map MEASURED")?)?;
+        let run = Array::try_from(ebpf.take_map("RUN").context("no map RUN")?)?;
+        Ok(Self { ebpf, measured, run, floor, nothing, program, node, base: 0 })
+    }
+
+    /// Brings flow table and slots into the state that a cell wants.
+    pub(crate) fn prepare(&mut self, cell: &Cell, flows: u64) -> Result<()> {
+        self.node.own_slots(if cell.table == Table::Elsewhere { 2 } else { 1 })?;
+        self.node.sweep(true);
+        if matches!(cell.table, Table::Known | Table::Others) {
+            // Established flows of the same service, each seen several times with a pause, so that all are proven.
+            let packets = (flows * 4).max(1_000);
+            let mut run = self.of(cell, flows, 0);
+            run.template = template(&cell.established());
+            for _ in 0..3 {
+                self.many(run, packets)?;
+                std::thread::sleep(std::time::Duration::from_millis(3));
+            }
+        }
+        Ok(())
+    }
+
+    /// A slice of the cell's packets through the data plane: nanoseconds a packet.
+    pub(crate) fn cell(&mut self, cell: &Cell, flows: u64) -> Result<f64> {
+        self.set(Measured::Program)?;
+        // New flows come from sources beyond the known ones, each once.
+        let run = match cell.table {
+            Table::Others => self.of(cell, 1 << 24, 1 << 24),
+            _ => self.of(cell, flows, 0),
+        };
+        let time = self.undisturbed(Run { expected: cell.action(), ..run })?;
+        if cell.table == Table::Others {
+            self.node.sweep(false);
+        }
+        Ok(time)
+    }
+
+    /// The same packets through the floor.
+    pub(crate) fn floor(&mut self, cell: &Cell, flows: u64) -> Result<f64> {
+        self.set(Measured::Floor)?;
+        self.undisturbed(self.of(cell, flows, 0))
+    }
+
+    /// The same packets through a program that returns at once.
+    pub(crate) fn wrapper(&mut self, cell: &Cell, flows: u64) -> Result<f64> {
+        self.set(Measured::Nothing)?;
+        self.undisturbed(self.of(cell, flows, 0))
+    }
+
+    fn of(&self, cell: &Cell, flows: u64, first: u64) -> Run {
+        Run {
+            template: template(cell),
+            flows,
+            first_source: 0x0a80_0000 + first,
+            source_at: cell.source_at(),
+            len: TEMPLATE as u32,
+            expected: XDP_TX,
+            ..Run::default()
+        }
+    }
+
+    fn set(&mut self, measured: Measured) -> Result<()> {
+        let program = match measured {
+            Measured::Program => &self.program,
+            Measured::Floor => &self.floor,
+            Measured::Nothing => &self.nothing,
+        };
+        Ok(self.measured.set(0, program, 0)?)
+    }
+
+    fn many(&mut self, run: Run, packets: u64) -> Result<()> {
+        self.set(Measured::Program)?;
+        let mut left = packets;
+        while left > 0 {
+            let slice = left.min(u64::from(SLICE)) as u32;
+            self.slice(run, slice)?;
+            left -= u64::from(slice);
+        }
+        Ok(())
+    }
+
+    /// A slice that the host left alone, or the last of those tried.
+    fn undisturbed(&mut self, run: Run) -> Result<f64> {
+        let mut time = 0.0;
+        for _ in 0..=AGAIN {
+            let before = steal();
+            let done = self.slice(run, SLICE)?;
+            ensure!(
+                done.as_expected == u64::from(SLICE),
+                "only {} of {SLICE} packets met what they should",
+                done.as_expected
+            );
+            time = (done.ended - done.started) as f64 / f64::from(SLICE);
+            if steal() == before {
+                break;
+            }
+        }
+        Ok(time)
+    }
+
+    fn slice(&mut self, run: Run, packets: u32) -> Result<Run> {
+        self.run.set(0, Run { packets: u64::from(packets), base: self.base, ..run }, 0)?;
+        // Each slice goes on where the last one ended, else it would meet the same few of many flows again.
+        self.base += u64::from(packets);
+        let wrapper: &Xdp = self.ebpf.program("bench_wrapper").context("no wrapper")?.try_into()?;
+        let packet = [0u8; TEMPLATE];
+        let options = TestRunOptions { data_in: Some(&packet), repeat: packets, ..TestRunOptions::default() };
+        wrapper.test_run(options)?;
+        let done = self.run.get(&0, 0)?;
+        ensure!(done.counter == u64::from(packets), "the wrapper stopped after {} packets", done.counter);
+        Ok(done)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Measured {
+    Program,
+    Floor,
+    Nothing,
+}
+
+fn template(cell: &Cell) -> [u64; TEMPLATE / 8] {
+    let packet = cell.packet();
+    let mut words = [0; TEMPLATE / 8];
+    for (word, bytes) in words.iter_mut().zip(packet.chunks_exact(8)) {
+        *word = u64::from_ne_bytes(std::array::from_fn(|i| bytes[i]));
+    }
+    words
+}

@@ -1,0 +1,81 @@
+//! The node that is measured, loaded and filled by the agent's own code.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use redirector::config::{self, Config};
+use redirector::dataplane::image::{self, Image, Link};
+use redirector::dataplane::maps::Maps;
+use redirector::dataplane::{batch, install, load};
+use redirector_ebpf::tables::Slot;
+
+/// Source of the packets.
+pub(crate) const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
+/// The node's own address.
+pub(crate) const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+/// Pins that go with the value.
+pub(crate) struct Pins(PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        if let Err(error) = load::unload(&self.0) {
+            eprintln!("{error}");
+        }
+    }
+}
+
+/// The loaded node. Its maps are closed before its pins go.
+pub(crate) struct Node {
+    /// Its maps.
+    pub(crate) maps: Maps,
+    /// What they hold.
+    pub(crate) image: Image,
+    /// Its program.
+    pub(crate) ebpf: aya::Ebpf,
+    _pins: Pins,
+}
+
+impl Node {
+    /// Loads the node; it is attached to nothing.
+    pub(crate) fn new() -> Result<Self> {
+        let pins = PathBuf::from(format!("/sys/fs/bpf/redirector-bench-{}", std::process::id()));
+        let text = include_str!("node.toml").replace("PINS", &pins.display().to_string());
+        let config = config::parse("node.toml", &text)?;
+        let directory = load::prepare(&pins)?;
+        let pins = Pins(pins);
+        let mut ebpf = load::open(&directory, &config, 0)?;
+        load::program(&mut ebpf, "redirector")?;
+        let (maps, image) = fill(&directory, &config)?;
+        Ok(Self { maps, image, ebpf, _pins: pins })
+    }
+
+    /// Puts all slots into the hands of one node, which has always had them.
+    pub(crate) fn own_slots(&mut self, node: u8) -> Result<()> {
+        let slot = Slot { ranks: [node, 3 - node, 0, 0], version: 1, ..Slot::default() };
+        let table = batch::new_array(&vec![slot; self.image.slots.len()], "SLOTS")?;
+        self.maps.slots.set(0, &table, 0).context("the slot table")
+    }
+
+    /// Takes flows out of the table.
+    pub(crate) fn sweep(&mut self, proven_too: bool) {
+        let key = self.image.node.hash_key;
+        self.maps.flows.sweep(&key, |flow| proven_too || !flow.entry.proven());
+    }
+}
+
+fn fill(directory: &Path, config: &Config) -> Result<(Maps, Image)> {
+    let addresses = ["10.0.0.1", "2001:db8::1"].into_iter().filter_map(|address| address.parse().ok()).collect();
+    // The loopback stands for the interface; nothing is ever sent.
+    let link = Link { index: 1, mac: NODE_MAC, mtu: 1500, addresses };
+    let links = HashMap::from([("eth0".to_owned(), link)]);
+    let mut maps = Maps::open(directory)?;
+    let image = image::compile(config, [7; 16], &links, maps.registry()?)?;
+    install::install(&mut maps, &image)?;
+    for (id, hop) in &image.neighbours {
+        let mac = [2, 0, 0, 1, 0, *id as u8];
+        install::set_neighbour(&mut maps, *id, image::mac_word(mac), hop.peer)?;
+    }
+    Ok((maps, image))
+}
