@@ -3,6 +3,7 @@
 //! Both keep their flow tables through a whole seed, so that what a packet leaves behind is compared as well.
 
 mod decapsulation;
+mod jumbo;
 mod kernel;
 mod routes;
 mod settling;
