@@ -163,14 +163,16 @@ fn steer<F: Frame, T: Tables>(
 
     let place = row::find(tables, &service, hash)?;
     let admission = journey.packet.opens() && node.limits_new_flows();
-    if (place.needs_owner || admission) && arrived.is_none() && !journey.packet.is_fragment() {
+    let mut marked = arrived.is_some() || journey.packet.is_fragment();
+    if admission && !marked {
         journey.mark = tables.peer_of_mac(journey.packet.source_mac).unwrap_or_default();
+        marked = true;
     }
     if admission && journey.mark.is_none() {
         admit::new_flow(tables, node, &service, &journey.packet)?;
     }
     let backend = if place.needs_owner {
-        match owned(tables, node, &service, &place, hash, journey)? {
+        match owned(tables, node, &service, &place, hash, marked, journey)? {
             Owned::Backend(backend) => backend,
             Owned::Elsewhere(mark, reason) => {
                 if matches!(journey.packet.kind, Kind::FirstFragment) {
@@ -208,7 +210,8 @@ enum Owned {
     Elsewhere(Mark, Reason),
 }
 
-/// Stations 7 and 8, for flows that need their owner.
+/// Stations 7 and 8, for flows that need their owner. If the packet is not `marked` yet, whose MAC address it comes from is
+/// looked up only where that makes a difference: not for the known flows of this node's own slots.
 #[inline(always)]
 fn owned<T: Tables>(
     tables: &T,
@@ -216,6 +219,7 @@ fn owned<T: Tables>(
     service: &Service,
     place: &row::Place,
     hash: FlowHash,
+    marked: bool,
     journey: &mut Journey,
 ) -> Station<Owned> {
     let me = node.id;
@@ -223,6 +227,11 @@ fn owned<T: Tables>(
     let slot: &Slot = tables.slot(journey.slot).ok_or(Reason::NoTables)?;
     let alive = tables.alive().ok_or(Reason::NoTables)?;
     journey.version = slot.version;
+    let first = owner::first_alive(slot, alive);
+    let mine = first == 0 || first == me;
+    if !marked && !mine {
+        journey.mark = tables.peer_of_mac(journey.packet.source_mac).unwrap_or_default();
+    }
 
     let decision = if matches!(journey.packet.kind, Kind::FirstFragment) {
         fragment::owner(slot, alive, me, journey.mark)
@@ -256,6 +265,9 @@ fn owned<T: Tables>(
     let backend = if opens {
         place.row.current()
     } else {
+        if !marked && mine && slot.previous != 0 {
+            journey.mark = tables.peer_of_mac(journey.packet.source_mac).unwrap_or_default();
+        }
         if let Decision::HandBack(to) = owner::unknown_flow(slot, alive, me, journey.mark) {
             return Ok(hand_back(to, me, journey));
         }
