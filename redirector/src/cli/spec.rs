@@ -48,7 +48,7 @@ impl Check {
             }
             Err(mistakes) => {
                 eprintln!("{}", mistakes.render(std::io::stderr().is_terminal()));
-                bail!("{} mistakes in {}", mistakes.list().len(), file.display())
+                bail!("{} is not taken as it is", file.display())
             }
         }
     }

@@ -1,6 +1,7 @@
 //! `cargo xtask lab`.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::os::unix::process::CommandExt;
 use std::time::Instant;
 
@@ -115,7 +116,9 @@ fn status(name: &str) -> Result<()> {
 fn print_status(lab: &Lab) -> Result<()> {
     let topology = lab.topology();
     let processes = lab.processes()?;
-    println!("{:<8}{:<14}{:<14}runs", "host", "IPv4", "IPv6");
+    // Whoever reads may stop before the end; that is an error and no reason to panic.
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{:<8}{:<14}{:<14}runs", "host", "IPv4", "IPv6")?;
     for role in std::iter::once(Role::Fabric).chain(topology.hosts()) {
         let name = role.name(topology.fabric);
         let prefix = format!("{name}-");
@@ -128,8 +131,8 @@ fn print_status(lab: &Lab) -> Result<()> {
             .collect();
         let [v4, v6] = role.addresses().map(|address| address.to_string());
         let (v4, v6) = if name == "bridge" { ("-", "-") } else { (v4.as_str(), v6.as_str()) };
-        println!("{name:<8}{v4:<14}{v6:<14}{}", runs.join(", "));
+        writeln!(out, "{name:<8}{v4:<14}{v6:<14}{}", runs.join(", "))?;
     }
-    println!("files: {}", lab.directory().display());
+    writeln!(out, "files: {}", lab.directory().display())?;
     Ok(())
 }
