@@ -72,6 +72,7 @@ pub fn room(image: &Image) -> Result<(), MapsError> {
     let limits = [
         ("port ranges, taken apart into prefixes", image.ranges.len(), 65_536),
         ("VIP prefixes", image.vips.keys().filter(|vip| !vip.is_single()).count(), 1_024),
+        ("names of things", image.registry.names().count(), 65_536),
     ];
     match limits.into_iter().find(|(_, needed, size)| needed > size) {
         Some((what, needed, size)) => Err(MapsError::Full { what, needed, size }),
