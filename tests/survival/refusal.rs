@@ -14,8 +14,18 @@ use xtask::lab::{Config, Topology};
 use crate::scene::Scene;
 
 /// Maps that packets change, or that hold no values of the agent's.
-const OF_PACKETS: &[&str] =
-    &["FLOWS", "TUPLES", "FRAGMENTS", "BUDGETS", "SOURCES", "REASONS", "SERVICE_TRAFFIC", "BACKEND_TRAFFIC", "link-"];
+const OF_PACKETS: &[&str] = &[
+    "FLOWS",
+    "TUPLES",
+    "FRAGMENTS",
+    "BUDGETS",
+    "SOURCES",
+    "REASONS",
+    "SERVICE_TRAFFIC",
+    "BACKEND_TRAFFIC",
+    "CAPTURED",
+    "link-",
+];
 
 #[test]
 fn what_is_refused_changes_nothing() -> Result<()> {

@@ -2,13 +2,13 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_fib_lookup;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use redirector_ebpf::abi::{NODES, PORTS as PORT_COUNT, SOURCE_CELLS};
 use redirector_ebpf::packet::Address;
 use redirector_ebpf::stations::Journey;
 use redirector_ebpf::tables::names::{Name, NameKey};
-use redirector_ebpf::tables::trace::{TraceFilter, Traced};
+use redirector_ebpf::tables::trace::{Captured, TraceFilter, Traced};
 use redirector_ebpf::tables::{
     AliveNodes, BUDGETS as BUDGET_COUNT, Backend, Bucket, FragmentKey, NeighbourKey, Node, Path, Pool, Port, Record4,
     Record6, Row, Service, ServiceKey, Slot, Traffic, Vip,
@@ -149,6 +149,10 @@ pub(crate) static JOURNEY: PerCpuArray<Journey, 1> = PerCpuArray::new();
 /// A decision on its way into the log. XDP; of no meaning between packets.
 #[btf_map]
 pub(crate) static TRACED: PerCpuArray<Traced, 1> = PerCpuArray::new();
+
+/// Packets on their way to `trace --pcap`. XDP.
+#[btf_map]
+pub(crate) static CAPTURED: RingBuf<Captured, { 1 << 20 }> = RingBuf::new();
 
 /// Parameters of a look-up in the kernel's routes. XDP; of no meaning between packets.
 #[btf_map]

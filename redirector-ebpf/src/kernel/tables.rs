@@ -12,6 +12,7 @@ use redirector_ebpf::stations::Journey;
 use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::flow::{Record, Record4, Record6};
 use redirector_ebpf::tables::path::RESOLVED;
+use redirector_ebpf::tables::trace::switch;
 use redirector_ebpf::tables::{
     AliveNodes, Backend, Bucket, Budget, FragmentKey, Mark, NeighbourKey, Node, Path, Pool, Port, Row, Service,
     ServiceKey, Slot, Tables, Traffic, Vip,
@@ -266,7 +267,10 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn trace(&self, journey: &Journey) {
-        trace::log(self.ctx, journey);
+        let switch = self.node().map_or(switch::OFF, |node| node.trace);
+        if trace::log(self.ctx, journey) && switch == switch::CAPTURE {
+            trace::capture(self.ctx);
+        }
     }
 
     #[inline(always)]

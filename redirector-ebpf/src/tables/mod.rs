@@ -134,7 +134,7 @@ pub struct Node {
     pub id: u8,
     /// Present shed level, 0..=3.
     pub shed_level: u8,
-    /// Whether [`Path`]s' decisions are logged for packets that match the trace filter.
+    /// What is told of packets that match the trace filter: one of the constants of [`trace::switch`].
     pub trace: u8,
     /// Whether any VIP is a prefix; if not, the prefix look-up is spared.
     pub prefixes: u8,

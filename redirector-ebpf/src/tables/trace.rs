@@ -50,7 +50,34 @@ impl TraceFilter {
     }
 }
 
-no_padding! { TraceFilter = 72 }
+no_padding! { TraceFilter = 72, Captured = 16 + CAPTURE_BYTES }
+
+/// Values of [`super::Node::trace`].
+pub mod switch {
+    /// Nobody looks.
+    pub const OFF: u8 = 0;
+    /// Decisions are logged.
+    pub const LOG: u8 = 1;
+    /// Decisions are logged, and their packets are kept.
+    pub const CAPTURE: u8 = 2;
+}
+
+/// Bytes that are kept of a packet; a power of two.
+pub const CAPTURE_BYTES: usize = 512;
+
+/// A packet as it left, or its first bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Captured {
+    /// Monotonic time in nanoseconds.
+    pub time: u64,
+    /// The packet's length.
+    pub length: u32,
+    /// How many of the bytes are the packet's.
+    pub kept: u32,
+    /// The bytes.
+    pub bytes: [u8; CAPTURE_BYTES],
+}
 
 /// A decision as it is logged.
 ///

@@ -53,6 +53,7 @@ const PINNED: &[&str] = &[
     "BACKEND_TRAFFIC",
     "NAMES",
     "TRACE",
+    "CAPTURED",
 ];
 
 /// Maps of the decap program that are pinned.

@@ -3,10 +3,11 @@
 //! The filter is put into a map and a bit of the node's row turned on; the programs then log what they decide about
 //! packets that match. On the way out the bit is turned off again, however that way out looks.
 
+mod capture;
 mod filter;
 mod told;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, SystemTime};
 
@@ -14,13 +15,14 @@ use anyhow::{Context as _, Result, bail};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
-use redirector_ebpf::tables::trace::Traced;
+use redirector_ebpf::tables::trace::{Traced, switch};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::{Names, Output, Reader};
 use super::target::Target;
 use crate::dataplane::load;
 use crate::dataplane::maps::{Maps, MapsError, read, written};
+use capture::Capture;
 use filter::{Filter, Spot};
 use told::Told;
 
@@ -45,6 +47,9 @@ pub(super) struct Trace {
     /// End after this time, such as 10s.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     duration: Option<Duration>,
+    /// Also write the packets, as they leave, to this file: the first 512 bytes of each.
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
     /// Take over from a trace that is running or was killed.
     #[arg(long)]
     force: bool,
@@ -63,7 +68,9 @@ impl Trace {
             bail!("another trace is running on this node, or was killed; `--force` takes over from it");
         }
         let (sender, decisions) = channel();
-        let mut logs = logs(&load::directory(&self.target.pins()?), &sender)?;
+        let directory = load::directory(&self.target.pins()?);
+        let mut logs = logs(&directory, &sender)?;
+        let mut capture = self.pcap.as_deref().map(|file| Capture::open(&directory, file)).transpose()?;
         if logs.is_empty() {
             bail!(
                 "the data plane is loaded but attached to no interface: `redirector run` or `redirector load` attaches it"
@@ -73,9 +80,9 @@ impl Trace {
         // What an earlier trace left behind is nobody's.
         logs.iter_mut().for_each(EbpfLogger::flush);
         decisions.try_iter().for_each(drop);
-        let mut switch = Switch::on(maps)?;
+        let mut switch = Switch::on(maps, if capture.is_some() { switch::CAPTURE } else { switch::LOG })?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(self.follow(&mut switch, &mut logs, &decisions, &names))
+        runtime.block_on(self.follow(&mut switch, &mut logs, &decisions, &mut capture, &names))
     }
 
     async fn follow(
@@ -83,6 +90,7 @@ impl Trace {
         switch: &mut Switch,
         logs: &mut [EbpfLogger<ToChannel>],
         decisions: &Receiver<Traced>,
+        capture: &mut Option<Capture>,
         names: &Names,
     ) -> Result<()> {
         let mut interrupted = signal(SignalKind::interrupt())?;
@@ -99,6 +107,9 @@ impl Trace {
                 () = &mut end => break,
                 _ = renew.tick() => switch.turn(true)?,
                 _ = turn.tick() => {
+                    if let Some(capture) = capture {
+                        capture.drain()?;
+                    }
                     logs.iter_mut().for_each(EbpfLogger::flush);
                     for decision in decisions.try_iter().take(usize::try_from(left).unwrap_or(usize::MAX)) {
                         let told = Told::new(&decision, names, SystemTime::now());
@@ -114,24 +125,26 @@ impl Trace {
     }
 }
 
-/// The bit that has the programs log; it goes off with this value.
+/// What has the programs log; it goes off with this value.
 struct Switch {
     maps: Maps,
+    on: u8,
 }
 
 impl Switch {
-    fn on(maps: Maps) -> Result<Self, MapsError> {
-        let mut switch = Self { maps };
+    fn on(maps: Maps, on: u8) -> Result<Self, MapsError> {
+        let mut switch = Self { maps, on };
         switch.turn(true)?;
         Ok(switch)
     }
 
-    /// Makes sure that the bit is on or off. The agent writes the node's row as a whole, so a change of its configuration
+    /// Makes sure that it is on or off. The agent writes the node's row as a whole, so a change of its configuration
     /// turns the bit off.
     fn turn(&mut self, on: bool) -> Result<(), MapsError> {
         let mut node = self.maps.node.get(&0, 0).map_err(read("NODE"))?;
-        if node.trace != u8::from(on) {
-            node.trace = u8::from(on);
+        let wanted = if on { self.on } else { switch::OFF };
+        if node.trace != wanted {
+            node.trace = wanted;
             self.maps.node.set(0, node, 0).map_err(written("NODE"))?;
         }
         Ok(())
