@@ -22,6 +22,7 @@ fn a_data_plane_comes_and_goes_and_says_what_keeps_it_away() -> Result<()> {
     interfaces_that_do_not_fit_are_named(&scene)?;
     others_than_root_are_told_so(&scene)?;
     another_version_is_left_alone(&scene)?;
+    the_mode_on_the_command_line_counts(&scene)?;
     nothing_is_left_after_unload(&scene)?;
     a_second_agent_is_refused(&scene)
 }
@@ -44,6 +45,25 @@ fn nothing_is_left_after_unload(scene: &Scene) -> Result<()> {
     wait_until("program and maps are freed", || Ok(maps()?.is_disjoint(&ours) && !programs()?.contains(&program)))?;
     let error = scene.refused("n1", &["unload"])?;
     ensure!(error.contains("nothing is loaded"), "{error}");
+    Ok(())
+}
+
+/// The file says native.
+fn the_mode_on_the_command_line_counts(scene: &Scene) -> Result<()> {
+    for (mode, shown) in [("generic", "xdpgeneric"), ("auto", "xdp ")] {
+        scene.done("n1", &["load", "--mode", mode])?;
+        let link = scene.lab.host("n1")?.command("ip").args(["link", "show", "dev", "eth0"]).output()?;
+        let link = String::from_utf8_lossy(&link.stdout).into_owned();
+        ensure!(link.contains(shown), "--mode {mode}: {link}");
+        scene.lab.client().run(|| -> Result<()> {
+            for target in targets(&scene.config, HTTP_PORT) {
+                fetch(target, "/", None, TIMEOUT)?;
+            }
+            Ok(())
+        })??;
+        scene.done("n1", &["unload"])?;
+        wait_until("nothing is attached", || Ok(scene.program("n1")?.is_none()))?;
+    }
     Ok(())
 }
 

@@ -204,6 +204,8 @@ impl Node {
         };
         let key = key_of(&config)?;
         let _held = control::hold(&load::prepare(&config.node.pins)?)?;
+        let mut config = config;
+        override_mode(&mut config, mode);
         let (maps, image, kept_by_agent) = bring_up(&config, key).await?;
         committed::write(&config.node.data, &committed).context("cannot commit the configuration")?;
         Ok(Self { config, mode, key, committed, image, maps, kept_by_agent, _held })
