@@ -19,7 +19,7 @@ use super::image::paths_size;
 use crate::config::{Config, XdpMode};
 
 /// Maps that are pinned: all that must outlive the program that uses them.
-const PINNED: &[&str] = &[
+pub const PINNED: &[&str] = &[
     "NODE",
     "PORTS",
     "DEVICES",
