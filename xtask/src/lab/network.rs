@@ -34,7 +34,7 @@ const EVERYWHERE: &[(&str, &str)] = &[
 /// A backend holds the VIPs on `lo` and must neither answer ARP for them nor ask with them.
 const BACKEND: &[(&str, &str)] = &[("ipv4/conf/all/arp_ignore", "1"), ("ipv4/conf/all/arp_announce", "2")];
 /// A node's answers to clients ask the kernel's routes, which are for hosts that forward.
-const NODE: &[(&str, &str)] = &[("ipv4/conf/default/forwarding", "1"), ("ipv6/conf/default/forwarding", "1")];
+const NODE: &[(&str, &str)] = &[("ipv4/conf/default/forwarding", "1"), ("ipv6/conf/all/forwarding", "1")];
 const ROUTER: &[(&str, &str)] = &[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
 
 /// Builds everything; on an error the caller takes down what there is.
