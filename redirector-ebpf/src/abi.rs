@@ -27,6 +27,9 @@ pub const SOURCE_CELLS: usize = 1 << 16;
 /// UDP port of the header that carries packets between nodes across routers.
 pub const HOP_PORT: u16 = 4199;
 
+/// UDP port of beats.
+pub const BEAT_PORT: u16 = 4200;
+
 /// UDP port of Generic UDP Encapsulation, as IANA assigned it.
 pub const GUE_PORT: u16 = 6080;
 

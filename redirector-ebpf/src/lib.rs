@@ -19,10 +19,12 @@
 extern crate std;
 
 pub mod abi;
+pub mod beat;
 pub mod bench;
 pub mod decap;
 pub mod hash;
 pub mod hop;
+pub mod liveness;
 pub mod packet;
 pub mod reason;
 pub mod siphash;

@@ -90,6 +90,13 @@ reasons! {
     TunnelNotVip "tunnel-not-vip" Drop "A tunnel packet whose inner destination is no configured VIP.";
     TunnelMalformed "tunnel-malformed" Drop "A tunnel packet whose inner header is cut off.";
     TunnelCongestion "tunnel-congestion" Drop "A tunnel packet marked for congestion whose inner sender does not speak ECN (RFC 6040).";
+    BeatAnswered "beat-answered" Transmit "A peer's beat, answered.";
+    BeatTaken "beat-taken" Drop "A peer's answer to a beat, taken note of.";
+    BeatMalformed "beat-malformed" Drop "A beat that is cut off, or says what cannot be.";
+    BeatVersion "beat-version" Drop "A beat of another version.";
+    BeatForeign "beat-foreign" Drop "A beat of another cluster, or for another node.";
+    BeatTag "beat-tag" Drop "A beat with an unknown key or a wrong tag.";
+    BeatReplayed "beat-replayed" Drop "A beat that was seen before, or answers no recent request of this agent.";
     Unwrapped "unwrapped" Pass "A tunnel packet, taken apart for this host.";
     NoteInsertBudget "note-insert-budget" Pass "Besides: a flow was served but not recorded, the budget of inserts was spent.";
     NoteBucketFull "note-bucket-full" Pass "Besides: a flow was served but not recorded, its bucket held proven flows only.";

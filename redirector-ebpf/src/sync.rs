@@ -7,6 +7,7 @@ use core::cell::UnsafeCell;
 /// `core::sync::atomic` cannot be used: the BPF back end rejects its loads and stores. Aligned 64-bit accesses are whole
 /// on every machine that runs BPF, which is all that a lone word needs.
 #[repr(transparent)]
+#[derive(Default)]
 pub struct Word(UnsafeCell<u64>);
 
 // SAFETY: every access below is a single whole-word read or an atomic exchange.
@@ -30,6 +31,23 @@ impl Word {
     pub fn store(&self, value: u64) {
         // SAFETY: as in `load`.
         unsafe { self.0.get().write_volatile(value) }
+    }
+
+    /// Raises the value to `to`; says whether it was lower. Under a race of more CPUs than this tries to win, it was not.
+    #[inline(always)]
+    pub fn raise(&self, to: u64) -> bool {
+        let mut tries = 0;
+        while tries < 4 {
+            let old = self.load();
+            if to <= old {
+                return false;
+            }
+            if self.replace(old, to) {
+                return true;
+            }
+            tries += 1;
+        }
+        false
     }
 
     /// Puts `new` in place if the value is still `old`; says whether it did.

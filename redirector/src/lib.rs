@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod dataplane;
 pub mod doctor;
+pub mod liveness;
 pub mod netlink;
 pub mod ownership;
 pub mod pool;

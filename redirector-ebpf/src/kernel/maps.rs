@@ -7,12 +7,15 @@ use aya_ebpf::macros::btf_map;
 use redirector_ebpf::abi::{NODES, PORTS as PORT_COUNT, SOURCE_CELLS};
 use redirector_ebpf::packet::Address;
 use redirector_ebpf::stations::Journey;
+use redirector_ebpf::tables::liveness::{Condition, Heard, LINKS, Latch, Pulse, Sent, Watch, Watched};
 use redirector_ebpf::tables::names::{Name, NameKey};
 use redirector_ebpf::tables::trace::{Captured, TraceFilter, Traced};
 use redirector_ebpf::tables::{
     AliveNodes, BUDGETS as BUDGET_COUNT, Backend, Bucket, FragmentKey, NeighbourKey, Node, Path, Pool, Port, Record4,
     Record6, Row, Service, ServiceKey, Slot, Traffic, Vip,
 };
+
+use super::timer::Clock;
 
 const NO_PREALLOC: usize = 1;
 const INNER_MAP: usize = 1 << 12;
@@ -82,9 +85,41 @@ pub(crate) static POOL_TABLES: ArrayOfMaps<Array<Row, 1, INNER_MAP>, 2048> = Arr
 #[btf_map]
 pub(crate) static SLOTS: ArrayOfMaps<Array<Slot, 1, INNER_MAP>, 1> = ArrayOfMaps::new();
 
-/// Alive bits of nodes. Agent, and the kernel's timer.
+/// Alive bits of nodes. The timer; the agent before it is started.
 #[btf_map]
-pub(crate) static ALIVE: Array<AliveNodes, 1> = Array::new();
+pub(crate) static ALIVE: Array<AliveNodes, 1, MMAPABLE> = Array::new();
+
+/// By what rules peers are watched. Agent.
+#[btf_map]
+pub(crate) static WATCH: Array<Watch, 1> = Array::new();
+
+/// What this node says of itself in beats. Agent.
+#[btf_map]
+pub(crate) static CONDITION: Array<Condition, 1, MMAPABLE> = Array::new();
+
+/// Requests sent, by link. Agent.
+#[btf_map]
+pub(crate) static SENT: Array<Sent, LINKS, MMAPABLE> = Array::new();
+
+/// What was heard, by link. XDP.
+#[btf_map]
+pub(crate) static HEARD: Array<Heard, LINKS, MMAPABLE> = Array::new();
+
+/// The peers that are watched, in a list. Agent.
+#[btf_map]
+pub(crate) static WATCHED: Array<Watched, NODES, MMAPABLE> = Array::new();
+
+/// Verdicts on nodes, by id. The timer.
+#[btf_map]
+pub(crate) static LATCHES: Array<Latch, NODES, MMAPABLE> = Array::new();
+
+/// The timer's state. The timer.
+#[btf_map]
+pub(crate) static PULSE: Array<Pulse, 1, MMAPABLE> = Array::new();
+
+/// The timer. It stops when this map goes.
+#[btf_map]
+pub(crate) static CLOCK: Array<Clock, 1> = Array::new();
 
 /// Ways to the other nodes, by id. Agent.
 #[btf_map]
@@ -160,7 +195,7 @@ pub(crate) static ROUTE: PerCpuArray<bpf_fib_lookup, 1> = PerCpuArray::new();
 
 /// Packets by reason. XDP.
 #[btf_map]
-pub(crate) static REASONS: PerCpuArray<u64, 64> = PerCpuArray::new();
+pub(crate) static REASONS: PerCpuArray<u64, 128> = PerCpuArray::new();
 
 /// Packets and bytes by service. XDP.
 #[btf_map]

@@ -3,6 +3,7 @@
 mod frame;
 mod maps;
 mod tables;
+mod timer;
 mod trace;
 
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
@@ -47,4 +48,10 @@ pub(crate) fn redirector_decap(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub(crate) fn redirector_pass(_: XdpContext) -> u32 {
     XDP_PASS
+}
+
+/// Starts the timer when it is run once. It is of no use on an interface.
+#[xdp]
+pub(crate) fn redirector_timer(_: XdpContext) -> u32 {
+    if timer::start() == 0 { XDP_PASS } else { XDP_ABORTED }
 }

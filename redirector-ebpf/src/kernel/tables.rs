@@ -2,6 +2,7 @@
 
 use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::XdpContext;
 use redirector_ebpf::decap::Sources;
@@ -14,8 +15,8 @@ use redirector_ebpf::tables::flow::{Record, Record4, Record6};
 use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::trace::switch;
 use redirector_ebpf::tables::{
-    AliveNodes, Backend, Bucket, Budget, FragmentKey, Mark, NeighbourKey, Node, Path, Pool, Port, Row, Service,
-    ServiceKey, Slot, Tables, Traffic, Vip,
+    AliveNodes, Backend, Bucket, Budget, Condition, FragmentKey, Heard, Mark, NeighbourKey, Node, Path, Pool, Port,
+    Row, Sent, Service, ServiceKey, Slot, Tables, Traffic, Vip, Watch,
 };
 
 use super::maps;
@@ -263,6 +264,32 @@ impl Tables for MapTables<'_> {
     fn now(&self) -> u64 {
         // SAFETY: takes nothing.
         unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn watch(&self) -> Option<&Watch> {
+        maps::WATCH.get(0)
+    }
+
+    #[inline(always)]
+    fn condition(&self) -> Option<&Condition> {
+        maps::CONDITION.get(0)
+    }
+
+    #[inline(always)]
+    fn sent(&self, link: u32) -> Option<&Sent> {
+        maps::SENT.get(link)
+    }
+
+    #[inline(always)]
+    fn heard(&self, link: u32) -> Option<&Heard> {
+        maps::HEARD.get(link)
+    }
+
+    #[inline(always)]
+    fn fine_now(&self) -> u64 {
+        // SAFETY: takes nothing.
+        unsafe { bpf_ktime_get_ns() }
     }
 
     #[inline(always)]

@@ -1,6 +1,7 @@
 //! The packet's way: one station a file, read top to bottom here. A packet leaves at the first that decides.
 
 pub mod admit;
+pub mod beat;
 pub mod flow;
 pub mod fragment;
 pub mod neighbour;
@@ -12,6 +13,7 @@ pub mod row;
 pub mod service;
 pub mod transmit;
 
+use crate::beat::Beat;
 use crate::hash::FlowHash;
 use crate::hop::{self, Arrived};
 use crate::packet::{Frame, Kind, Packet};
@@ -46,6 +48,8 @@ pub struct Journey {
     pub rank: u8,
     /// What became of the packet.
     pub verdict: Verdict,
+    /// The beat that it is, or its answer, if it is one.
+    pub beat: Beat,
     /// Of no meaning; see `verifier::hide`.
     scratch: u64,
 }
@@ -82,7 +86,8 @@ pub fn run<F: Frame, T: Tables>(frame: &mut F, tables: &T, journey: &mut Journey
     journey.restart();
     journey.verdict = match travel(frame, tables, journey) {
         Ok(verdict) => verdict,
-        Err(reason) => Verdict { reason, port: 0 },
+        // The stations that answer a frame on the spot leave this way too.
+        Err(reason) => Verdict { reason, port: tables.ingress().map_or(0, |(port, _)| port) },
     };
     let journey = forget(journey);
     tables.count(journey.verdict.reason);
@@ -128,6 +133,9 @@ fn steer<F: Frame, T: Tables>(
         Ok(vip) => vip,
         Err(reason) => {
             if !hop::is_hop(frame, &journey.packet, node) {
+                if beat::is_beat(frame, &journey.packet) {
+                    return Err(beat::receive(frame, tables, &journey.packet, &mut journey.beat));
+                }
                 neighbour::advertisement(frame, tables, port, &journey.packet);
                 return Err(reason);
             }

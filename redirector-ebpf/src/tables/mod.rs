@@ -5,6 +5,7 @@
 //! or immutable rows that a word points to, so that a reader never sees half of a change.
 
 pub mod flow;
+pub mod liveness;
 pub mod names;
 pub mod path;
 pub mod service;
@@ -17,6 +18,7 @@ use crate::reason::Reason;
 use crate::sync::Word;
 
 pub use flow::{Bucket, FragmentKey, Record4, Record6};
+pub use liveness::{Condition, Heard, Sent, Watch};
 pub use path::{Backend, NeighbourKey, Path, Port};
 pub use service::{Pool, Row, Service, ServiceKey, Vip};
 
@@ -79,6 +81,16 @@ pub trait Tables {
     fn source_budget(&self, cell: u32) -> Option<&Word>;
     /// Monotonic time in nanoseconds, as fine as a timer tick.
     fn now(&self) -> u64;
+    /// By what rules peers are watched.
+    fn watch(&self) -> Option<&Watch>;
+    /// What this node says of itself.
+    fn condition(&self) -> Option<&Condition>;
+    /// What was sent on a link; see [`liveness::link`].
+    fn sent(&self, link: u32) -> Option<&Sent>;
+    /// What was heard on a link.
+    fn heard(&self, link: u32) -> Option<&Heard>;
+    /// Monotonic time in nanoseconds, as fine as the clock is: for beats alone.
+    fn fine_now(&self) -> u64;
     /// Tells what was decided, where `trace` asks for it.
     fn trace(&self, journey: &crate::stations::Journey);
     /// Counts a verdict.

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Node;
+use super::{LivenessStatus, Node};
 use crate::config::Config;
 
 /// A request longer than this is refused.
@@ -27,6 +27,8 @@ const ANSWER: Duration = Duration::from_secs(60);
 pub enum Request {
     /// Who are you, and what is in force?
     Status,
+    /// How do your peers live?
+    Nodes,
     /// What would this change?
     Diff {
         /// The file's name, for mistakes.
@@ -58,6 +60,8 @@ pub enum Answer {
         /// What changes or has changed.
         changes: Vec<String>,
     },
+    /// How its peers live.
+    Nodes(LivenessStatus),
     /// It was not done.
     Refused {
         /// Why.
@@ -162,6 +166,12 @@ fn refused(reason: String) -> Answer {
 /// The agent's answer to a request.
 pub(super) async fn answer(node: &mut Node, request: Request) -> Answer {
     let result = match request {
+        Request::Nodes => {
+            return match node.liveness() {
+                Some(status) => Answer::Nodes(status),
+                None => refused("the agent does not watch its peers yet".to_owned()),
+            };
+        }
         Request::Status => Ok(Vec::new()),
         Request::Diff { name, text } => node.diff(&name, &text),
         Request::Apply { name, text, expect } => node.apply(&name, &text, expect).await.map(|applied| applied.changes),

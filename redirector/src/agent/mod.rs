@@ -3,13 +3,14 @@
 //! ```text
 //! netlink (next hops, links) ─┐
 //! control socket (apply) ─────┼─► agent ─► maps
-//! tick (settle) ──────────────┘
+//! ticks (peers, settle) ───────┘
 //! ```
 //!
 //! When it ends, by whatever signal, the data plane stays as it is and forwards on; the next agent adopts it.
 
 mod committed;
 pub mod control;
+mod liveness;
 mod node;
 
 use std::path::Path;
@@ -20,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
+pub use liveness::{LinkStatus, LivenessStatus, PeerStatus};
 pub use node::{Applied, ApplyError, Node, load_alone};
 
 use crate::config::XdpMode;
@@ -27,6 +29,9 @@ use crate::netlink::{self, Event};
 
 /// How often disputes are looked at and flows that are over are swept.
 const TIDY: Duration = Duration::from_secs(5);
+
+/// How often the agent gives a sign of life and looks at its peers.
+const PULSE: Duration = Duration::from_millis(20);
 
 /// How often next hops are asked for again that the kernel does not keep by itself.
 const REFRESH: Duration = Duration::from_secs(20);
@@ -39,11 +44,14 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut watch = netlink::watch()?;
     let mut node = Node::start(&path.display().to_string(), &text, mode).await?;
+    node.start_liveness()?;
+    let mut alive = node.alive_changes();
     let (requests, mut requested) = mpsc::channel(16);
     let _socket = control::listen(node.config(), requests)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut reload = signal(SignalKind::hangup())?;
-    let (mut tidy, mut refresh) = (interval(TIDY), interval(REFRESH));
+    let (mut tidy, mut refresh, mut pulse) = (interval(TIDY), interval(REFRESH), interval(PULSE));
+    pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tidy.set_missed_tick_behavior(MissedTickBehavior::Delay);
     refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tracing::info!(node = node.config().node.name, version = node.version(), "redirecting");
@@ -62,6 +70,8 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
                 // Whoever asked may have gone away meanwhile.
                 let _ = answer.send(control::answer(&mut node, request).await);
             }
+            _ = pulse.tick() => node.look_at_peers(),
+            Ok(()) = alive.changed() => node.look_at_peers(),
             _ = tidy.tick() => node.tidy(),
             _ = refresh.tick() => node.refresh_next_hops().await,
             _ = reload.recv() => reread(&mut node, path).await,
@@ -76,8 +86,13 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
 async fn heard(node: &mut Node, event: Event) {
     match event {
         Event::Neighbour(neighbour) => node.neighbour(&neighbour),
+        Event::Link { index, carrier: false, .. } => node.carrier(index, false),
         // The kernel drops the entries that it kept when a link goes down, and does not take them up again.
-        Event::Link { carrier: true, .. } | Event::Missed => {
+        Event::Link { .. } | Event::Missed => {
+            match event {
+                Event::Link { index, .. } => node.carrier(index, true),
+                _ => node.read_carriers().await,
+            }
             node.keep_next_hops().await;
             node.read_next_hops().await;
         }

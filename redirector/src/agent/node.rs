@@ -4,11 +4,15 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use redirector_ebpf::tables::AliveNodes;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::committed::{self, Committed};
 use super::control;
+use super::liveness::{Delivered, Liveness, LivenessStatus};
 use crate::config::{self, Config, Mistakes, XdpMode};
+use crate::dataplane::flows::now;
 use crate::dataplane::image::{self, Image, ImageError, Link, Links, NextHop};
 use crate::dataplane::maps::{Maps, MapsError};
 use crate::dataplane::{install, load};
@@ -49,6 +53,9 @@ pub enum ApplyError {
     /// The kernel did not tell of its interfaces.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
+    /// The rules by which peers are watched could not be written.
+    #[error(transparent)]
+    Liveness(#[from] anyhow::Error),
     /// The change could not be made durable.
     #[error("the change was not committed, the disk refused it")]
     Disk(#[from] std::io::Error),
@@ -63,6 +70,8 @@ pub struct Node {
     image: Image,
     maps: Maps,
     kept_by_agent: Vec<NextHop>,
+    liveness: Option<Liveness>,
+    began: Duration,
     _held: File,
 }
 
@@ -208,7 +217,56 @@ impl Node {
         override_mode(&mut config, mode);
         let (maps, image, kept_by_agent) = bring_up(&config, key).await?;
         committed::write(&config.node.data, &committed).context("cannot commit the configuration")?;
-        Ok(Self { config, mode, key, committed, image, maps, kept_by_agent, _held })
+        let began = Duration::from_nanos(now());
+        Ok(Self { config, mode, key, committed, image, maps, kept_by_agent, liveness: None, began, _held })
+    }
+
+    /// Starts the timer of the alive bits, and asks the peers from now on.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub(super) fn start_liveness(&mut self) -> Result<()> {
+        let directory = load::directory(&self.config.node.pins);
+        self.liveness = Some(Liveness::start(&directory, &self.config, self.key, &self.image)?);
+        load::start_timer(&mut load::open(&directory, &self.config, 0)?)?;
+        Ok(())
+    }
+
+    /// Alive bits, whenever they change.
+    pub(super) fn alive_changes(&self) -> watch::Receiver<AliveNodes> {
+        match &self.liveness {
+            Some(liveness) => liveness.changes(),
+            None => watch::channel(AliveNodes::default()).1,
+        }
+    }
+
+    /// Gives a sign of life, and lets peers be alive that may be.
+    pub(super) fn look_at_peers(&mut self) {
+        if let Some(liveness) = &mut self.liveness {
+            liveness.sign();
+            liveness.step(&Delivered::default());
+        }
+    }
+
+    /// An interface lost its carrier, or has it again.
+    pub(super) fn carrier(&self, index: u32, carrier: bool) {
+        let port = self.image.ports.iter().position(|port| port.ifindex == index && index != 0);
+        if let (Some(liveness), Some(port)) = (&self.liveness, port) {
+            liveness.carrier(port as u8, carrier);
+        }
+    }
+
+    /// Reads all interfaces' carriers.
+    pub(super) async fn read_carriers(&self) {
+        match netlink::interfaces().await {
+            Ok(all) => all.iter().for_each(|interface| self.carrier(interface.index, interface.carrier)),
+            Err(error) => tracing::error!(%error, "the kernel's interfaces cannot be read"),
+        }
+    }
+
+    /// What liveness has to tell.
+    pub(super) fn liveness(&self) -> Option<LivenessStatus> {
+        self.liveness.as_ref().map(|liveness| liveness.status(self.began))
     }
 
     /// The configuration in force.
@@ -258,6 +316,9 @@ impl Node {
         self.kept_by_agent = learn_next_hops(&mut self.maps, &image).await;
         install::install(&mut self.maps, &image)?;
         (self.config, self.image, self.committed) = (next, image, committed);
+        if let Some(liveness) = &mut self.liveness {
+            liveness.configure(&self.config, self.key, &self.image)?;
+        }
         Ok(Applied { version: self.committed.version, changes })
     }
 

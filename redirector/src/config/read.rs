@@ -91,7 +91,7 @@ fn directory(text: &str) -> Result<PathBuf, Wrong> {
 }
 
 fn cluster_of_one() -> Cluster {
-    Cluster { id: 1, key: None, slots: 16_384 }
+    Cluster { id: 1, key: None, slots: 16_384, beats: Beats::STANDARD, beat_keys: Vec::new() }
 }
 
 fn cluster(mut r: Reader<'_>, beside: Option<&FilePath>) -> Cluster {
@@ -113,8 +113,24 @@ fn cluster(mut r: Reader<'_>, beside: Option<&FilePath>) -> Cluster {
         r.wrong("slots", Wrong::new(format!("{slots} is not a power of two"), format!("write {below} or {above}")));
     }
     let id = r.number("id", 0..=u32::MAX).unwrap_or(default.id);
+    let beats = r.parsed("beats", text::beats).unwrap_or(default.beats);
+    let beat_keys = beat_keys(&mut r);
     r.done();
-    Cluster { id, key: key.or(key_of_file), slots }
+    Cluster { id, key: key.or(key_of_file), slots, beats, beat_keys }
+}
+
+fn beat_keys(r: &mut Reader<'_>) -> Vec<Key> {
+    let mend = "write a list of one or two keys, the one to use first";
+    let elements = r.item("beat_keys").and_then(|item| item.elements(mend)).unwrap_or_default();
+    let keys: Vec<Key> = elements.iter().filter_map(|item| item.parsed(text::key)).collect();
+    if keys.len() > 2 {
+        r.wrong("beat_keys", Wrong::new(format!("{} keys", keys.len()), mend));
+    }
+    if matches!(keys[..], [first, second] if first.number() == second.number()) {
+        let what = "both keys have the same number, which is made of the key";
+        r.wrong("beat_keys", Wrong::new(what, "draw another one by `openssl rand -hex 16`"));
+    }
+    keys
 }
 
 fn tables(mut r: Reader<'_>) -> Tables {
@@ -183,9 +199,24 @@ fn member(mut r: Reader<'_>) -> Member {
         forward: r.choice("forward").unwrap_or(Forward::Mac),
         weight: weight(&mut r, "write 1 to 1000; `redirector drain` takes a node out of service"),
         alive: r.flag("alive").unwrap_or(true),
+        links: r.tables("link").into_iter().map(member_link).collect(),
     };
     r.done();
     member
+}
+
+fn member_link(mut r: Reader<'_>) -> MemberLink {
+    let address = r.parsed("address", text::address);
+    let interface = r.parsed("interface", text::interface);
+    let address = r.must("address", address, NOWHERE, "add the node's address on that interface's network");
+    let link = MemberLink {
+        address,
+        interface: r.must("interface", interface, String::new(), "add the interface of this node that leads there"),
+        next_hop: r.parsed("next_hop", text::address).unwrap_or(address),
+        vlan: r.number("vlan", VLANS).unwrap_or(0),
+    };
+    r.done();
+    link
 }
 
 fn vip(mut r: Reader<'_>) -> Vip {

@@ -55,7 +55,12 @@ fn interfaces(config: &Config, notes: &Notes) {
     let names = config.interfaces.iter().map(|interface| &interface.name);
     unique(notes, names, |i| format!("interface[{i}].name"), "name each interface once");
     let members = config.members.iter().enumerate();
-    let members = members.map(|(i, member)| (format!("member[{i}].interface"), &member.interface));
+    let members = members.flat_map(|(i, member)| {
+        let first = (format!("member[{i}].interface"), &member.interface);
+        let links = member.links.iter().enumerate();
+        let links = links.map(move |(n, link)| (format!("member[{i}].link[{n}].interface"), &link.interface));
+        std::iter::once(first).chain(links)
+    });
     let paths = config.pools.iter().enumerate().flat_map(|(p, pool)| {
         pool.backends.iter().enumerate().flat_map(move |(b, backend)| {
             let paths = backend.paths.iter().enumerate();

@@ -63,6 +63,52 @@ pub struct Cluster {
     pub key: Option<Key>,
     /// Ownership slots, a power of two.
     pub slots: u32,
+    /// How soon a node that dies is noticed.
+    pub beats: Beats,
+    /// Keys of beats other than the one that follows from `key`: the first is used, either is accepted.
+    pub beat_keys: Vec<Key>,
+}
+
+/// How often nodes ask each other whether they live, and how many unanswered questions make a suspect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beats {
+    /// Time between two requests to a peer on a link.
+    pub interval: Duration,
+    /// Requests on each link that go unanswered before a peer is suspected.
+    pub multiplier: u32,
+}
+
+impl Beats {
+    /// For any host.
+    pub const STANDARD: Self = Self { interval: Duration::from_millis(100), multiplier: 3 };
+    /// For hosts whose CPUs are their own.
+    pub const FAST: Self = Self { interval: Duration::from_millis(10), multiplier: 3 };
+    /// For hosts that `doctor` found fit.
+    pub const EXTREME: Self = Self { interval: Duration::from_millis(3), multiplier: 3 };
+
+    /// How long a peer may be silent at most before it is suspected.
+    pub fn timeout(&self) -> Duration {
+        self.interval * self.multiplier
+    }
+}
+
+impl fmt::Display for Beats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::STANDARD => f.write_str("standard"),
+            Self::FAST => f.write_str("fast"),
+            Self::EXTREME => f.write_str("extreme"),
+            Self { interval, multiplier } => {
+                write!(f, "{} x {multiplier}", humantime::format_duration(interval))
+            }
+        }
+    }
+}
+
+impl Serialize for Beats {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// The cluster's secret. It shows a fingerprint instead of itself wherever it is printed or serialised.
@@ -71,6 +117,14 @@ pub struct Key(
     /// The secret itself.
     pub [u8; 16],
 );
+
+impl Key {
+    /// The number by which beats name their key, 1 to 255.
+    pub fn number(&self) -> u8 {
+        let digest = siphasher::sip::SipHasher24::new_with_key(&self.0).hash(b"redirector beat key number");
+        (digest % 255) as u8 + 1
+    }
+}
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -214,8 +268,24 @@ pub struct Member {
     pub forward: Forward,
     /// Its share of the slots, against the others'.
     pub weight: u32,
-    /// Whether it is alive, where nothing measures that.
+    /// Whether it may be alive at all; what it is, beats find out.
     pub alive: bool,
+    /// Further ways to it, for beats.
+    #[serde(rename = "link")]
+    pub links: Vec<MemberLink>,
+}
+
+/// A further way to a node, over another interface.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MemberLink {
+    /// Where it is reached.
+    pub address: IpAddr,
+    /// The interface of this node that leads there.
+    pub interface: String,
+    /// Whose MAC address frames to it carry.
+    pub next_hop: IpAddr,
+    /// VLAN on that interface; 0 is untagged.
+    pub vlan: u16,
 }
 
 /// How packets are forwarded between nodes.

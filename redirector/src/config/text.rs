@@ -4,7 +4,9 @@ use std::{net::IpAddr, time::Duration};
 
 use serde::Serializer;
 
-use super::{Key, PortRange, Prefix, prefix::PrefixError};
+use redirector_ebpf::tables::liveness::MULTIPLIER_MAX;
+
+use super::{Beats, Key, PortRange, Prefix, prefix::PrefixError};
 
 /// Why a value cannot be accepted, and what to write instead.
 #[derive(Debug)]
@@ -26,6 +28,24 @@ pub(super) fn name(text: &str) -> Result<String, Wrong> {
         return Ok(text.to_owned());
     }
     Err(Wrong::new(format!("{text:?} is not a name"), "use 1 to 63 of the characters A-Z a-z 0-9 - _ ."))
+}
+
+/// How often nodes beat: a profile, or interval and multiplier.
+pub(super) fn beats(text: &str) -> Result<Beats, Wrong> {
+    let mend = "write \"standard\", \"fast\", \"extreme\", or an interval of 1ms to 10s and 2 to 8, as in \"25ms x 4\"";
+    let wrong = || Wrong::new(format!("{text:?} says not how often nodes beat"), mend);
+    let beats = match text {
+        "standard" => Beats::STANDARD,
+        "fast" => Beats::FAST,
+        "extreme" => Beats::EXTREME,
+        other => {
+            let (interval, multiplier) = other.split_once('x').ok_or_else(wrong)?;
+            let interval = humantime::parse_duration(interval.trim()).map_err(|_| wrong())?;
+            Beats { interval, multiplier: multiplier.trim().parse().map_err(|_| wrong())? }
+        }
+    };
+    let fits = (Duration::from_millis(1)..=Duration::from_secs(10)).contains(&beats.interval);
+    if fits && (2..=MULTIPLIER_MAX).contains(&beats.multiplier) { Ok(beats) } else { Err(wrong()) }
 }
 
 /// The kernel's rule for interface names.

@@ -1,61 +1,16 @@
 //! The flow tables, mapped into memory: listed, counted and swept without a call per flow.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path as FilePath;
-use std::ptr::NonNull;
 
-use aya::maps::MapData;
 use redirector_ebpf::hash::{FlowHash, HashKey};
 use redirector_ebpf::packet::Tuple;
+use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::flow::{Bucket, Entry, Record, Record4, Record6, State, WAYS};
 
 use super::image::ip;
+use super::mapped::Mapped;
 use super::maps::MapsError;
-
-/// An array map's values in this process's memory.
-struct Mapped<V> {
-    values: NonNull<V>,
-    count: usize,
-    bytes: usize,
-}
-
-// SAFETY: the memory is shared with the kernel anyway; all access is by whole words or copies that are checked.
-unsafe impl<V> Send for Mapped<V> {}
-// SAFETY: as above.
-unsafe impl<V> Sync for Mapped<V> {}
-
-impl<V> Mapped<V> {
-    fn open(directory: &FilePath, name: &'static str) -> Result<Self, MapsError> {
-        let open = |source| MapsError::Open { directory: directory.to_owned(), name, source };
-        let map = MapData::from_pin(directory.join(name)).map_err(open)?;
-        let count = map.info().map_err(open)?.max_entries() as usize;
-        // The kernel rounds values up to eight bytes; all of ours are multiples of it.
-        const { assert!(size_of::<V>().is_multiple_of(8)) };
-        let bytes = (count * size_of::<V>()).next_multiple_of(4096);
-        // SAFETY: a shared mapping of a map that was made to be mapped; it is unmapped when this value goes.
-        let address = unsafe {
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, map.fd().as_fd().as_raw_fd(), 0)
-        };
-        match NonNull::new(address) {
-            Some(values) if address != libc::MAP_FAILED => Ok(Self { values: values.cast(), count, bytes }),
-            _ => Err(MapsError::System { name, doing: "mapped", source: std::io::Error::last_os_error() }),
-        }
-    }
-
-    fn at(&self, index: usize) -> Option<*mut V> {
-        // SAFETY: below the count, so within the mapping.
-        (index < self.count).then(|| unsafe { self.values.as_ptr().add(index) })
-    }
-}
-
-impl<V> Drop for Mapped<V> {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `open` made.
-        unsafe { libc::munmap(self.values.as_ptr().cast(), self.bytes) };
-    }
-}
 
 /// A flow as it is listed.
 #[derive(Clone, Copy, Debug)]
@@ -117,7 +72,7 @@ impl Keeps for Record6 {
 }
 
 impl<R: Keeps> Table<R> {
-    fn word(&self, bucket: usize, way: usize) -> Option<&redirector_ebpf::sync::Word> {
+    fn word(&self, bucket: usize, way: usize) -> Option<&Word> {
         // SAFETY: a bucket within the mapping, which lives as long as `self`; it is made of shared words.
         self.buckets.at(bucket).map(|bucket| unsafe { (*bucket).word(way) })
     }

@@ -15,7 +15,8 @@ use siphasher::sip128::SipHasher24;
 
 use super::registry::{Full, Registry};
 use crate::config::{
-    Affinity, BackendState, Config, Echo, Forward, Mode, Pool as PoolConfig, PortRange, Prefix, Protocol, Unmatched,
+    Affinity, BackendState, Config, Echo, Forward, MemberLink, Mode, Pool as PoolConfig, PortRange, Prefix, Protocol,
+    Unmatched,
 };
 use crate::ownership;
 use crate::pool::{self, Member};
@@ -80,6 +81,8 @@ pub struct Image {
     pub paths: BTreeMap<u16, Path>,
     pub neighbours: BTreeMap<u32, NextHop>,
     pub peers: BTreeMap<u8, Path>,
+    /// Ways that beats take, by node and port.
+    pub links: BTreeMap<(u8, u8), Path>,
     pub slots: Vec<Slot>,
     pub alive: AliveNodes,
     pub registry: Registry,
@@ -293,12 +296,33 @@ impl Image {
                 ..Path::default()
             };
             self.peers.insert(member.id, path);
+            self.links.insert((member.id, port), path);
+            for further in &member.links {
+                let link = self.member_link(further, links)?;
+                self.links.insert((member.id, link.port), link);
+            }
         }
         weights.sort_unstable();
         let ranks = ownership::target(&weights, config.cluster.slots as usize, 1).unwrap_or_default();
         self.slots = ranks.into_iter().map(|ranks| Slot { ranks, version: 1, ..Slot::default() }).collect();
         debug_assert!(usize::from(u8::MAX) < NODES);
         Ok(())
+    }
+
+    /// A further way to a node.
+    fn member_link(&mut self, member: &MemberLink, links: &Links) -> Result<Path, ImageError> {
+        let neighbour = self.neighbour(&member.interface, member.next_hop, None)?;
+        let (port, row) = self.port(&member.interface)?;
+        Ok(Path {
+            port,
+            vlan: member.vlan,
+            neighbour,
+            mtu: row.mtu.min(u32::from(u16::MAX)) as u16,
+            outer_v6: u8::from(member.address.is_ipv6()),
+            local: address(source(links, &member.interface, member.address)?),
+            remote: address(member.address),
+            ..Path::default()
+        })
     }
 
     /// The number of a next hop.

@@ -34,7 +34,7 @@ pub fn install(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
         maps.peers.set(u32::from(id), path, 0).map_err(written("PEERS"))?;
     }
     maps.node.set(0, image.node, 0).map_err(written("NODE"))?;
-    maps.alive.set(0, image.alive, 0).map_err(written("ALIVE"))?;
+    alive(maps, image)?;
     slots(maps, &image.slots)?;
     for (&id, path) in &image.paths {
         if maps.paths.get(&u32::from(id), 0).map_err(read("PATHS"))? != *path {
@@ -50,6 +50,15 @@ pub fn install(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
     }
     vips_and_services(maps, image)?;
     remove_old_names(maps, image)
+}
+
+/// Alive bits as they are configured, where no timer runs that would write them.
+fn alive(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
+    const STOPPED: u64 = 1_000_000_000;
+    if now().saturating_sub(maps.liveness.pulse().last.load()) < STOPPED {
+        return Ok(());
+    }
+    maps.alive.set(0, image.alive, 0).map_err(written("ALIVE"))
 }
 
 /// Adds the next hops of paths that are configured no more: flows on their backends still go there.

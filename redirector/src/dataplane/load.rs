@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{MapError, MapInfo};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
-use aya::programs::{ProgramError, Xdp, XdpMode as Mode};
+use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode as Mode};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use redirector_ebpf::abi::ABI_VERSION;
 use redirector_ebpf::tables::flow::WAYS;
@@ -34,6 +34,14 @@ pub const PINNED: &[&str] = &[
     "POOL_TABLES",
     "SLOTS",
     "ALIVE",
+    "WATCH",
+    "CONDITION",
+    "SENT",
+    "HEARD",
+    "WATCHED",
+    "LATCHES",
+    "PULSE",
+    "CLOCK",
     "PEERS",
     "PEER_MACS",
     "BACKENDS",
@@ -106,6 +114,12 @@ pub enum LoadError {
         /// Why.
         #[source]
         source: ProgramError,
+    },
+    /// The timer does not run.
+    #[error("the timer of the alive bits could not be started: {reason}")]
+    Timer {
+        /// Why not.
+        reason: String,
     },
     /// The program could not be attached.
     #[error("attaching to {interface} in {mode} mode failed: {reason}; {mend}")]
@@ -259,6 +273,24 @@ pub fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp
     xdp.load().map_err(error)?;
     Ok(xdp)
 }
+
+/// Starts the kernel's timer that writes the alive bits, or has one that runs already go on by this object's program.
+///
+/// # Errors
+/// [`LoadError::Program`], [`LoadError::Timer`].
+pub fn start_timer(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    let program = program(ebpf, "redirector_timer")?;
+    let frame = [0; 64];
+    let options = TestRunOptions { data_in: Some(&frame), repeat: 1, ..TestRunOptions::default() };
+    let ran = program.test_run(options).map_err(|e| LoadError::Timer { reason: e.to_string() })?;
+    match ran.return_value {
+        XDP_PASS => Ok(()),
+        _ => Err(LoadError::Timer { reason: "the kernel gave no timer".to_owned() }),
+    }
+}
+
+/// The verdict that leaves a packet to the kernel's stack.
+const XDP_PASS: u32 = 2;
 
 /// How a program came to be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

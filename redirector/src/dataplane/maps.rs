@@ -15,6 +15,7 @@ use redirector_ebpf::tables::{
 };
 
 use super::flows::FlowTables;
+use super::liveness::LivenessMaps;
 use super::registry::Registry;
 
 /// A pinned map is missing or of another shape.
@@ -96,6 +97,7 @@ pub struct Maps {
     pub names: HashMap<MapData, NameKey, Name>,
     pub trace: Array<MapData, TraceFilter>,
     pub flows: FlowTables,
+    pub liveness: LivenessMaps,
 }
 
 /// Opens a pinned map as a typed one.
@@ -108,6 +110,14 @@ where
         name,
         source,
     })
+}
+
+/// Opens a pinned array.
+///
+/// # Errors
+/// [`MapsError::Open`].
+pub fn open_array<V: aya::Pod>(directory: &FilePath, name: &'static str) -> Result<Array<MapData, V>, MapsError> {
+    open(directory, name, Map::Array)
 }
 
 impl Maps {
@@ -145,6 +155,7 @@ impl Maps {
             names: open(directory, "NAMES", Map::HashMap)?,
             trace: open(directory, "TRACE", Map::Array)?,
             flows: FlowTables::open(directory)?,
+            liveness: LivenessMaps::open(directory)?,
         })
     }
 

@@ -9,6 +9,7 @@ use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::Journey;
 use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::flow::{Record, WAYS};
+use redirector_ebpf::tables::liveness::{Condition, Heard, LINKS, Sent, Watch};
 use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::{
     AliveNodes, BUDGETS, Backend, Bucket, Budget, FragmentKey, Mark, NeighbourKey, Node, Path, Pool, Port, Row,
@@ -105,6 +106,14 @@ pub struct MemoryTables {
     pub now: Cell<u64>,
     /// What was counted.
     pub counted: RefCell<Vec<Reason>>,
+    /// By what rules peers are watched.
+    pub watch: Watch,
+    /// What this node says of itself.
+    pub condition: Condition,
+    /// Requests that were sent, by link.
+    pub sent: Vec<Sent>,
+    /// What was heard, by link.
+    pub heard: Vec<Heard>,
     flows: [Vec<Bucket>; 2],
     tuples: RefCell<HashMap<(bool, u32), Record>>,
     fragments: RefCell<HashMap<FragmentKey, u64>>,
@@ -127,6 +136,10 @@ impl MemoryTables {
             routes: HashMap::new(),
             now: Cell::new(1_000_000_000_000),
             counted: RefCell::default(),
+            watch: Watch::default(),
+            condition: Condition::default(),
+            sent: (0..LINKS).map(|_| Sent::default()).collect(),
+            heard: (0..LINKS).map(|_| Heard::default()).collect(),
             flows: [flows(), flows()],
             tuples: RefCell::default(),
             fragments: RefCell::default(),
@@ -282,6 +295,26 @@ impl Tables for MemoryTables {
     }
 
     fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    fn watch(&self) -> Option<&Watch> {
+        Some(&self.watch)
+    }
+
+    fn condition(&self) -> Option<&Condition> {
+        Some(&self.condition)
+    }
+
+    fn sent(&self, link: u32) -> Option<&Sent> {
+        self.sent.get(link as usize)
+    }
+
+    fn heard(&self, link: u32) -> Option<&Heard> {
+        self.heard.get(link as usize)
+    }
+
+    fn fine_now(&self) -> u64 {
         self.now.get()
     }
 

@@ -65,7 +65,22 @@ impl Lab {
     pub fn start_agents(&self) -> Result<()> {
         let nodes = self.nodes();
         let agents: Vec<Process> = nodes.iter().map(|node| self.spawn_agent(node)).collect::<Result<_>>()?;
-        nodes.iter().zip(&agents).try_for_each(|(node, agent)| self.agent_ready(node, agent))
+        nodes.iter().zip(&agents).try_for_each(|(node, agent)| self.agent_ready(node, agent))?;
+        nodes.iter().zip(&agents).try_for_each(|(node, agent)| self.sees_all(node, agent))
+    }
+
+    /// Waits until a node lets all others be alive.
+    fn sees_all(&self, node: &str, agent: &Process) -> Result<()> {
+        wait_for(agent, || {
+            let asked = self.redirector(node, &["get", "nodes", "-o", "json"])?.output()?;
+            let nodes: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap_or_default();
+            let dead: Vec<_> = nodes.as_array().into_iter().flatten().filter(|node| node["alive"] != true).collect();
+            Ok(match (asked.status.success(), dead.as_slice()) {
+                (false, _) => Some(String::from_utf8_lossy(&asked.stderr).trim().to_owned()),
+                (true, []) => None,
+                (true, dead) => Some(format!("it does not let these be alive: {dead:?}")),
+            })
+        })
     }
 
     /// Starts one node's agent, as `NODE-agent`, and waits until it answers.

@@ -67,7 +67,7 @@ struct Plain {
 impl Get {
     pub(super) fn run(self) -> Result<()> {
         match self.what {
-            What::Nodes(Plain { target, output }) => output.list(nodes::list(&View::open(&target)?)?),
+            What::Nodes(Plain { target, output }) => nodes::show(&View::open(&target)?, &target, output),
             What::Services(Plain { target, output }) => output.list(services::list(&View::open(&target)?)?),
             What::Backends(Plain { target, output }) => output.list(backends::list(&View::open(&target)?)?),
             What::Paths(Plain { target, output }) => output.list(paths::list(&View::open(&target)?)?),

@@ -1,16 +1,25 @@
-//! Nodes: who they are, whether they are alive, and the way to them.
+//! Nodes: who they are, whether they live, and the way to them. From the maps, so that it is told without the agent too;
+//! what the agent has measured stands beside it where it answers.
 
 use std::net::IpAddr;
 
+use anyhow::Result;
+use redirector_ebpf::abi::PORTS;
 use redirector_ebpf::packet::Address;
-use redirector_ebpf::tables::Path;
+use redirector_ebpf::tables::liveness::{Admission, Vitals, slot, state};
 use redirector_ebpf::tables::path::kind;
+use redirector_ebpf::tables::{AliveNodes, Path};
 use serde::Serialize;
 
 use super::View;
-use crate::cli::output::{Row, cell, yes};
+use crate::agent::control::{self, Answer, Request};
+use crate::agent::{LinkStatus, LivenessStatus, PeerStatus};
+use crate::cli::output::{Format, Output, Row, cell, yes};
+use crate::cli::target::Target;
+use crate::dataplane::flows::now;
 use crate::dataplane::image::ip;
 use crate::dataplane::maps::{MapsError, read};
+use crate::liveness::AGENT_SILENT;
 
 #[derive(Serialize)]
 pub(super) struct Node {
@@ -18,7 +27,11 @@ pub(super) struct Node {
     name: String,
     #[serde(rename = "self")]
     is_self: bool,
+    /// What it is in this node's eyes.
+    state: &'static str,
     alive: bool,
+    /// Milliseconds since its agent's last sign of life.
+    agent_age_ms: Option<u64>,
     /// Where it takes packets from other nodes.
     address: Option<IpAddr>,
     /// How packets are forwarded to it.
@@ -27,11 +40,50 @@ pub(super) struct Node {
     next_hop: Option<String>,
     mac: Option<String>,
     primary_slots: usize,
+    /// Whom it sees alive, itself included.
+    sees: Vec<String>,
+    /// Of its last answers, by interface.
+    links: Vec<Link>,
+    /// What this node's agent has measured; absent where it does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measured: Option<Measured>,
+}
+
+#[derive(Serialize)]
+struct Link {
+    interface: String,
+    requests: u64,
+    answered: u64,
+    /// Microseconds from the last answered request to its answer.
+    round_trip_us: Option<u64>,
+    /// Milliseconds since the last answer.
+    silent_ms: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Measured {
+    #[serde(flatten)]
+    peer: PeerStatus,
+    false_suspicions_per_hour: f64,
+    links: Vec<LinkStatus>,
 }
 
 impl Row for Node {
     fn header() -> &'static [&'static str] {
-        &["ID", "NAME", "SELF", "ALIVE", "ADDRESS", "FORWARD", "INTERFACE", "NEXT-HOP", "MAC", "PRIMARY-SLOTS"]
+        &[
+            "ID",
+            "NAME",
+            "SELF",
+            "STATE",
+            "AGENT",
+            "RTT",
+            "ADDRESS",
+            "FORWARD",
+            "INTERFACE",
+            "MAC",
+            "PRIMARY-SLOTS",
+            "SEES",
+        ]
     }
 
     fn cells(&self) -> Vec<String> {
@@ -39,23 +91,54 @@ impl Row for Node {
             (None, false) => "unresolved".to_owned(),
             (mac, _) => cell(mac.as_ref()),
         };
+        let round_trip = self.links.iter().filter_map(|link| link.round_trip_us).min();
         vec![
             self.id.to_string(),
             self.name.clone(),
             yes(self.is_self),
-            yes(self.alive),
+            self.state.to_owned(),
+            cell(self.agent_age_ms.map(|age| format!("{age} ms"))),
+            cell(round_trip.map(|time| format!("{time} us"))),
             cell(self.address),
             cell(self.forward),
             cell(self.interface.as_ref()),
-            cell(self.next_hop.as_ref()),
             mac,
             self.primary_slots.to_string(),
+            self.sees.join(","),
         ]
     }
 }
 
-/// This node and its peers; also those that only the slots still name.
-pub(super) fn list(view: &View) -> Result<Vec<Node>, MapsError> {
+/// Shows this node and its peers; also those that only the slots still name.
+pub(super) fn show(view: &View, target: &Target, output: Output) -> Result<()> {
+    let mut nodes = list(view)?;
+    if !matches!(output.format(), Format::Table)
+        && let Some(status) = ask(target)
+    {
+        for node in &mut nodes {
+            node.measured = measured(&status, node.id);
+        }
+    }
+    output.list(nodes)
+}
+
+/// What the agent has to say, if there is one.
+fn ask(target: &Target) -> Option<LivenessStatus> {
+    let config = target.config().ok()??;
+    match control::ask(&control::path(&config), &Request::Nodes) {
+        Ok(Answer::Nodes(status)) => Some(status),
+        _ => None,
+    }
+}
+
+fn measured(status: &LivenessStatus, id: u8) -> Option<Measured> {
+    let peer = status.peers.iter().find(|peer| peer.node == id)?.clone();
+    let links = status.links.iter().filter(|link| link.node == id).cloned().collect();
+    let false_suspicions_per_hour = peer.false_suspicions as f64 / status.hours.max(f64::MIN_POSITIVE);
+    Some(Measured { peer, false_suspicions_per_hour, links })
+}
+
+fn list(view: &View) -> Result<Vec<Node>, MapsError> {
     let slots = view.maps.slots()?;
     let alive = view.maps.alive.get(&0, 0).map_err(read("ALIVE"))?;
     let mut nodes = Vec::new();
@@ -68,11 +151,16 @@ pub(super) fn list(view: &View) -> Result<Vec<Node>, MapsError> {
         }
         let own = [(view.node.hop4, false), (view.node.hop6, true)];
         let own = own.into_iter().find(|(address, _)| *address != Address::default());
+        let seen = seen(view, id);
+        let sees = if is_self { alive } else { seen.view };
+        let agent_age_ms = if is_self { own_agent_age(view) } else { seen.agent_age_ms };
         nodes.push(Node {
             id,
             name: view.names.node(id),
             is_self,
+            state: state_of(view, id, is_self, &alive, &seen, agent_age_ms),
             alive: alive.is_alive(id),
+            agent_age_ms,
             address: match is_self {
                 true => own.map(|(address, v6)| ip(&address, v6)),
                 false => is_peer.then(|| ip(&path.remote, path.outer_v6 != 0)),
@@ -82,7 +170,86 @@ pub(super) fn list(view: &View) -> Result<Vec<Node>, MapsError> {
             next_hop: is_peer.then(|| view.names.neighbour(path.neighbour)),
             mac: if is_peer { view.mac(path.neighbour)? } else { None },
             primary_slots: slots.iter().filter(|slot| slot.ranks[0] == id).count(),
+            sees: (1..=254).filter(|node| sees.is_alive(*node)).map(|node| view.names.node(node)).collect(),
+            links: seen.links,
+            measured: None,
         });
     }
     Ok(nodes)
+}
+
+/// What the last beats of a node say.
+#[derive(Default)]
+struct Seen {
+    links: Vec<Link>,
+    view: AliveNodes,
+    state: u8,
+    agent_age_ms: Option<u64>,
+    answers: bool,
+}
+
+fn seen(view: &View, id: u8) -> Seen {
+    let (maps, time) = (&view.maps.liveness, now());
+    let timeout = maps.watch().map_or(0, |watch| u64::from(watch.multiplier) * watch.interval + watch.grace);
+    let mut seen = Seen::default();
+    let mut latest = 0;
+    for port in (0..PORTS as u8).filter(|port| maps.sent(id, *port).sequence.load() != 0) {
+        let (sent, heard) = (maps.sent(id, port), maps.heard(id, port));
+        let answered = heard.answered.load();
+        let came = (answered != 0).then(|| slot(&heard.times, answered).load());
+        let asked = sent.time(answered);
+        seen.links.push(Link {
+            interface: view.names.port(port),
+            requests: sent.sequence.load(),
+            answered,
+            round_trip_us: came.filter(|came| asked != 0 && *came >= asked).map(|came| (came - asked) / 1000),
+            silent_ms: came.map(|came| time.saturating_sub(came) / 1_000_000),
+        });
+        seen.answers |= came.is_some_and(|came| time.saturating_sub(came) <= timeout);
+        let at = heard.at.load();
+        if at > latest {
+            latest = at;
+            let vitals = Vitals::of(heard.vitals.load());
+            seen.state = vitals.state;
+            seen.agent_age_ms = Some(u64::from(vitals.agent_age) + time.saturating_sub(at) / 1_000_000);
+            seen.view = AliveNodes { words: std::array::from_fn(|word| heard.view[word].load()) };
+        }
+    }
+    seen
+}
+
+/// Milliseconds since this node's own agent gave a sign of life; none if it never did.
+fn own_agent_age(view: &View) -> Option<u64> {
+    let last = view.maps.liveness.condition().agent.load();
+    (last != 0).then(|| now().saturating_sub(last) / 1_000_000)
+}
+
+fn state_of(view: &View, id: u8, me: bool, alive: &AliveNodes, seen: &Seen, agent_age: Option<u64>) -> &'static str {
+    let maps = &view.maps.liveness;
+    let agent_is_silent = agent_age.is_some_and(|age| u128::from(age) >= AGENT_SILENT.as_millis());
+    if me {
+        let admitted = |id: &u8| maps.admission(*id).is_some_and(|(_, peer)| peer.term != 0);
+        let peers: Vec<u8> = (1..=254).filter(admitted).collect();
+        let cut_off = !peers.is_empty() && peers.iter().all(|peer| !alive.is_alive(*peer));
+        return match Vitals::of(maps.condition().vitals.load()).state {
+            _ if cut_off => "cut-off",
+            _ if agent_is_silent => "agent-silent",
+            state::RETURNING => "returning",
+            state::DRAINING => "draining",
+            _ => "alive",
+        };
+    }
+    let Admission { term, .. } = maps.admission(id).map_or_else(Admission::default, |(_, admission)| admission);
+    if alive.is_alive(id) {
+        return match seen.state {
+            state::DRAINING => "draining",
+            _ if agent_is_silent => "agent-silent",
+            _ => "alive",
+        };
+    }
+    match (seen.answers, term != 0 && maps.latch(id).term.load() == u64::from(term)) {
+        (true, _) => "returning",
+        (false, true) => "suspect",
+        (false, false) => "unknown",
+    }
 }

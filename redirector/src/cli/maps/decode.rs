@@ -17,7 +17,7 @@ use redirector_ebpf::tables::{
 };
 use serde_json::{Value, json};
 
-use super::Entry;
+use super::{Entry, liveness};
 use crate::cli::get::{ranges, vip_lines};
 use crate::cli::output::{Names, class, echo, mac, mode, protocol, state, unmatched};
 use crate::dataplane::batch::read_array;
@@ -97,6 +97,9 @@ impl Decoder {
                 let nodes: Vec<_> = (1..=254).filter(|id| alive.is_alive(*id)).map(|id| names.node(id)).collect();
                 Some(json!({"nodes": nodes}))
             })?,
+            "WATCH" | "CONDITION" | "SENT" | "HEARD" | "WATCHED" | "LATCHES" | "PULSE" | "CLOCK" => {
+                Box::new(liveness::entries(&maps.liveness, names, name)?.into_iter())
+            }
             "PEERS" => array("PEERS", maps.peers.iter(), |at, path: Path| {
                 let node = names.node(at as u8);
                 some(path != Path::default(), || self.path(Some(node), &path))
@@ -289,7 +292,7 @@ impl Decoder {
     }
 }
 
-fn entry(key: impl ToString, value: Value) -> Entry {
+pub(super) fn entry(key: impl ToString, value: Value) -> Entry {
     Entry { key: key.to_string(), value }
 }
 

@@ -2,6 +2,7 @@
 
 mod decode;
 mod list;
+mod liveness;
 
 use anyhow::{Result, bail};
 use clap::Subcommand;

@@ -1,0 +1,327 @@
+//! Liveness within the agent: keeps the kernel's rules and lists in step with the configuration, feeds the detector with
+//! what the maps say, and lets peers be alive where it says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use redirector_ebpf::tables::liveness::{Vitals, Watch, state};
+use redirector_ebpf::tables::{AliveNodes, Slot};
+use serde::{Deserialize, Serialize};
+use siphasher::sip::SipHasher24;
+use siphasher::sip128::SipHasher24 as SipHasher128;
+use tokio::sync::watch;
+
+use crate::config::{Config, Key};
+use crate::dataplane::flows::now;
+use crate::dataplane::image::Image;
+use crate::dataplane::liveness::LivenessMaps;
+use crate::liveness::{Action, Detector, LinkPlan, Observation, Own, Plan, Sender, Spread};
+
+/// What answers may take, as a share of the interval.
+const GRACE_DIVISOR: u32 = 4;
+/// The least that answers may take.
+const GRACE_MIN: Duration = Duration::from_micros(500);
+
+/// What the other rooms know that liveness asks: whether a peer has all flows that it should have from here, and whether
+/// this node has all that it should have from its peers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Delivered {
+    /// Peers that have not been given everything yet.
+    pub(super) owed: BTreeSet<u8>,
+    /// Whether this node lacks flows of a peer that lives.
+    pub(super) lacking: bool,
+}
+
+/// Liveness of a node.
+pub(super) struct Liveness {
+    maps: LivenessMaps,
+    sender: Sender,
+    detector: Detector,
+    allowed: BTreeMap<u8, bool>,
+    links: Vec<(u8, u8)>,
+    timeout: u64,
+    own: Own,
+}
+
+/// What is measured of a link to a peer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// The peer.
+    pub node: u8,
+    /// The port.
+    pub port: u8,
+    /// Requests sent since the agent started.
+    pub sent: u64,
+    /// Of these, answered.
+    pub answered: u64,
+    /// Round trips, microseconds.
+    pub round_trip_us: Spread,
+    /// Times between two answers, microseconds.
+    pub gap_us: Spread,
+}
+
+/// What the agent knows of a peer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// The peer.
+    pub node: u8,
+    /// Its state, in words.
+    pub state: String,
+    /// How long it has been in it, milliseconds.
+    pub for_ms: u64,
+    /// How often it was suspected since the agent started.
+    pub suspicions: u64,
+    /// Of these, how often it came back without having died.
+    pub false_suspicions: u64,
+}
+
+/// Liveness, as the agent tells it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LivenessStatus {
+    /// What this node is itself.
+    pub own: String,
+    /// The peers.
+    pub peers: Vec<PeerStatus>,
+    /// The links.
+    pub links: Vec<LinkStatus>,
+    /// How late the sender woke, microseconds.
+    pub lateness_us: Spread,
+    /// Rounds that it left out since it was late.
+    pub skipped: u64,
+    /// Whether it has real-time priority.
+    pub real_time: bool,
+    /// Hours since the agent started.
+    pub hours: f64,
+}
+
+fn clock() -> Duration {
+    Duration::from_nanos(now())
+}
+
+/// A word that changes when the host boots.
+fn boot_id() -> u64 {
+    let text = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    SipHasher24::new().hash(&text) | 1
+}
+
+fn incarnation() -> Result<u32> {
+    let mut bytes = [0; 4];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no random number for the incarnation: {error}"))?;
+    Ok(u32::from_le_bytes(bytes).max(1))
+}
+
+/// The keys of beats, and their numbers.
+fn keys(config: &Config, key: [u8; 16]) -> ([[u64; 2]; 2], [u8; 2]) {
+    let own = SipHasher128::new_with_key(&key).hash(&8u64.to_le_bytes()).as_bytes();
+    let given = match config.cluster.beat_keys.as_slice() {
+        [] => vec![Key(own)],
+        given => given.to_vec(),
+    };
+    let words = |key: &Key| {
+        let [low, high] = [&key.0[..8], &key.0[8..]];
+        [low, high].map(|half| half.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte)))
+    };
+    let mut keys = ([[0; 2]; 2], [0; 2]);
+    for (place, key) in given.iter().take(2).enumerate() {
+        keys.0[place] = words(key);
+        keys.1[place] = key.number();
+    }
+    keys
+}
+
+impl Liveness {
+    /// Starts asking; peers that were alive stay so.
+    pub(super) fn start(directory: &Path, config: &Config, key: [u8; 16], image: &Image) -> Result<Self> {
+        let maps = LivenessMaps::open(directory)?;
+        let sender = Sender::start(directory)?;
+        let mut liveness = Self {
+            maps,
+            sender,
+            detector: Detector::default(),
+            allowed: BTreeMap::new(),
+            links: Vec::new(),
+            timeout: 0,
+            own: Own::Returning,
+        };
+        liveness.configure(config, key, image)?;
+        let alive = liveness.maps.alive();
+        for node in liveness.allowed.clone().into_keys() {
+            if let (Some((row, _)), true) = (liveness.maps.admission(node), alive.is_alive(node)) {
+                let incarnation = liveness.maps.watched(row).incarnation.load() as u32;
+                if let Some(peer) = liveness.detector.peer_mut(node) {
+                    peer.adopt(incarnation);
+                }
+            }
+        }
+        liveness.sign();
+        Ok(liveness)
+    }
+
+    /// Takes over a configuration.
+    pub(super) fn configure(&mut self, config: &Config, key: [u8; 16], image: &Image) -> Result<()> {
+        let before = self.maps.watch().context("liveness")?;
+        self.allowed = config
+            .members
+            .iter()
+            .filter(|member| member.id != config.node.id)
+            .map(|member| (member.id, member.alive))
+            .collect();
+        let mut ports: BTreeMap<u8, u16> = BTreeMap::new();
+        for (node, port) in image.links.keys() {
+            *ports.entry(*node).or_default() |= 1 << port;
+        }
+        let nodes: Vec<u8> = ports.keys().copied().collect();
+        let interval = config.cluster.beats.interval;
+        let (keys, key_ids) = keys(config, key);
+        let watch = Watch {
+            keys,
+            boot_id: boot_id(),
+            interval: interval.as_nanos() as u64,
+            grace: (interval / GRACE_DIVISOR).max(GRACE_MIN).as_nanos() as u64,
+            incarnation: if before.incarnation != 0 { before.incarnation } else { incarnation()? },
+            multiplier: config.cluster.beats.multiplier,
+            key_ids,
+            pad: 0,
+            peers: self.maps.list(&ports.into_iter().collect::<Vec<_>>()),
+        };
+        self.maps.set_watch(&watch).context("liveness")?;
+        self.timeout = config.cluster.beats.timeout().as_nanos() as u64 + watch.grace;
+        self.detector.set_peers(&nodes, clock());
+        self.links = image.links.keys().copied().collect();
+        self.maps.condition().slots.store(digest(&image.slots));
+        let link = |((node, port), path): (&(u8, u8), &redirector_ebpf::tables::Path)| LinkPlan {
+            node: *node,
+            path: *path,
+            interface: image.ports[usize::from(*port)].ifindex,
+            mac: image.ports[usize::from(*port)].mac,
+        };
+        self.sender.set_plan(Plan {
+            node: config.node.id,
+            cluster: config.cluster.id,
+            watch,
+            links: image.links.iter().map(link).collect(),
+        });
+        Ok(())
+    }
+
+    /// Alive bits, whenever they change.
+    pub(super) fn changes(&self) -> watch::Receiver<AliveNodes> {
+        self.sender.changes()
+    }
+
+    /// The agent lives.
+    pub(super) fn sign(&self) {
+        self.maps.condition().agent.store(now());
+    }
+
+    /// A port lost its carrier, or has it again.
+    pub(super) fn carrier(&self, port: u8, carrier: bool) {
+        for (node, _) in self.links.iter().filter(|(_, link)| *link == port) {
+            self.maps.sent(*node, port).down.store(u64::from(!carrier));
+        }
+    }
+
+    /// Looks at all peers, and lets in who may be.
+    pub(super) fn step(&mut self, delivered: &Delivered) {
+        let (time, alive) = (now(), self.maps.alive());
+        for (&node, &allowed) in &self.allowed {
+            let seen = self.observe(node, allowed, time, &alive, delivered);
+            let Some(peer) = self.detector.peer_mut(node) else { continue };
+            let before = peer.state;
+            match peer.observe(Duration::from_nanos(time), &seen) {
+                Some(Action::Admit(incarnation)) => self.maps.admit(node, Some(incarnation)),
+                Some(Action::Dismiss) => self.maps.admit(node, None),
+                None => {}
+            }
+            if peer.state != before {
+                tracing::info!(node, from = ?before, to = ?peer.state, "a peer's state changed");
+            }
+        }
+        let own = self.detector.own(!delivered.lacking);
+        if own != self.own {
+            tracing::info!(from = ?self.own, to = ?own, "this node's state changed");
+            self.own = own;
+        }
+        let said = if delivered.lacking { state::RETURNING } else { state::ACTIVE };
+        let vitals = Vitals { state: said, health: 100, load: 0, shed: 0, agent_age: 0 };
+        self.maps.condition().vitals.store(vitals.word());
+    }
+
+    fn observe(&self, node: u8, allowed: bool, time: u64, alive: &AliveNodes, delivered: &Delivered) -> Observation {
+        let mut seen = Observation {
+            allowed,
+            answers: false,
+            incarnation: 0,
+            vitals: Vitals::default(),
+            on: alive.is_alive(node),
+            delivered: !delivered.owed.contains(&node),
+        };
+        let mut latest = 0;
+        for (_, port) in self.links.iter().filter(|(link, _)| *link == node) {
+            let heard = self.maps.heard(node, *port);
+            let answered = heard.answered.load();
+            if answered == 0 {
+                continue;
+            }
+            let came = redirector_ebpf::tables::liveness::slot(&heard.times, answered).load();
+            seen.answers |= time.saturating_sub(came) <= self.timeout;
+            if heard.at.load() >= latest {
+                latest = heard.at.load();
+                seen.incarnation = heard.incarnation.load() as u32;
+                seen.vitals = Vitals::of(heard.vitals.load());
+            }
+        }
+        seen
+    }
+
+    /// What there is to tell.
+    pub(super) fn status(&self, began: Duration) -> LivenessStatus {
+        let (figures, time) = (self.sender.figures(), clock());
+        let peers = self.detector.peers().iter().map(|(&node, peer)| PeerStatus {
+            node,
+            state: words(&peer.state),
+            for_ms: time.saturating_sub(peer.since).as_millis() as u64,
+            suspicions: peer.suspicions,
+            false_suspicions: peer.false_suspicions,
+        });
+        let links = figures.links.iter().map(|((node, port), link)| LinkStatus {
+            node: *node,
+            port: *port,
+            sent: link.sent,
+            answered: link.answered,
+            round_trip_us: Spread::of(&link.round_trip),
+            gap_us: Spread::of(&link.gap),
+        });
+        LivenessStatus {
+            own: words(&self.own),
+            peers: peers.collect(),
+            links: links.collect(),
+            lateness_us: Spread::of(&figures.sender.lateness),
+            skipped: figures.sender.skipped,
+            real_time: figures.sender.real_time,
+            hours: time.saturating_sub(began).as_secs_f64() / 3600.0,
+        }
+    }
+}
+
+/// A state's name, as it is serialised.
+fn words(state: &impl Serialize) -> String {
+    match serde_json::to_value(state) {
+        Ok(serde_json::Value::String(text)) => text,
+        _ => String::new(),
+    }
+}
+
+/// A digest of the slot table, by which nodes see that theirs are the same.
+fn digest(slots: &[Slot]) -> u64 {
+    let mut bytes = Vec::with_capacity(slots.len() * 16);
+    for slot in slots {
+        bytes.extend(slot.ranks);
+        bytes.push(slot.previous);
+        bytes.extend(slot.version.to_le_bytes());
+    }
+    SipHasher24::new().hash(&bytes)
+}

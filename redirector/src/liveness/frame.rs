@@ -1,0 +1,81 @@
+//! A request as a whole frame: link layer, IP and UDP before the beat.
+
+use std::net::IpAddr;
+
+use redirector_ebpf::abi::BEAT_PORT;
+use redirector_ebpf::beat::{BYTES, Beat};
+use redirector_ebpf::packet::headers::ethertype;
+use redirector_ebpf::stations::beat::udp_checksum;
+
+/// Between which hosts a frame goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
+    pub(super) source_mac: [u8; 6],
+    pub(super) target_mac: [u8; 6],
+    /// 0 is untagged.
+    pub(super) vlan: u16,
+    pub(super) source: IpAddr,
+    pub(super) target: IpAddr,
+}
+
+const TTL: u8 = 64;
+/// DSCP CS6, for network control (RFC 4594).
+const TRAFFIC_CLASS: u8 = 0xc0;
+const UDP_BYTES: u16 = 8 + BYTES as u16;
+const PROTOCOL: u8 = 17;
+
+/// Writes the frame into `frame`, whatever was in it. Addresses of two families are refused.
+pub(super) fn write(frame: &mut Vec<u8>, way: &Way, beat: &Beat) -> bool {
+    frame.clear();
+    frame.extend(way.target_mac);
+    frame.extend(way.source_mac);
+    if way.vlan != 0 {
+        frame.extend(ethertype::VLAN.to_be_bytes());
+        frame.extend(way.vlan.to_be_bytes());
+    }
+    match (way.source, way.target) {
+        (IpAddr::V4(source), IpAddr::V4(target)) => {
+            frame.extend(ethertype::IPV4.to_be_bytes());
+            let start = frame.len();
+            frame.extend([0x45, TRAFFIC_CLASS]);
+            frame.extend((20 + UDP_BYTES).to_be_bytes());
+            // Identification, and "don't fragment".
+            frame.extend([0, 0, 0x40, 0, TTL, PROTOCOL, 0, 0]);
+            frame.extend(source.octets());
+            frame.extend(target.octets());
+            let checksum = !fold(&frame[start..]);
+            frame[start + 10..start + 12].copy_from_slice(&checksum.to_be_bytes());
+        }
+        (IpAddr::V6(source), IpAddr::V6(target)) => {
+            frame.extend(ethertype::IPV6.to_be_bytes());
+            frame.extend((6 << 28 | u32::from(TRAFFIC_CLASS) << 20).to_be_bytes());
+            frame.extend(UDP_BYTES.to_be_bytes());
+            frame.extend([PROTOCOL, TTL]);
+            frame.extend(source.octets());
+            frame.extend(target.octets());
+        }
+        _ => return false,
+    }
+    let addresses = frame.len() - if way.source.is_ipv4() { 8 } else { 32 };
+    let udp = frame.len();
+    frame.extend(BEAT_PORT.to_be_bytes());
+    frame.extend(BEAT_PORT.to_be_bytes());
+    frame.extend(UDP_BYTES.to_be_bytes());
+    frame.extend([0, 0]);
+    beat.words.iter().for_each(|word| frame.extend(word.to_le_bytes()));
+    let pseudo = u64::from(u16::from_ne_bytes([0, PROTOCOL])) + u64::from(UDP_BYTES.to_be());
+    let sum: u64 = frame[addresses..].chunks(2).map(word).sum::<u64>() + pseudo;
+    frame[udp + 6..udp + 8].copy_from_slice(&udp_checksum(sum).to_ne_bytes());
+    true
+}
+
+fn word(pair: &[u8]) -> u64 {
+    u64::from(u16::from_ne_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))
+}
+
+/// The sum of big-endian words with the carries folded in.
+fn fold(bytes: &[u8]) -> u16 {
+    let sum: u32 = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (sum + (sum >> 16)) as u16
+}
