@@ -20,7 +20,7 @@ use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::{AliveNodes, Path};
 use tokio::sync::watch;
 
-use super::figures::{Figures, LinkFigures};
+use super::figures::Figures;
 use super::frame::{self, Way};
 use super::socket::{PacketSocket, be_real_time, sleep_until};
 use crate::dataplane::flows::now;
@@ -300,7 +300,7 @@ impl Work {
             let mut bytes = Vec::with_capacity(192);
             if frame::write(&mut bytes, &way, &beat) {
                 frames.push(bytes);
-                self.figures.links.entry((*node, path.port)).or_insert_with(LinkFigures::default).sent += 1;
+                self.figures.links.entry((*node, path.port)).or_default().sent += 1;
             }
         }
         for (socket, frames) in self.sockets.values_mut() {
