@@ -42,10 +42,10 @@ impl Lab {
         if links.is_empty() {
             self.host(node)?.run(|| dropper.attach("eth0"))??;
         }
-        for process in self.processes_of(node)? {
-            process.signal(libc::SIGKILL);
-        }
+        let processes = self.processes_of(node)?;
+        processes.iter().for_each(|process| process.signal(libc::SIGKILL));
         process::kill_all(&namespace(&self.topology.name, node))?;
+        processes.iter().try_for_each(Process::kill)?;
 
         // A link lives as long as its pin; the maps go with theirs.
         for link in links {

@@ -160,6 +160,14 @@ impl Lab {
         Ok(())
     }
 
+    /// As [`Lab::serve`], with echoes of datagrams at real-time priority: for measuring anything but the servers.
+    pub fn serve_promptly(&mut self) -> Result<()> {
+        for name in self.backends() {
+            self.servers.push(self.host(&name)?.run(|| Server::start_prompt(&name))??);
+        }
+        Ok(())
+    }
+
     /// Starts the servers of all backends as processes of their own, which outlive this one. For `xtask` only, which is the
     /// program that they run.
     pub(crate) fn serve_in_processes(&self) -> Result<()> {
