@@ -19,9 +19,9 @@ enum Command {
     BuildEbpf,
     /// Check everything; installs what is missing first.
     Test(test::Args),
-    /// Measure the packet path.
+    /// Measure: the packet path, failover.
     Bench(bench::Args),
-    /// A cluster in network namespaces: up, down, exec, status.
+    /// A cluster in network namespaces: up, down, exec, status, fault, heal.
     Lab(lab::Args),
     /// A cluster, real requests, and where they went; sets up and builds first.
     Demo(demo::Args),

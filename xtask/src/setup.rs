@@ -23,6 +23,18 @@ pub enum Purpose {
     Demo,
     /// All that `cargo xtask test` needs.
     Test,
+    /// All that `cargo xtask bench` needs beside what the demo does.
+    Bench,
+}
+
+impl Purpose {
+    /// Whether a machine that is fit for this one must be fit for the other too.
+    fn includes(self, other: Self) -> bool {
+        match self {
+            Self::Bench => other != Self::Test,
+            _ => other <= self,
+        }
+    }
 }
 
 /// A program that is needed at run time.
@@ -37,9 +49,11 @@ const fn program(name: &'static str, package: &'static str, purpose: Purpose, wh
     Program { name, package, purpose, why }
 }
 
-const PROGRAMS: [Program; 5] = [
+const PROGRAMS: [Program; 7] = [
     program("ip", "iproute2", Purpose::Demo, "makes the lab's network namespaces"),
     program("ethtool", "ethtool", Purpose::Demo, "switches off offloads that XDP cannot see through"),
+    program("nft", "nftables", Purpose::Demo, "cuts the lab's hosts off from each other"),
+    program("keepalived", "keepalived", Purpose::Bench, "is what failover is measured beside"),
     program("qemu-system-x86_64", "qemu-system-x86", Purpose::Test, "boots the oldest kernel that is promised"),
     program("busybox", "busybox-static", Purpose::Test, "is the userspace on that kernel"),
     program("cpio", "cpio", Purpose::Test, "packs that userspace"),
@@ -49,7 +63,7 @@ const PROGRAMS: [Program; 5] = [
 pub fn command(purpose: Purpose) -> Result<()> {
     let mut idle = true;
     let missing: Vec<_> =
-        PROGRAMS.iter().filter(|program| program.purpose <= purpose && !is_installed(program.name)).collect();
+        PROGRAMS.iter().filter(|program| purpose.includes(program.purpose) && !is_installed(program.name)).collect();
     if !missing.is_empty() {
         idle = false;
         for program in &missing {

@@ -97,21 +97,26 @@ impl Lab {
         }
         for backend in self.backends() {
             let decap = self.process(&format!("{backend}-decap"))?;
-            wait_for(&decap, || {
-                let link = self.host(&backend)?.command("ip").args(["-o", "link", "show", "eth0"]).output()?;
-                let attached = link.stdout.windows(9).any(|word| word == b" prog/xdp");
-                Ok(if attached { None } else { Some("nothing is attached to its eth0".into()) })
-            })?;
+            self.attached(&backend, &decap)?;
         }
         Ok(())
     }
 
-    fn spawn_agent(&self, node: &str) -> Result<Process> {
+    /// Waits until a process has attached a program to its host's interface.
+    pub(super) fn attached(&self, host: &str, process: &Process) -> Result<()> {
+        wait_for(process, || {
+            let link = self.host(host)?.command("ip").args(["-o", "link", "show", "eth0"]).output()?;
+            let attached = link.stdout.windows(9).any(|word| word == b" prog/xdp");
+            Ok(if attached { None } else { Some("nothing is attached to its eth0".into()) })
+        })
+    }
+
+    pub(super) fn spawn_agent(&self, node: &str) -> Result<Process> {
         self.spawn(node, "agent", self.redirector(node, &["run"])?)
     }
 
     /// An agent is ready when its control socket answers; the socket's file alone may be left from one that was killed.
-    fn agent_ready(&self, node: &str, agent: &Process) -> Result<()> {
+    pub(super) fn agent_ready(&self, node: &str, agent: &Process) -> Result<()> {
         let file = self.config_file(node).display().to_string();
         wait_for(agent, || {
             // `get` would be content with the maps, which are there without an agent too.

@@ -8,7 +8,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
-use super::{Config, Fabric, Lab, Role, Topology, bring_up, down, vip4};
+use super::{Config, Cut, Fabric, Lab, Role, Topology, bring_up, down, vip4};
+
 /// A cluster in network namespaces.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -39,6 +40,63 @@ enum Action {
     Status {
         #[command(flatten)]
         lab: Name,
+    },
+    /// Break something
+    Fault {
+        #[command(flatten)]
+        lab: Name,
+        #[command(subcommand)]
+        fault: Fault,
+    },
+    /// End all faults, and start anew what was killed
+    Heal {
+        #[command(flatten)]
+        lab: Name,
+    },
+}
+
+/// What can be broken; each lasts until `heal`.
+#[derive(Debug, Subcommand)]
+enum Fault {
+    /// A node dies silently: no process, no data plane, no maps; its carrier stays up
+    Kill {
+        /// The node
+        node: String,
+    },
+    /// A node's agent is killed; its data plane goes on
+    KillAgent {
+        /// The node
+        node: String,
+    },
+    /// A node's agent is stopped in the midst of what it does
+    Pause {
+        /// The node
+        node: String,
+    },
+    /// A paused agent goes on
+    Resume {
+        /// The node
+        node: String,
+    },
+    /// A host loses its carrier
+    Unplug {
+        /// The host
+        host: String,
+    },
+    /// A host gets its carrier back
+    Plug {
+        /// The host
+        host: String,
+    },
+    /// Two groups of hosts do not hear each other
+    Partition {
+        /// The one group: `n1,n2`
+        from: String,
+        /// The other
+        to: String,
+        /// Only frames from the one group to the other are lost
+        #[arg(long)]
+        one_way: bool,
     },
 }
 
@@ -80,6 +138,23 @@ pub fn command(args: Args) -> Result<()> {
         Action::Down { lab } => down(&lab.name),
         Action::Exec { lab, host, command } => exec(&lab.name, &host, &command),
         Action::Status { lab } => status(&lab.name),
+        Action::Fault { lab, fault } => make(&Lab::open(&lab.name)?, fault),
+        Action::Heal { lab } => Lab::open(&lab.name)?.heal(),
+    }
+}
+
+fn make(lab: &Lab, fault: Fault) -> Result<()> {
+    match fault {
+        Fault::Kill { node } => lab.kill(&node).map(drop),
+        Fault::KillAgent { node } => lab.kill_agent(&node).map(drop),
+        Fault::Pause { node } => lab.pause(&node),
+        Fault::Resume { node } => lab.resume(&node),
+        Fault::Unplug { host } => lab.unplug(&host).map(drop),
+        Fault::Plug { host } => lab.plug(&host),
+        Fault::Partition { from, to, one_way } => {
+            let [from, to] = [&from, &to].map(|group| group.split(',').collect::<Vec<_>>());
+            lab.partition(&from, &to, if one_way { Cut::OneWay } else { Cut::BothWays })
+        }
     }
 }
 
@@ -122,13 +197,16 @@ fn print_status(lab: &Lab) -> Result<()> {
     for role in std::iter::once(Role::Fabric).chain(topology.hosts()) {
         let name = role.name(topology.fabric);
         let prefix = format!("{name}-");
-        let runs: Vec<String> = processes
+        let mut runs: Vec<String> = processes
             .iter()
             .filter_map(|process| {
                 let what = process.label.strip_prefix(&prefix)?;
                 Some(if process.alive() { format!("{what} (pid {})", process.pid) } else { format!("{what} (ended)") })
             })
             .collect();
+        if lab.is_dead(&name) {
+            runs.push("dead: silent and deaf".into());
+        }
         let [v4, v6] = role.addresses().map(|address| address.to_string());
         let (v4, v6) = if name == "bridge" { ("-", "-") } else { (v4.as_str(), v6.as_str()) };
         writeln!(out, "{name:<8}{v4:<14}{v6:<14}{}", runs.join(", "))?;

@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::{fs, panic, thread};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// A host of a lab.
 #[derive(Clone, Debug)]
@@ -58,6 +58,22 @@ impl Host {
     /// Feeds lines to `ip -batch` on this host.
     pub fn ip(&self, lines: &[impl AsRef<str>]) -> Result<()> {
         ip_batch(self.command("ip"), lines).with_context(|| format!("setting up the network of {}", self.name))
+    }
+
+    /// Runs a program on this host with a text as its input; the package is named where the program is missing.
+    pub(crate) fn feed(&self, program: &str, package: &str, args: &[&str], text: &str) -> Result<()> {
+        let mut command = self.command(program);
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child =
+            command.spawn().with_context(|| format!("cannot run `{program}`: install the package {package}"))?;
+        if let Some(mut input) = child.stdin.take() {
+            // An early failure closes the pipe; the program's own words, below, say more.
+            let _ = input.write_all(text.as_bytes());
+        }
+        let output = child.wait_with_output().with_context(|| format!("waiting for `{program}`"))?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`{program}` on {}: {}", self.name, error.trim());
+        Ok(())
     }
 
     pub(super) fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {

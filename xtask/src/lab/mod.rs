@@ -13,11 +13,15 @@
 //! and every link is born and dies within its namespaces. A lab's files are in `/run/redirector-lab/NAME`.
 
 mod agents;
+mod bpf;
 mod command;
 mod config;
+mod faults;
+mod heal;
 mod host;
 mod network;
 mod offload;
+mod partition;
 mod process;
 mod stub;
 mod topology;
@@ -34,6 +38,7 @@ use anyhow::{Context, Result, bail, ensure};
 pub use command::{Args, command};
 pub use config::{Backend, Config, Pool, Ports, Service, Vip, Way};
 pub use host::Host;
+pub use partition::Cut;
 pub use process::Process;
 pub use topology::{CLIENT_ADDRESSES, Fabric, Role, Topology, VIPS4, VIPS6, client_addresses, vip4, vip6};
 pub use witness::{Flow, Journey, Witness};
@@ -151,6 +156,14 @@ impl Lab {
     pub fn serve(&mut self) -> Result<()> {
         for name in self.backends() {
             self.servers.push(self.host(&name)?.run(|| Server::start(&name))??);
+        }
+        Ok(())
+    }
+
+    /// As [`Lab::serve`], with echoes of datagrams at real-time priority: for measuring anything but the servers.
+    pub fn serve_promptly(&mut self) -> Result<()> {
+        for name in self.backends() {
+            self.servers.push(self.host(&name)?.run(|| Server::start_prompt(&name))??);
         }
         Ok(())
     }

@@ -75,7 +75,7 @@ pub(super) fn build(topology: &Topology) -> Result<()> {
         fabric.ip(&vip_routes(topology))?;
     }
 
-    let stub = Stub::load()?;
+    let stub = Stub::pass()?;
     fabric.run(|| {
         for role in &roles {
             let interface = role.name(topology.fabric);
@@ -104,22 +104,38 @@ fn fabric_end(topology: &Topology, role: Role) -> Vec<String> {
     let mac = role.mac();
     let mut lines =
         vec![format!("link add {name} mtu {mtu} type veth peer name eth0 address {mac} mtu {mtu} netns {namespace}")];
-    match topology.fabric {
-        Fabric::Switched => lines.push(format!("link set {name} master br0")),
-        Fabric::Routed => {
-            let [router4, router6] = Role::Fabric.addresses();
-            lines.push(format!("address add {router4}/32 dev {name}"));
-            lines.push(format!("address add {router6}/128 dev {name} nodad"));
-        }
+    if topology.fabric == Fabric::Switched {
+        lines.push(format!("link set {name} master br0"));
     }
-    lines.push(format!("link set {name} up"));
-    if topology.fabric == Fabric::Routed {
-        let [reach4, reach6] = match role {
-            Role::Client => ["10.77.3.0/24".into(), "fd77::3:0/112".into()],
-            _ => role.addresses().map(|address| address.to_string()),
-        };
-        lines.push(format!("route add {reach4} dev {name}"));
-        lines.push(format!("route add {reach6} dev {name}"));
+    lines.extend(link_up(topology, role));
+    lines
+}
+
+/// What brings the fabric's end of a link up, for the first time or after it was down.
+fn link_up(topology: &Topology, role: Role) -> Vec<String> {
+    let name = role.name(topology.fabric);
+    if topology.fabric == Fabric::Switched {
+        return vec![format!("link set {name} up")];
+    }
+    let [router4, router6] = Role::Fabric.addresses();
+    let [reach4, reach6] = match role {
+        Role::Client => ["10.77.3.0/24".into(), "fd77::3:0/112".into()],
+        _ => role.addresses().map(|address| address.to_string()),
+    };
+    vec![
+        format!("address replace {router4}/32 dev {name}"),
+        format!("address replace {router6}/128 dev {name} nodad"),
+        format!("link set {name} up"),
+        format!("route replace {reach4} dev {name}"),
+        format!("route replace {reach6} dev {name}"),
+    ]
+}
+
+/// What plugs a host in again; a router forgets its routes over a link that goes down.
+pub(super) fn plug(topology: &Topology, role: Role) -> Vec<String> {
+    let mut lines = link_up(topology, role);
+    if topology.fabric == Fabric::Routed && matches!(role, Role::Node(_)) {
+        lines.extend(vip_routes(topology));
     }
     lines
 }

@@ -113,7 +113,20 @@ impl Process {
 
 /// Ends whatever else runs within a namespace, such as a shell left open by `lab exec`; this process excepted.
 pub(super) fn sweep(namespace: &str) -> Result<()> {
-    let Ok(of_lab) = inode(Path::new("/run/netns").join(namespace)) else { return Ok(()) };
+    within(namespace)?.iter().try_for_each(Process::stop)
+}
+
+/// Kills whatever runs within a namespace, this process excepted, and waits until it is gone.
+pub(super) fn kill_all(namespace: &str) -> Result<()> {
+    let all = within(namespace)?;
+    all.iter().for_each(|process| process.signal(libc::SIGKILL));
+    all.iter().try_for_each(Process::kill)
+}
+
+/// All processes within a namespace but this one.
+fn within(namespace: &str) -> Result<Vec<Process>> {
+    let mut all = Vec::new();
+    let Ok(of_lab) = inode(Path::new("/run/netns").join(namespace)) else { return Ok(all) };
     let own = std::process::id() as i32;
     for entry in fs::read_dir("/proc").context("cannot read /proc")? {
         let path = entry?.path();
@@ -123,10 +136,10 @@ pub(super) fn sweep(namespace: &str) -> Result<()> {
         if pid != own && inode(path.join("ns/net")).is_ok_and(|inode| inode == of_lab) {
             let label = format!("a process in {namespace}");
             let started = started(pid).unwrap_or_default();
-            Process { label, pid, started, log: PathBuf::new() }.stop()?;
+            all.push(Process { label, pid, started, log: PathBuf::new() });
         }
     }
-    Ok(())
+    Ok(all)
 }
 
 /// Notes that a lab lives as long as this process.

@@ -3,23 +3,28 @@
 //! Everything acts in the network namespace of the thread that calls it; `Host::run` chooses the namespace. Servers name
 //! themselves and repeat what they were asked, so that a client can tell whose answer it got, and that it is the right one.
 
+mod account;
 mod client;
 mod http;
 mod load;
 mod long;
 mod paced;
+mod realtime;
 mod server;
+mod stream;
 mod udp;
 
 use std::thread;
 
 use anyhow::Result;
 
+pub use account::FlowReport;
 pub use client::{Response, fetch, fetch_when_ready, upload};
 pub use load::{Load, LoadReport};
 pub use long::{LongConnections, LongReport};
 pub use paced::{DatagramReport, Datagrams};
 pub use server::Server;
+pub use stream::{Stream, StreamReport, Streaming};
 pub use udp::ask;
 
 /// Where servers listen for HTTP.

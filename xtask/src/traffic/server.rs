@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use socket2::{Domain, Socket, Type};
 
 use super::http::{ECHO_LINES, Head, digest, timed_out};
+use super::realtime::take_priority;
 use super::{ECHO_PORT, HTTP_PORT, udp};
 
 /// More are refused: a lab must not be able to exhaust its machine.
@@ -35,6 +36,15 @@ pub struct Server {
 impl Server {
     /// Listens on all addresses of the current network namespace.
     pub fn start(name: &str) -> Result<Self> {
+        Self::start_with(name, false)
+    }
+
+    /// As [`Server::start`], with the echo of datagrams at real-time priority where the machine allows it.
+    pub fn start_prompt(name: &str) -> Result<Self> {
+        Self::start_with(name, true)
+    }
+
+    fn start_with(name: &str, prompt: bool) -> Result<Self> {
         let listener = Arc::new(listen(HTTP_PORT).with_context(|| format!("cannot listen on TCP port {HTTP_PORT}"))?);
         let echo = udp::Echo::bind(ECHO_PORT).with_context(|| format!("cannot listen on UDP port {ECHO_PORT}"))?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -45,7 +55,12 @@ impl Server {
         };
         let echoing = {
             let stop = stop.clone();
-            thread::spawn(move || echo.serve(&name, &stop))
+            thread::spawn(move || {
+                if prompt {
+                    take_priority();
+                }
+                echo.serve(&name, &stop);
+            })
         };
         Ok(Self { stop, listener, threads: vec![accepting, echoing] })
     }

@@ -1,0 +1,108 @@
+//! The faults, by the names that results have them under.
+
+use anyhow::Result;
+
+use crate::lab::Lab;
+use crate::step;
+
+/// What befalls a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Fault {
+    /// Silent death of a node that owns the flows and is not their ingress.
+    Owner,
+    /// Silent death of the node that holds the VIP.
+    VipHolder,
+    /// Silent death of the leader of the consensus.
+    Leader,
+    /// A node loses its carrier.
+    Carrier,
+    /// A node's agent is killed.
+    Agent,
+    /// The path to a backend is cut.
+    Path,
+    /// A node is drained.
+    Drain,
+    /// A node's agent is restarted.
+    Restart,
+    /// A node's program is replaced.
+    Replace,
+    /// Silent death of keepalived's VIP holder.
+    Keepalived,
+}
+
+impl Fault {
+    /// All, in the order in which they are shown.
+    pub(super) const ALL: [Self; 10] = [
+        Self::Owner,
+        Self::VipHolder,
+        Self::Leader,
+        Self::Carrier,
+        Self::Agent,
+        Self::Path,
+        Self::Drain,
+        Self::Restart,
+        Self::Replace,
+        Self::Keepalived,
+    ];
+
+    /// Its name in results.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Owner => "owner",
+            Self::VipHolder => "vip-holder",
+            Self::Leader => "leader",
+            Self::Carrier => "carrier",
+            Self::Agent => "agent",
+            Self::Path => "path",
+            Self::Drain => "drain",
+            Self::Restart => "restart",
+            Self::Replace => "replace",
+            Self::Keepalived => "keepalived",
+        }
+    }
+
+    /// What is done.
+    pub(super) fn what(self) -> &'static str {
+        match self {
+            Self::Owner => "silent death of the node that owns the flows; another is their ingress",
+            Self::VipHolder => "silent death of the node that holds the VIP",
+            Self::Leader => "silent death of the leader, which owns the flows",
+            Self::Carrier => "the node that owns the flows loses its carrier",
+            Self::Agent => "SIGKILL of the agent of the node that owns the flows",
+            Self::Path => "the best path to the flows' backend is cut",
+            Self::Drain => "the node that owns the flows is drained",
+            Self::Restart => "the agent of the node that owns the flows ends and is started again",
+            Self::Replace => "the program of the node that owns the flows is replaced, while no agent runs",
+            Self::Keepalived => "silent death of keepalived's VIP holder, no redirector involved",
+        }
+    }
+
+    /// Why this build cannot make it, if it cannot.
+    pub(super) fn missing(self) -> Option<&'static str> {
+        match self {
+            Self::VipHolder => Some("nodes of this build do not hold VIPs: the client's routes name them"),
+            Self::Leader => Some("nodes of this build have no leader"),
+            Self::Path => Some("paths of this build have no health"),
+            Self::Drain => Some("this build has no `redirector drain`"),
+            _ => None,
+        }
+    }
+
+    /// Makes it.
+    pub(super) fn make(self, lab: &Lab, node: &str) -> Result<()> {
+        match self {
+            Self::Owner | Self::Leader | Self::VipHolder | Self::Keepalived => lab.kill(node).map(drop),
+            Self::Carrier => lab.unplug(node).map(drop),
+            Self::Agent => lab.kill_agent(node).map(drop),
+            Self::Restart => {
+                lab.process(&format!("{node}-agent"))?.stop()?;
+                lab.start_agent(node).map(drop)
+            }
+            Self::Replace => {
+                lab.process(&format!("{node}-agent"))?.stop()?;
+                step::read(&mut lab.redirector(node, &["load"])?).map(drop)
+            }
+            Self::Path | Self::Drain => unreachable!("not made since it is missing"),
+        }
+    }
+}
