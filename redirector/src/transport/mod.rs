@@ -17,18 +17,26 @@
 //!
 //! Wall-clock time decides nothing but the validity of certificates, when a connection is made.
 
+mod accept;
 mod counters;
+mod dial;
+mod endpoint;
+mod error;
 mod frame;
 mod identity;
+mod notice;
+mod peer;
+mod receive;
+mod send;
+#[cfg(test)]
+mod tests;
 mod tls;
-
-use std::io;
-use std::net::SocketAddr;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
 pub use counters::{Counters, PeerCounters};
+pub use endpoint::{Transport, start};
+pub use error::{RequestError, StartError};
 pub use frame::{FrameError, PAYLOAD_MAX};
 pub use identity::{Identity, IdentityError};
 
@@ -63,142 +71,22 @@ pub struct Inboxes {
     pub control: mpsc::Receiver<Incoming>,
 }
 
-/// Why agents cannot talk.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The certificate is another node's.
-    #[error("the certificate is for node {certificate}, this is node {own}: `redirector pki issue --node {own}`")]
-    NotMine {
-        /// Whose certificate it is.
-        certificate: u8,
-        /// Who this node is.
-        own: u8,
-    },
-    /// The new certificate is for another cluster than the present one.
-    #[error("the certificate is for cluster {certificate}, this is cluster {own}")]
-    Cluster {
-        /// Whose certificate it is.
-        certificate: u32,
-        /// The cluster that this node is in.
-        own: u32,
-    },
-    /// TLS refuses the identity.
-    #[error("TLS cannot use certificate and key: {0}")]
-    Tls(String),
-    /// The socket.
-    #[error("cannot listen at UDP {address}")]
-    Socket {
-        /// Where.
-        address: SocketAddr,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The caller is outside of the runtime that the agent runs in.
-    #[error("there is no tokio runtime here")]
-    Runtime,
-}
+/// Why a connection or a stream was ended, as QUIC's application error codes.
+mod code {
+    use quinn::VarInt;
 
-/// Why a request has no answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RequestError {
-    /// Not one of the members.
-    #[error("node {0} is no member")]
-    Unknown(u8),
-    /// There is no connection at present.
-    #[error("node {0} is away")]
-    Away(u8),
-    /// As many requests as may be are under way to it.
-    #[error("too many requests to node {0} are under way")]
-    Busy(u8),
-    /// Nothing came in time.
-    #[error("node {0} did not answer in time")]
-    Late(u8),
-    /// The connection broke, so that it may have got the request or not.
-    #[error("the connection to node {0} broke before the answer")]
-    Lost(u8),
-    /// It took the request and declined to answer.
-    #[error("node {0} has no answer")]
-    Declined(u8),
-    /// The request does not fit a frame.
-    #[error("the request is too long: {0}")]
-    Oversized(FrameError),
-    /// What came is no answer.
-    #[error("node {peer} answered with a bad frame: {error}")]
-    Damaged {
-        /// Who answered.
-        peer: u8,
-        /// What is wrong with it.
-        error: FrameError,
-    },
-}
-
-/// The agents' side of the network. A clone is the same transport; with the last one all connections end.
-#[derive(Clone, Debug)]
-pub struct Transport {}
-
-/// Begins to listen and to dial. The socket is opened in the calling thread, and so in its network namespace.
-///
-/// # Errors
-/// [`StartError`].
-pub fn start(
-    identity: Identity,
-    own: u8,
-    listen: SocketAddr,
-    members: Vec<(u8, SocketAddr)>,
-) -> Result<(Transport, Inboxes), StartError> {
-    let _ = (identity, own, members);
-    Err(StartError::Socket { address: listen, source: io::ErrorKind::Unsupported.into() })
-}
-
-impl Transport {
-    /// Sends without an answer; what cannot be sent (peer away, queue full) is dropped and counted. Order within one
-    /// (peer, channel) holds while the connection lives.
-    pub fn tell(&self, to: u8, channel: Channel, payload: Vec<u8>) {
-        let _ = (to, channel, payload);
-    }
-
-    /// Sends and awaits the answer of the peer's handler.
-    ///
-    /// # Errors
-    /// [`RequestError`], within the timeout; at once if the peer is away.
-    pub async fn request(
-        &self,
-        to: u8,
-        channel: Channel,
-        payload: Vec<u8>,
-        timeout: Duration,
-    ) -> Result<Vec<u8>, RequestError> {
-        let _ = (channel, payload, timeout);
-        Err(RequestError::Away(to))
-    }
-
-    /// Peers to which a connection stands at present, in order.
-    pub fn connected(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    /// Changes who the members are while running: connections to those that are gone end, new ones are dialled. This
-    /// node's own entry is passed over.
-    pub fn set_members(&self, members: Vec<(u8, SocketAddr)>) {
-        let _ = members;
-    }
-
-    /// Takes a renewed certificate, or other authorities, from the next connection on; those that stand live on.
-    ///
-    /// # Errors
-    /// The identity is another node's or cluster's, or cannot be used.
-    pub fn set_identity(&self, identity: Identity) -> Result<(), StartError> {
-        let _ = identity;
-        Ok(())
-    }
-
-    /// The address that is listened at.
-    pub fn local_address(&self) -> SocketAddr {
-        SocketAddr::from(([0, 0, 0, 0], 0))
-    }
-
-    /// What has happened so far.
-    pub fn counters(&self) -> Counters {
-        Counters::default()
-    }
+    /// The agent ends.
+    pub(super) const ENDED: VarInt = VarInt::from_u32(0);
+    /// There is a newer connection between the two.
+    pub(super) const SUPERSEDED: VarInt = VarInt::from_u32(1);
+    /// The certificate is good and names nobody who belongs here.
+    pub(super) const NOT_A_MEMBER: VarInt = VarInt::from_u32(2);
+    /// A version of the frames that is not known here.
+    pub(super) const VERSION: VarInt = VarInt::from_u32(3);
+    /// Of a stream: it has a bad frame. Of a connection: too many streams had.
+    pub(super) const DAMAGED: VarInt = VarInt::from_u32(4);
+    /// Of a stream: the request was taken and has no answer.
+    pub(super) const DECLINED: VarInt = VarInt::from_u32(5);
+    /// Of a stream: who began it has lost interest.
+    pub(super) const ABANDONED: VarInt = VarInt::from_u32(6);
 }
