@@ -102,14 +102,13 @@ pub(crate) fn pem(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     Ok(ders)
 }
 
+/// A year in a certificate has four digits; what is before 1970 is taken for 1970, since nothing was valid then.
 fn time(seconds: i64) -> SystemTime {
-    let distance = Duration::from_secs(seconds.unsigned_abs());
-    let time = if seconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
-    time.unwrap_or(UNIX_EPOCH)
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
 
 /// The hash function of the cipher suite that TLS 1.3 obliges every implementation to have (RFC 8446, section 9.1).
-fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let suite = rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
     let mut digest = [0; 32];
     if let Some(suite) = suite.tls13() {

@@ -84,8 +84,7 @@ pub fn issue(directory: &Path, node: u16, out: &Path, days: u32) -> Result<Issue
     wanted.use_authority_key_identifier_extension = true;
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let certificate = wanted.signed_by(&key, &issuer)?;
-    let made =
-        Issued { certificate: out.join(format!("node-{node}.crt")), key: out.join(format!("node-{node}.key")) };
+    let made = Issued { certificate: out.join(format!("node-{node}.crt")), key: out.join(format!("node-{node}.key")) };
     files::put(&made.key, &key.serialize_pem(), files::SECRET)?;
     files::put(&made.certificate, &certificate.pem(), files::PUBLIC)?;
     Ok(made)
