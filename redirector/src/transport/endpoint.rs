@@ -14,9 +14,7 @@ use tokio::sync::mpsc;
 use super::notice::Pace;
 use super::peer::Peer;
 use super::send::{self, Lane, REQUESTS_MAX};
-use super::{
-    Channel, Counters, Identity, Inboxes, Incoming, RequestError, StartError, accept, code, dial, tls,
-};
+use super::{Channel, Counters, Identity, Inboxes, Incoming, RequestError, StartError, accept, code, dial, tls};
 use crate::pki::NodeName;
 
 /// Messages that may wait in an inbox. More wait with their senders.
@@ -54,6 +52,12 @@ impl Shared {
     pub(super) fn inbox(&self, channel: Channel) -> &mpsc::Sender<Incoming> {
         &self.inboxes[usize::from(channel.byte())]
     }
+
+    fn end(&self) {
+        let peers = std::mem::take(&mut *self.peers.write().unwrap_or_else(PoisonError::into_inner));
+        peers.into_values().for_each(|peer| peer.retire(code::ENDED, b"the agent ends"));
+        self.endpoint.close(code::ENDED, b"the agent ends");
+    }
 }
 
 /// The agents' side of the network. A clone is the same transport; with the last one all connections end.
@@ -74,9 +78,7 @@ struct End(Arc<Shared>);
 
 impl Drop for End {
     fn drop(&mut self) {
-        let peers = std::mem::take(&mut *self.0.peers.write().unwrap_or_else(PoisonError::into_inner));
-        peers.into_values().for_each(|peer| peer.retire(code::ENDED, b"the agent ends"));
-        self.0.endpoint.close(code::ENDED, b"the agent ends");
+        self.0.end();
     }
 }
 
@@ -93,6 +95,7 @@ pub fn start(
     if identity.name.node != own {
         return Err(StartError::NotMine { certificate: identity.name.node, own });
     }
+    identity.tell_of_validity();
     let runtime = Handle::try_current().map_err(|_| StartError::Runtime)?;
     let configs = tls::configs(&identity, REQUEST_STREAMS)?;
     let failed = |source| StartError::Socket { address: listen, source };
@@ -194,10 +197,18 @@ impl Transport {
         if identity.name.cluster != own.cluster {
             return Err(StartError::Cluster { certificate: identity.name.cluster, own: own.cluster });
         }
+        identity.tell_of_validity();
         let configs = tls::configs(&identity, REQUEST_STREAMS)?;
         self.shared.endpoint.set_server_config(Some(configs.server));
         *self.shared.client.write().unwrap_or_else(PoisonError::into_inner) = configs.client;
         Ok(())
+    }
+
+    /// Ends all connections and waits until the peers were told, so that they need not find out by silence. The
+    /// transport is of no use after that. Call it in a timeout: a peer that is dead is waited for a little.
+    pub async fn close(&self) {
+        self.shared.end();
+        self.shared.endpoint.wait_idle().await;
     }
 
     /// The address that is listened at.

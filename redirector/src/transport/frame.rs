@@ -50,7 +50,9 @@ pub enum FrameError {
     #[error("it starts with {0:02x?}, where a frame starts with \"RDTP\"")]
     Magic([u8; 4]),
     /// Of a version that this node does not know.
-    #[error("it is of version {theirs} of the agents' protocol, where version {VERSION} is understood: upgrade one of the two nodes")]
+    #[error(
+        "it is of version {theirs} of the agents' protocol, where version {VERSION} is understood: upgrade one of the two nodes"
+    )]
     Version {
         /// The frame's version.
         theirs: u8,

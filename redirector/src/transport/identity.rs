@@ -1,9 +1,10 @@
 //! Who a node is, and whom it believes.
 
 use std::fmt;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
@@ -14,6 +15,9 @@ use rustls::sign::CertifiedKey;
 
 use crate::config::{Cluster, IdentityFiles};
 use crate::pki::{self, Certificate, NodeName};
+
+/// A certificate that is good for less than this should be renewed.
+const RENEW: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The cluster's authorities, this node's certificate and its key.
 #[derive(Clone)]
@@ -121,6 +125,18 @@ impl Identity {
     pub fn validity(&self) -> (SystemTime, SystemTime) {
         (self.not_before, self.not_after)
     }
+
+    /// Logs what of the validity will keep peers from accepting it.
+    pub(super) fn tell_of_validity(&self) {
+        let now = SystemTime::now();
+        let until = humantime::format_rfc3339_seconds(self.not_after);
+        if !(self.not_before..=self.not_after).contains(&now) {
+            let from = humantime::format_rfc3339_seconds(self.not_before);
+            tracing::error!(%from, %until, "peers refuse this node's certificate by now: check the clock, or renew it");
+        } else if self.not_after < now + RENEW {
+            tracing::warn!(%until, "this node's certificate runs out soon: `redirector pki issue` renews it");
+        }
+    }
 }
 
 impl fmt::Debug for Identity {
@@ -145,6 +161,9 @@ fn authorities(path: &Path) -> Result<Arc<RootCertStore>, IdentityError> {
 
 fn key_of(path: &Path) -> Result<PrivateKeyDer<'static>, pki::Error> {
     use rustls::pki_types::pem::Error as Pem;
+    if path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0) {
+        tracing::warn!(file = %path.display(), "others than its owner can read this node's private key: chmod 600");
+    }
     PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
         Pem::Io(source) => pki::Error::File { path: path.to_owned(), source },
         Pem::NoItemsFound => {

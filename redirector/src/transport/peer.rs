@@ -108,7 +108,8 @@ impl Peer {
         let mut links = self.links();
         links.standing.retain(|standing| standing.stable_id() != connection.stable_id());
         let left = links.standing.last().cloned();
-        let same = self.current.borrow().as_ref().map(Connection::stable_id) == left.as_ref().map(Connection::stable_id);
+        let same =
+            self.current.borrow().as_ref().map(Connection::stable_id) == left.as_ref().map(Connection::stable_id);
         if !same {
             self.current.send_replace(left);
         }

@@ -133,7 +133,7 @@ async fn write(
 ) -> Result<(), WriteError> {
     let id = connection.stable_id();
     if stream.as_ref().is_none_or(|(of, _)| *of != id) {
-        *stream = Some((id, Whole(connection.open_uni().await?, false)));
+        *stream = Some((id, Whole::new(connection.open_uni().await?)));
     }
     match stream {
         Some((_, stream)) => stream.write(&message.header, &message.payload).await,

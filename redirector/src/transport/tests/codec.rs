@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::super::frame::{FrameError, HEADER, Header, Kind, PAYLOAD_MAX, VERSION, header};
 use super::super::Channel;
+use super::super::frame::{FrameError, HEADER, Header, Kind, PAYLOAD_MAX, VERSION, header};
 
 fn frame(channel: Channel, kind: Kind, payload: &[u8]) -> Vec<u8> {
     [header(channel, kind, payload).unwrap().as_slice(), payload].concat()

@@ -24,11 +24,16 @@ impl Rogue {
         Self { endpoint, configs }
     }
 
-    async fn dial(&self, node: &TestNode) -> Connection {
+    /// Connects, whether or not it is welcome.
+    async fn knock(&self, node: &TestNode) -> Connection {
         let name = pki::NodeName { node: node.id, cluster: 7 }.to_string();
         let (_, address) = node.place();
         let connecting = self.endpoint.connect_with(self.configs.client.clone(), address, &name).unwrap();
-        let connection = timeout(PATIENCE, connecting).await.unwrap().unwrap();
+        timeout(PATIENCE, connecting).await.unwrap().unwrap()
+    }
+
+    async fn dial(&self, node: &TestNode) -> Connection {
+        let connection = self.knock(node).await;
         let mut welcome = timeout(PATIENCE, connection.accept_uni()).await.unwrap().unwrap();
         let bytes = timeout(PATIENCE, welcome.read_to_end(100)).await.unwrap().unwrap();
         assert_eq!(bytes, header(Channel::Control, Kind::Welcome, b"").unwrap());
@@ -58,6 +63,65 @@ async fn send(connection: &Connection, bytes: &[u8]) {
     // The other end may stop it at once.
     let _ = stream.write_all(bytes).await;
     let _ = stream.finish();
+}
+
+/// A certificate that the authority signed, with names of the test's choice.
+fn certified(authority: &Authority, names: &[&str]) -> Identity {
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+    signed(authority, rcgen::CertificateParams::new(names).unwrap())
+}
+
+/// A node's certificate that the authority signed, good for another time than now.
+fn certified_for(authority: &Authority, from: i32, to: i32) -> Identity {
+    let mut wanted = rcgen::CertificateParams::new(["node-2.cluster-7.redirector".to_owned()]).unwrap();
+    (wanted.not_before, wanted.not_after) = (rcgen::date_time_ymd(from, 1, 1), rcgen::date_time_ymd(to, 1, 1));
+    signed(authority, wanted)
+}
+
+fn signed(authority: &Authority, wanted: rcgen::CertificateParams) -> Identity {
+    let mut files = authority.files(2, &authority.ca.join("ca.crt"));
+    let mut identity = Identity::read(&files).unwrap();
+    let ca_key = rcgen::KeyPair::from_pem(&fs::read_to_string(authority.ca.join("ca.key")).unwrap()).unwrap();
+    let ca = fs::read_to_string(&files.ca).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&ca, ca_key).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = wanted.signed_by(&key, &issuer).unwrap();
+    files.certificate.set_extension("odd.crt");
+    files.private_key.set_extension("odd.key");
+    fs::write(&files.certificate, certificate.pem()).unwrap();
+    fs::write(&files.private_key, key.serialize_pem()).unwrap();
+    let chain = pki::pem(&files.certificate).unwrap();
+    let der = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let key = rustls::sign::CertifiedKey::from_der(chain, der, &tls::provider()).unwrap();
+    identity.key = Arc::new(key);
+    identity
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_does_not_name_one_other_member_is_refused() {
+    let authority = Authority::of(7);
+    let node = authority.node(1);
+    node.transport.set_members(vec![(2, SocketAddr::from((Ipv4Addr::LOCALHOST, 9)))]);
+    let two = "node-2.cluster-7.redirector";
+    let identities = [
+        (authority.identity(1), "is the name of the node that was dialled"),
+        (authority.identity(3), "is no member"),
+        (certified(&authority, &[two, "node-3.cluster-7.redirector"]), "names no node"),
+        (certified(&authority, &["node-02.cluster-7.redirector"]), "names no node"),
+        (certified(&authority, &["cluster-7.redirector"]), "names no node"),
+        (certified(&authority, &[]), "names no node"),
+        // What the authority may not sign is refused by TLS already.
+        (certified(&authority, &["node-2.cluster-8.redirector"]), "error"),
+        (certified_for(&authority, 2001, 2002), "error"),
+        (certified_for(&authority, 4000, 4001), "error"),
+    ];
+    for (count, (identity, words)) in identities.iter().enumerate() {
+        let connection = Rogue::new(identity).knock(&node).await;
+        let reason = timeout(PATIENCE, connection.closed()).await.unwrap().to_string();
+        assert!(reason.contains(words), "{reason:?} does not say {words:?}");
+        until("the count", || node.strangers() == count as u64 + 1).await;
+    }
+    assert!(node.transport.connected().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,7 +180,9 @@ async fn who_sends_nothing_but_bad_frames_loses_its_connection() {
         let _ = stream.finish();
     }
     let reason = timeout(PATIENCE, connection.closed()).await.unwrap();
-    let ConnectionError::ApplicationClosed(ApplicationClose { error_code, reason }) = reason else { panic!("{reason}") };
+    let ConnectionError::ApplicationClosed(ApplicationClose { error_code, reason }) = reason else {
+        panic!("{reason}")
+    };
     assert_eq!(error_code, code::DAMAGED);
     assert!(String::from_utf8_lossy(&reason).contains("16 bad frames"), "{reason:?}");
     assert_eq!(node.counts(2).damaged_frames, u64::from(receive::STRIKES));
@@ -131,7 +197,9 @@ async fn an_unknown_version_is_told_to_both_ends() {
     bytes[4] = VERSION + 1;
     send(&connection, &bytes).await;
     let reason = timeout(PATIENCE, connection.closed()).await.unwrap();
-    let ConnectionError::ApplicationClosed(ApplicationClose { error_code, reason }) = reason else { panic!("{reason}") };
+    let ConnectionError::ApplicationClosed(ApplicationClose { error_code, reason }) = reason else {
+        panic!("{reason}")
+    };
     assert_eq!(error_code, code::VERSION);
     let reason = String::from_utf8_lossy(&reason);
     assert!(reason.contains("version 2") && reason.contains("version 1"), "{reason}");
