@@ -91,7 +91,15 @@ fn directory(text: &str) -> Result<PathBuf, Wrong> {
 }
 
 fn cluster_of_one() -> Cluster {
-    Cluster { id: 1, key: None, slots: 16_384, beats: Beats::STANDARD, beat_keys: Vec::new() }
+    Cluster {
+        id: 1,
+        key: None,
+        slots: 16_384,
+        beats: Beats::STANDARD,
+        beat_keys: Vec::new(),
+        identity: None,
+        port: 4201,
+    }
 }
 
 fn cluster(mut r: Reader<'_>, beside: Option<&FilePath>) -> Cluster {
@@ -115,8 +123,10 @@ fn cluster(mut r: Reader<'_>, beside: Option<&FilePath>) -> Cluster {
     let id = r.number("id", 0..=u32::MAX).unwrap_or(default.id);
     let beats = r.parsed("beats", text::beats).unwrap_or(default.beats);
     let beat_keys = beat_keys(&mut r);
+    let identity = identity(&mut r, beside);
+    let port = r.number("port", 1..=u16::MAX).unwrap_or(default.port);
     r.done();
-    Cluster { id, key: key.or(key_of_file), slots, beats, beat_keys }
+    Cluster { id, key: key.or(key_of_file), slots, beats, beat_keys, identity, port }
 }
 
 fn beat_keys(r: &mut Reader<'_>) -> Vec<Key> {
@@ -131,6 +141,22 @@ fn beat_keys(r: &mut Reader<'_>) -> Vec<Key> {
         r.wrong("beat_keys", Wrong::new(what, "draw another one by `openssl rand -hex 16`"));
     }
     keys
+}
+
+/// The three files by which agents know each other: all of them or none. They are opened when agents begin to talk.
+fn identity(r: &mut Reader<'_>, beside: Option<&FilePath>) -> Option<IdentityFiles> {
+    let beside = beside.unwrap_or(FilePath::new(""));
+    let mut file = |name| r.parsed(name, |path| text::file(path).map(|path| beside.join(path)));
+    let (ca, certificate, private_key) = (file("ca"), file("certificate"), file("private_key"));
+    if !["ca", "certificate", "private_key"].iter().any(|name| r.has(name)) {
+        return None;
+    }
+    let mend = "give ca, certificate and private_key, all three (`redirector pki` makes them), or none";
+    Some(IdentityFiles {
+        ca: r.must("ca", ca, PathBuf::new(), mend),
+        certificate: r.must("certificate", certificate, PathBuf::new(), mend),
+        private_key: r.must("private_key", private_key, PathBuf::new(), mend),
+    })
 }
 
 fn tables(mut r: Reader<'_>) -> Tables {

@@ -67,6 +67,11 @@ pub struct Cluster {
     pub beats: Beats,
     /// Keys of beats other than the one that follows from `key`: the first is used, either is accepted.
     pub beat_keys: Vec<Key>,
+    /// How this node's agent proves to its peers who it is; without it, agents do not talk.
+    #[serde(flatten)]
+    pub identity: Option<IdentityFiles>,
+    /// The UDP port on which agents talk, the same on every node.
+    pub port: u16,
 }
 
 /// How often nodes ask each other whether they live, and how many unanswered questions make a suspect.
@@ -109,6 +114,17 @@ impl Serialize for Beats {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
+}
+
+/// Where a node's proof of who it is lies: PEM files, different on each node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct IdentityFiles {
+    /// Certificates of the authorities that vouch for the cluster's nodes: one, or several while they change.
+    pub ca: PathBuf,
+    /// This node's certificate, any intermediate ones after it.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub private_key: PathBuf,
 }
 
 /// The cluster's secret. It shows a fingerprint instead of itself wherever it is printed or serialised.

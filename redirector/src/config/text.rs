@@ -1,6 +1,6 @@
 //! The small written forms inside values: addresses, durations, ports, keys, names.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use serde::Serializer;
 
@@ -46,6 +46,14 @@ pub(super) fn beats(text: &str) -> Result<Beats, Wrong> {
     };
     let fits = (Duration::from_millis(1)..=Duration::from_secs(10)).contains(&beats.interval);
     if fits && (2..=MULTIPLIER_MAX).contains(&beats.multiplier) { Ok(beats) } else { Err(wrong()) }
+}
+
+/// A file's path.
+pub(super) fn file(text: &str) -> Result<PathBuf, Wrong> {
+    match text.is_empty() || text.contains('\0') {
+        false => Ok(text.into()),
+        true => Err(Wrong::new(format!("{text:?} is not a file's path"), "write the path of a file")),
+    }
 }
 
 /// The kernel's rule for interface names.
