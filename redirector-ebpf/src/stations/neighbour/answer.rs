@@ -94,13 +94,13 @@ pub(super) fn advertise<F: Frame>(frame: &mut F, own: Mac) -> Option<()> {
     if frame.read::<u16>(IP + 4)? == (SOLICITATION_LEN as u16).to_be() {
         frame.cut(MESSAGE + SOLICITATION_LEN)?;
         frame.move_head(-(MORE as i32))?;
-        // All up to the target back to where it was; what stands before the IP header is written anew.
+        // All of it back to where it was: room is made at the front, and needed at the end.
+        frame.write(0, frame.read::<Ethernet>(MORE)?)?;
         let mut at = IP;
         while at < MESSAGE + SOLICITATION_LEN {
             frame.write(at, frame.read::<u64>(at + MORE)?)?;
             at += 8;
         }
-        frame.write(0, frame.read::<Ethernet>(MORE)?)?;
     } else {
         frame.cut(MESSAGE + ADVERTISEMENT_LEN)?;
     }
