@@ -43,6 +43,9 @@ impl Default for Timing {
     }
 }
 
+/// Where no majority is in sight, a VIP that somebody answers for is asked for again after so many times of waiting.
+const AGAIN: u32 = 10;
+
 /// Whether this node may hold VIPs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fitness {
@@ -156,7 +159,8 @@ impl Machine {
         let changed = |from: &AliveNodes, to: &AliveNodes| {
             from.words.iter().zip(to.words).any(|(from, to)| to & !from != 0)
         };
-        let (gained, lost) = (changed(&old.alive, &self.view.alive), changed(&self.view.alive, &old.alive));
+        let gained = changed(&old.alive, &self.view.alive);
+        let lost = changed(&self.view.alive, &old.alive) || changed(&old.unwilling, &self.view.unwilling);
         let draining = self.view.fitness == Fitness::Draining;
         self.give_up = if draining { self.give_up.or(Some(now + self.timing.damping)) } else { None };
         let mut actions = Vec::new();
@@ -184,18 +188,20 @@ impl Machine {
     /// Somebody else answers for a VIP.
     pub fn handle_answer(&mut self, vip: IpAddr, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
-        let (damped, asks) = (now + self.timing.damping, self.timing.probes);
-        let away = self.resting();
+        let Some((ranks, state)) = self.vips.get(&vip) else { return actions };
+        let next = match *state {
+            State::Asking(..) if self.turn(ranks) == Turn::Mine => State::Refused(now + self.timing.damping),
+            // Whoever answers may be about to leave, and no majority would tell.
+            State::Asking(..) => State::Refused(now + AGAIN * self.timing.answer),
+            State::Yielding(left, _) if left < self.timing.probes => {
+                actions.push(Action::Release(vip));
+                self.resting()
+            }
+            // An answer that comes late, or to somebody else's question.
+            other => other,
+        };
         if let Some((_, state)) = self.vips.get_mut(&vip) {
-            *state = match *state {
-                State::Asking(..) => State::Refused(damped),
-                State::Yielding(left, _) if left < asks => {
-                    actions.push(Action::Release(vip));
-                    away
-                }
-                // An answer that comes late, or to somebody else's question.
-                other => other,
-            };
+            *state = next;
         }
         actions
     }
@@ -239,6 +245,11 @@ impl Machine {
     ) -> State {
         let all = self.timing.probes;
         match (self.view.fitness, state) {
+            // Without a majority a successor asks first, and must not be answered.
+            (Fitness::Draining, state) if state.holds() && !self.has_quorum() => {
+                actions.push(Action::Release(vip));
+                return State::Off;
+            }
             (Fitness::Unfit, state) => {
                 if state.holds() {
                     actions.push(Action::Release(vip));
@@ -298,7 +309,7 @@ impl Machine {
     fn turn(&self, ranks: &[u8]) -> Turn {
         let Some(rank) = ranks.iter().position(|node| *node == self.me) else { return Turn::Other };
         let Some(better) = ranks.get(..rank) else { return Turn::Other };
-        let quorum = self.is_majority(|member| self.view.alive.is_alive(member));
+        let quorum = self.has_quorum();
         for &node in better.iter().filter(|node| self.view.members.contains(node)) {
             let out = self.view.unwilling.is_alive(node)
                 || match quorum {
@@ -319,6 +330,10 @@ impl Machine {
         }
         let heard = self.view.peers.get(&member).filter(|_| self.view.alive.is_alive(member) && member != node);
         heard.is_some_and(|view| !view.is_alive(node))
+    }
+
+    fn has_quorum(&self) -> bool {
+        self.is_majority(|member| self.view.alive.is_alive(member))
     }
 
     fn is_majority(&self, says: impl Fn(u8) -> bool) -> bool {
