@@ -50,10 +50,13 @@ reasons! {
     NotIp "not-ip" Pass "Neither IPv4 nor IPv6.";
     NotOurs "not-ours" Pass "The destination is no VIP.";
     UnmatchedPass "unmatched-pass" Pass "A VIP's port without a service; the VIP says `pass`.";
+    NeighbourDiscovery "neighbour-discovery" Pass "Neighbour discovery addressed to a VIP that this node does not hold.";
     EchoPass "echo-pass" Pass "An echo request to a VIP that says `pass`.";
     Served "served" Transmit "Sent to its backend.";
     Forwarded "forwarded" Transmit "Sent to its slot's owner.";
     HandedBack "handed-back" Transmit "Unknown to the new owner, sent on to the slot's previous one.";
+    ArpAnswered "arp-answered" Transmit "An ARP request for a VIP that this node holds, answered here.";
+    NdAnswered "nd-answered" Transmit "A neighbour solicitation for a VIP that this node holds, answered here.";
     EchoAnswered "echo-answered" Transmit "An echo request to a VIP, answered here.";
     ResetSent "reset-sent" Transmit "A TCP segment to a port without a service, answered by a reset.";
     UnreachableSent "unreachable-sent" Transmit "A packet to a port without a service, answered by port unreachable.";

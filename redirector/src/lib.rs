@@ -12,6 +12,7 @@ pub mod ownership;
 pub mod pki;
 pub mod pool;
 pub mod transport;
+pub mod vip;
 
 /// The BPF object: the XDP programs and their maps.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirector-ebpf"));

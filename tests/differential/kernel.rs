@@ -9,7 +9,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use redirector::config::Config;
-use redirector::dataplane::image::{Image, mapped};
+use redirector::dataplane::image::{Image, address, mapped};
 use redirector::dataplane::install::Settled;
 use redirector::dataplane::memory::MemoryTables;
 use redirector::dataplane::{batch, install, load, maps::Maps};
@@ -93,6 +93,13 @@ impl Kernel {
         }
         for (mac, mark) in &host.peer_macs {
             maps.peer_macs.insert(mac, mark.0, 0).expect("set a mark");
+        }
+        for (vip, interface) in &host.held {
+            let set = match vip {
+                IpAddr::V4(_) => maps.held4.insert(address(*vip).words[0], interface, 0),
+                IpAddr::V6(_) => maps.held6.insert(address(*vip), interface, 0),
+            };
+            set.expect("hold a VIP");
         }
         for path in &host.dead_paths {
             maps.path_alive.set(u32::from(*path), 0, 0).expect("clear a path's alive bit");

@@ -15,7 +15,7 @@ use redirector::dataplane::memory::MemoryTables;
 use redirector_ebpf::reason::{Action, Reason};
 use redirector_ebpf::tables::Row;
 use redirector_ebpf::tables::flow::Entry;
-use suite::generate::Source;
+use suite::generate::{ASKED4, ASKED6, Source};
 use suite::node::{self, Family};
 use suite::random::Random;
 
@@ -53,6 +53,9 @@ fn bend(tables: &mut MemoryTables, random: &mut Random) {
         let id = node::backend(tables, "gue4/a");
         tables.image.backends.get_mut(&id).expect("it has a row").paths = [0; 3];
     }
+    let held = ASKED4.iter().chain(&ASKED6).filter(|_| !random.once_in(3));
+    let held = held.map(|vip| (vip.parse().expect("an address"), tables.image.ports[0].ifindex));
+    tables.held = held.collect();
     let backends = tables.image.backends.clone();
     // By number, not in a hash map's order, so that a seed repeats.
     for id in tables.image.pools.keys() {

@@ -9,6 +9,7 @@ use redirector_ebpf::reason::{Action, Reason};
 use redirector_ebpf::stations::parse;
 use redirector_ebpf::tables::Port;
 
+use super::generate::{ASKED4, ASKED6};
 use super::node;
 
 /// A frame that fails when a header is looked for farther in than the kernel's side ever looks.
@@ -82,7 +83,12 @@ pub fn parser(data: &[u8]) {
 pub fn decision(data: &[u8]) {
     static IMAGE: LazyLock<Image> = LazyLock::new(|| node::image(&node::configuration(1)));
     thread_local! {
-        static NODE: MemoryTables = node::tables_of(IMAGE.clone(), &node::configuration(1));
+        static NODE: MemoryTables = {
+            let mut tables = node::tables_of(IMAGE.clone(), &node::configuration(1));
+            let interface = tables.image.ports[0].ifindex;
+            tables.held = ASKED4.iter().chain(&ASKED6).map(|vip| (vip.parse().expect("an address"), interface)).collect();
+            tables
+        };
     }
     let frame = addressed(data);
     NODE.with(|tables| {

@@ -7,6 +7,7 @@ use redirector::dataplane::memory::MemoryTables;
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::tables::path::kind;
 
+use super::neighbour::{BROADCAST, arp, solicitation, source_option};
 use super::node::{self, Family, final_mac, mac};
 use super::packet::{Extension, Layer, Mac, Packet, ROUTER, echo, raw, tcp, too_big, udp};
 use super::random::Random;
@@ -61,7 +62,8 @@ impl Source {
         match self.random.below(20) {
             0 => self.arp(),
             1 => self.advertisement(),
-            2..=4 => self.forwarded(),
+            2 => self.question(),
+            3..=4 => self.forwarded(),
             5..=7 => {
                 let (packet, id) = (self.packet(), self.random.below(6) as u32);
                 let size = self.random.pick(&[8, 64, 160, 400]);
@@ -172,6 +174,28 @@ impl Source {
         frame
     }
 
+    /// Somebody's question for the MAC address of a VIP.
+    fn question(&mut self) -> Vec<u8> {
+        let random = &mut self.random;
+        let from = [2, 4, 10, 0, 0, random.below(4) as u8];
+        let to_me = random.once_in(3);
+        if random.once_in(2) {
+            let target = random.pick(&ASKED4).parse().expect("an address");
+            let sender = random.pick(&["10.0.0.9", "0.0.0.0", "198.51.100.1"]).parse().expect("an address");
+            let to = if to_me { mac(self.me, 0) } else { BROADCAST };
+            return arp(etherparse::ArpOperation::REQUEST, to, (from, sender), ([0; 6], target));
+        }
+        let target = random.pick(&ASKED6).parse().expect("an address");
+        let source = random.pick(&["fe80::9", "::", "fe80::9", "ff02::1"]).parse().expect("an address");
+        let mut options = if random.once_in(2) { source_option(from) } else { Vec::new() };
+        if random.once_in(2) {
+            options.extend([14, 1, 1, 2, 3, 4, 5, 6]);
+        }
+        let packet = solicitation(target, from, source, &options);
+        let packet = if to_me { Packet { dst: target.into(), ..packet.to(mac(self.me, 0)) } } else { packet };
+        packet.bytes()
+    }
+
     /// An answer from one of the next hops, or from somebody else.
     fn arp(&mut self) -> Vec<u8> {
         let sender = [10, 0, self.random.below(3) as u8, self.random.pick(&[1, 2, 3, 254])];
@@ -198,6 +222,11 @@ impl Source {
         Packet { layer: Layer::Icmp6(kind), payload: [&v6.octets()[..], &option].concat(), ..packet }.bytes()
     }
 }
+
+/// VIPs of which a node may hold some, and one address that is none.
+pub const ASKED4: [&str; 3] = ["198.51.100.1", "198.51.100.10", "192.0.2.200"];
+/// Likewise IPv6.
+pub const ASKED6: [&str; 3] = ["2001:db8:100::1", "2001:db8:100::10", "2001:db8:66::6"];
 
 /// Damages a frame a little; it stays as long as an Ethernet header at least, and keeps its MAC addresses.
 pub fn damage(random: &mut Random, frame: &mut Vec<u8>) {

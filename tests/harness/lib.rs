@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod decode;
 pub mod fuzz;
 pub mod generate;
+pub mod neighbour;
 pub mod node;
 pub mod packet;
 pub mod random;

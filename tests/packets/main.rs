@@ -10,6 +10,7 @@ mod nodes;
 mod owners;
 mod protocols;
 mod services;
+mod vips;
 
 use redirector::dataplane::memory::MemoryTables;
 use redirector_ebpf::reason::{Action, Reason};

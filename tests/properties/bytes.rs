@@ -1,14 +1,16 @@
 //! The fuzz targets over random and damaged bytes; `redirector-ebpf/fuzz` runs them without end.
 
 use suite::fuzz;
+use suite::neighbour::{solicitation, source_option, who_has};
 use suite::packet::Extension::{Authentication, Destination, HopByHop};
-use suite::packet::{echo, tcp, too_big, udp};
+use suite::packet::{ROUTER, echo, tcp, too_big, udp};
 use suite::random::Random;
 
 /// Well-formed frames to start from.
 fn seeds() -> Vec<Vec<u8>> {
     let v4 = tcp("192.0.2.7:40000", "198.51.100.1:443");
     let v6 = tcp("[2001:db8:7::7]:40000", "[2001:db8:100::1]:443");
+    let vip6 = "2001:db8:100::1".parse().expect("an address");
     let mut seeds = vec![
         v4.bytes(),
         v4.clone().tags(&[1, 2]).options(40).bytes(),
@@ -20,6 +22,8 @@ fn seeds() -> Vec<Vec<u8>> {
         echo("2001:db8:7::7", "2001:db8:100::1", 7).bytes(),
         too_big("203.0.113.1", &v4.answer()).bytes(),
         too_big("2001:db8:66::1", &v6.answer()).bytes(),
+        who_has([198, 51, 100, 1].into(), (ROUTER, [192, 0, 2, 7].into())),
+        solicitation(vip6, ROUTER, "fe80::7".parse().expect("an address"), &source_option(ROUTER)).bytes(),
     ];
     seeds.extend(udp("192.0.2.7:40000", "198.51.100.1:5060").sized(600).fragments(9, 200));
     seeds.extend(udp("[2001:db8:7::7]:40000", "[2001:db8:100::1]:5060").sized(600).fragments(9, 200));

@@ -149,6 +149,14 @@ pub(crate) static NEIGHBOURS: Array<u64, 4096> = Array::new();
 #[btf_map]
 pub(crate) static NEIGHBOUR_IDS: HashMap<NeighbourKey, u32, 4096, NO_PREALLOC> = HashMap::new();
 
+/// IPv4 VIPs that this node holds, with the index of the interface on which it answers ARP for them. Agent.
+#[btf_map]
+pub(crate) static HELD4: HashMap<u32, u32, 4096, NO_PREALLOC> = HashMap::new();
+
+/// Likewise IPv6 and neighbour discovery. Agent.
+#[btf_map]
+pub(crate) static HELD6: HashMap<Address, u32, 4096, NO_PREALLOC> = HashMap::new();
+
 /// The IPv4 flow table. XDP, and the agent for flows of other nodes and expired ones.
 #[btf_map]
 pub(crate) static FLOWS4: Array<Bucket, { 1 << 17 }, MMAPABLE> = Array::new();

@@ -7,9 +7,10 @@ use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_c
 use aya_ebpf::programs::XdpContext;
 use redirector_ebpf::decap::Sources;
 use redirector_ebpf::packet::headers::Mac;
-use redirector_ebpf::packet::{Address, Tuple};
+use redirector_ebpf::packet::{Address, Frame, Tuple};
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::Journey;
+use redirector_ebpf::stations::neighbour::{self, Question};
 use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::flow::{Record, Record4, Record6};
 use redirector_ebpf::tables::path::RESOLVED;
@@ -19,6 +20,7 @@ use redirector_ebpf::tables::{
     Row, Sent, Service, ServiceKey, Slot, Tables, Traffic, Vip, Watch,
 };
 
+use super::frame::XdpFrame;
 use super::maps;
 use super::trace;
 
@@ -89,6 +91,28 @@ fn kernel_route(ctx: &XdpContext, address: &Address, v6: bool, ifindex: u32) -> 
         Some(number) => mac.word() | RESOLVED | u64::from(number) << 56,
         None => 0,
     }
+}
+
+const REQUEST: u32 = 1;
+const SOLICITATION: u32 = 2;
+
+/// Station 3, with a frame of the same packet. A function of its own, as the next one is, so that its stack is not the
+/// whole program's.
+#[inline(never)]
+fn hear(ctx: &XdpContext) -> u32 {
+    let tables = MapTables::new(ctx);
+    let Some((_, port)) = tables.ingress() else { return 0 };
+    match neighbour::hear(&mut XdpFrame::new(ctx), &tables, port) {
+        Question::Nothing => 0,
+        Question::Request => REQUEST,
+        Question::Solicitation => SOLICITATION,
+    }
+}
+
+#[inline(never)]
+fn advertise(ctx: &XdpContext) -> bool {
+    let tables = MapTables::new(ctx);
+    tables.ingress().and_then(|(_, port)| neighbour::advertise(&mut XdpFrame::new(ctx), port)).is_some()
 }
 
 impl Tables for MapTables<'_> {
@@ -196,6 +220,27 @@ impl Tables for MapTables<'_> {
         if let Some(value) = maps::NEIGHBOURS.get_ptr_mut(id) {
             word(value).store(mac);
         }
+    }
+
+    #[inline(always)]
+    fn holds(&self, vip: &Address, v6: bool, ifindex: u32) -> bool {
+        // SAFETY: as in `vip`.
+        let held = unsafe { if v6 { maps::HELD6.get(vip).copied() } else { maps::HELD4.get(&vip.words[0]).copied() } };
+        held == Some(ifindex)
+    }
+
+    #[inline(always)]
+    fn hear<F: Frame>(&self, _: &mut F, _: &Port) -> Question {
+        match hear(self.ctx) {
+            REQUEST => Question::Request,
+            SOLICITATION => Question::Solicitation,
+            _ => Question::Nothing,
+        }
+    }
+
+    #[inline(always)]
+    fn advertise<F: Frame>(&self, _: &mut F, _: &Port) -> bool {
+        advertise(self.ctx)
     }
 
     #[inline(always)]

@@ -15,6 +15,8 @@ unsafe impl Wire for u16 {}
 unsafe impl Wire for u32 {}
 // SAFETY: as above.
 unsafe impl Wire for u64 {}
+// SAFETY: as above.
+unsafe impl Wire for [u32; 4] {}
 
 macro_rules! wire {
     ($($name:ident = $size:literal),* $(,)?) => {$(
@@ -52,6 +54,12 @@ impl Mac {
     #[inline(always)]
     pub const fn word(self) -> u64 {
         self.0[0] as u64 | (self.0[1] as u64) << 16 | (self.0[2] as u64) << 32
+    }
+
+    /// Whether it stands for several hosts: a broadcast or multicast address.
+    #[inline(always)]
+    pub const fn is_group(self) -> bool {
+        self.0[0].to_ne_bytes()[0] & 1 == 1
     }
 
     /// The address that [`Mac::word`] made this number of; the upper 16 bits do not count.
@@ -250,4 +258,8 @@ pub mod icmpv6 {
     pub const ECHO: u8 = 128;
     /// Echo reply.
     pub const ECHO_REPLY: u8 = 129;
+    /// Neighbour solicitation (RFC 4861).
+    pub const SOLICITATION: u8 = 135;
+    /// Neighbour advertisement (RFC 4861).
+    pub const ADVERTISEMENT: u8 = 136;
 }

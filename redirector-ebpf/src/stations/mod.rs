@@ -101,12 +101,17 @@ pub fn run<F: Frame, T: Tables>(frame: &mut F, tables: &T, journey: &mut Journey
 fn travel<F: Frame, T: Tables>(frame: &mut F, tables: &T, journey: &mut Journey) -> Station<Verdict> {
     let node = tables.node().ok_or(Reason::NoTables)?;
     let (ingress, port) = tables.ingress().ok_or(Reason::NoTables)?;
-    journey.packet = parse::network(frame, port).inspect_err(|reason| {
-        if matches!(reason, Reason::NotIp) {
-            neighbour::arp(frame, tables, port);
+    let next = match parse::network(frame, port) {
+        Ok(packet) => {
+            journey.packet = packet;
+            steer(frame, tables, node, port, journey)
         }
-    })?;
-    match steer(frame, tables, node, port, journey)? {
+        Err(reason) => Err(reason),
+    };
+    if let Err(reason @ (Reason::NotForMe | Reason::NotIp | Reason::NeighbourDiscovery)) = next {
+        return Ok(Verdict { reason: neighbour::respond(frame, tables, port, reason), port: ingress });
+    }
+    match next? {
         Next::Backend => {
             let path = tables.path(journey.path).ok_or(Reason::NoPath)?;
             send(frame, tables, node, ingress, journey, path, Mark::NONE, Reason::Served)

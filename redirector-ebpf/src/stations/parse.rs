@@ -276,6 +276,8 @@ fn icmp6<F: Frame>(frame: &F, packet: &mut Packet, l4: usize, left: usize) -> St
             }
             quoted6(frame, packet, l4 + 8)
         }
+        // No router has touched it: a neighbour asks whether the VIP is still here, or says that it is elsewhere.
+        icmpv6::SOLICITATION | icmpv6::ADVERTISEMENT if packet.ttl == 255 => Err(Reason::NeighbourDiscovery),
         _ => Err(Reason::IcmpUnsupported),
     }
 }

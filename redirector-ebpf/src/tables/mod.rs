@@ -13,8 +13,9 @@ pub mod trace;
 
 use crate::abi::{NODES, RANKS};
 use crate::hash::HashKey;
-use crate::packet::Address;
+use crate::packet::{Address, Frame};
 use crate::reason::Reason;
+use crate::stations::neighbour::{self, Question};
 use crate::sync::Word;
 
 pub use flow::{Bucket, FragmentKey, Record4, Record6};
@@ -60,6 +61,22 @@ pub trait Tables {
     fn neighbour_id(&self, key: &NeighbourKey) -> Option<u32>;
     /// Puts a neighbour's word in place.
     fn learn(&self, id: u32, mac: u64);
+    /// Whether this node holds a VIP on the interface of this index, so that it answers for it there.
+    fn holds(&self, vip: &Address, v6: bool, ifindex: u32) -> bool;
+    /// [`neighbour::hear`]. A method, so that the programs can give it a function and a stack of its own.
+    fn hear<F: Frame>(&self, frame: &mut F, port: &Port) -> Question
+    where
+        Self: Sized,
+    {
+        neighbour::hear(frame, self, port)
+    }
+    /// [`neighbour::advertise`], likewise.
+    fn advertise<F: Frame>(&self, frame: &mut F, port: &Port) -> bool
+    where
+        Self: Sized,
+    {
+        neighbour::advertise(frame, port).is_some()
+    }
     /// The MAC address over which the kernel would send to `address`, and the port: for answers to packets that came
     /// from another node, where the frame's own source leads back to that node.
     fn route(&self, address: &Address, v6: bool) -> Option<(u8, u64)>;

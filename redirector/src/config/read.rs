@@ -251,6 +251,8 @@ fn vip(mut r: Reader<'_>) -> Vip {
         address: r.must("address", address, NOWHERE.into(), "add address = \"192.0.2.1\" or a prefix"),
         unmatched: r.choice("unmatched").unwrap_or(Unmatched::Drop),
         echo: r.choice("echo").unwrap_or(Echo::Answer),
+        ingress: r.choice("ingress").unwrap_or(Ingress::None),
+        interface: r.parsed("interface", text::interface),
     };
     r.done();
     vip

@@ -13,6 +13,7 @@ pub(super) fn check(config: &Config, notes: &Notes) {
     members(config, notes);
     let vips = config.vips.iter().map(|vip| vip.address);
     unique(notes, vips, |i| format!("vip[{i}].address"), "remove one of the two");
+    ingress(config, notes);
     services(config, notes);
     for (index, pool) in config.pools.iter().enumerate() {
         pool_is_sound(pool, &format!("pool[{index}]"), notes);
@@ -67,9 +68,12 @@ fn interfaces(config: &Config, notes: &Notes) {
             paths.map(move |(i, path)| (format!("pool[{p}].backend[{b}].path[{i}].interface"), &path.interface))
         })
     });
+    let vips = config.vips.iter().enumerate();
+    let vips = vips.filter_map(|(i, vip)| Some((format!("vip[{i}].interface"), vip.interface.as_ref()?)));
     let known: Vec<&str> = config.interfaces.iter().map(|interface| interface.name.as_str()).collect();
     let unread = (0..known.len()).any(|i| notes.is_wrong(&format!("interface[{i}].name")));
-    for (field, name) in members.chain(paths).filter(|(_, name)| !unread && !known.contains(&name.as_str())) {
+    for (field, name) in members.chain(paths).chain(vips).filter(|(_, name)| !unread && !known.contains(&name.as_str()))
+    {
         let mend = format!("write one of {}, or add an [[interface]]", known.join(", "));
         notes.report(&field, format!("{name:?} is none of the [[interface]]"), mend);
     }
@@ -108,6 +112,22 @@ fn one_family_across_routers(members: &[Member], own: usize, notes: &Notes) {
         let message = format!("forward = \"udp\" cannot lead from this node at {address} to node {id} at {theirs}");
         let mend = format!("write an {family} address of node {id}, or give this node one of the other family");
         notes.report(&field(index), message, mend);
+    }
+}
+
+/// Notes VIPs that no node could hold, and interfaces of those that none holds.
+fn ingress(config: &Config, notes: &Notes) {
+    for (index, vip) in config.vips.iter().enumerate() {
+        let arp = vip.ingress == Ingress::Arp;
+        if arp && !vip.address.is_single() {
+            let message = format!("ingress = \"arp\" is for single addresses, and {} is a prefix", vip.address);
+            let mend = "write ingress = \"route\", or each address as a [[vip]] of its own";
+            notes.report(&format!("vip[{index}].ingress"), message, mend);
+        }
+        if !arp && vip.interface.is_some() {
+            let mend = "add ingress = \"arp\", or remove it";
+            notes.report(&format!("vip[{index}].interface"), "an interface is for ingress = \"arp\" only", mend);
+        }
     }
 }
 

@@ -16,6 +16,22 @@ pub struct Vip {
     pub unmatched: Unmatched,
     /// What becomes of echo requests that no ICMP service takes.
     pub echo: Echo,
+    /// How its packets come to the nodes.
+    pub ingress: Ingress,
+    /// The interface on which its holder answers ARP or neighbour discovery for it; `None`: the node's first.
+    pub interface: Option<String>,
+}
+
+/// How the packets of a VIP come to the nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Ingress {
+    /// Somebody else routes them.
+    None,
+    /// One node holds the VIP and answers for it on the segment; others are its successors.
+    Arp,
+    /// Every node that is ready has a route for BIRD or FRR to announce.
+    Route,
 }
 
 /// What becomes of packets to a VIP that no service takes.

@@ -49,6 +49,8 @@ pub const PINNED: &[&str] = &[
     "PATH_ALIVE",
     "NEIGHBOURS",
     "NEIGHBOUR_IDS",
+    "HELD4",
+    "HELD6",
     "FLOWS4",
     "FLOWS6",
     "TUPLES4",
@@ -192,6 +194,8 @@ fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
     vec![
         ("VIPS4", tables.vips),
         ("VIPS6", tables.vips),
+        ("HELD4", tables.vips),
+        ("HELD6", tables.vips),
         ("SERVICES", tables.services),
         ("POOLS", tables.pools),
         ("POOL_TABLES", tables.pools * 2),

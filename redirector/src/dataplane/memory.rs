@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use redirector_ebpf::abi::SOURCE_CELLS;
 use redirector_ebpf::packet::{Address, Frame, Tuple, Wire};
@@ -100,6 +101,8 @@ pub struct MemoryTables {
     pub dead_paths: Vec<u16>,
     /// Marks by source MAC address.
     pub peer_macs: HashMap<u64, Mark>,
+    /// VIPs that are held, with the index of the interface on which they are.
+    pub held: HashMap<IpAddr, u32>,
     /// Where the kernel would send answers.
     pub routes: HashMap<Address, (u8, u64)>,
     /// Time in nanoseconds.
@@ -133,6 +136,7 @@ impl MemoryTables {
             neighbours: RefCell::default(),
             dead_paths: Vec::new(),
             peer_macs: HashMap::new(),
+            held: HashMap::new(),
             routes: HashMap::new(),
             now: Cell::new(1_000_000_000_000),
             counted: RefCell::default(),
@@ -256,6 +260,10 @@ impl Tables for MemoryTables {
 
     fn learn(&self, id: u32, mac: u64) {
         self.neighbours.borrow_mut().insert(id, mac | RESOLVED);
+    }
+
+    fn holds(&self, vip: &Address, v6: bool, ifindex: u32) -> bool {
+        self.held.get(&ip(vip, v6)) == Some(&ifindex)
     }
 
     fn route(&self, address: &Address, _v6: bool) -> Option<(u8, u64)> {

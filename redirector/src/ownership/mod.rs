@@ -11,4 +11,5 @@
 
 mod target;
 
+pub(crate) use target::rank;
 pub use target::{Ranks, UnknownAlgorithm, promote, target};

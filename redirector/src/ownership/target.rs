@@ -32,37 +32,44 @@ pub fn target(members: &[(u8, u32)], slots: usize, algorithm: u32) -> Result<Vec
     if algorithm != 1 {
         return Err(UnknownAlgorithm(algorithm));
     }
+    let keys: Vec<u64> = (0..slots as u64).collect();
+    let ranked = rank(members, &keys, Ranks::default().len()).into_iter();
+    Ok(ranked.map(|nodes| std::array::from_fn(|rank| nodes.get(rank).copied().unwrap_or(0))).collect())
+}
+
+/// Ranks the nodes for each of these keys, up to `ranks` of them, as [`target`] does for slots. The order of the keys
+/// counts: those that come first find more room.
+pub(crate) fn rank(members: &[(u8, u32)], keys: &[u64], ranks: usize) -> Vec<Vec<u8>> {
     let mut nodes: Vec<(u8, u32)> = members.iter().copied().filter(|&(id, weight)| id > 0 && weight > 0).collect();
     nodes.sort();
     nodes.dedup_by_key(|node| node.0);
     if nodes.is_empty() {
-        return Ok(vec![[0; 4]; slots]);
+        return vec![Vec::new(); keys.len()];
     }
-    let mut first = shares(slots, &nodes, None);
+    let mut first = shares(keys.len(), &nodes, None);
     let mut second: Vec<Vec<usize>> = (0..nodes.len()).map(|node| shares(first[node], &nodes, Some(node))).collect();
     let mut scores = vec![0.0; nodes.len()];
-    Ok((0..slots)
-        .map(|slot| {
-            for (score, &node) in scores.iter_mut().zip(&nodes) {
-                *score = cost(slot, node);
+    let ranked = keys.iter().map(|&key| {
+        for (score, &node) in scores.iter_mut().zip(&nodes) {
+            *score = cost(key, node);
+        }
+        let mut primary = 0;
+        let mut of_key = Vec::with_capacity(ranks.min(nodes.len()));
+        for rank in 0..ranks.min(nodes.len()) {
+            let node = match rank {
+                0 => with_room(&scores, &mut first),
+                1 => with_room(&scores, &mut second[primary]),
+                _ => cheapest(&scores, |_| true),
+            };
+            if rank == 0 {
+                primary = node;
             }
-            let mut ranks = [0; 4];
-            let mut primary = 0;
-            for (rank, id) in ranks.iter_mut().enumerate().take(nodes.len()) {
-                let node = match rank {
-                    0 => with_room(&scores, &mut first),
-                    1 => with_room(&scores, &mut second[primary]),
-                    _ => cheapest(&scores, |_| true),
-                };
-                if rank == 0 {
-                    primary = node;
-                }
-                *id = nodes[node].0;
-                scores[node] = f64::INFINITY;
-            }
-            ranks
-        })
-        .collect())
+            of_key.push(nodes[node].0);
+            scores[node] = f64::INFINITY;
+        }
+        of_key
+    });
+    ranked.collect()
 }
 
 /// Takes a dead node out of a slot's ranks; those behind it move up.
@@ -107,10 +114,10 @@ fn cheapest(scores: &[f64], allowed: impl Fn(usize) -> bool) -> usize {
     best.1
 }
 
-/// What a slot pays for a node: an exponential variable with the weight as its rate, so that a node is the cheapest with
+/// What a slot or another key pays for a node: an exponential variable with the weight as its rate, so that a node is the cheapest with
 /// a probability in proportion to its weight. The logarithm is `libm`'s, which is the same on every platform.
-fn cost(slot: usize, (id, weight): (u8, u32)) -> f64 {
-    let hash = mixed(mixed(slot as u64) ^ u64::from(id) << 56);
+fn cost(key: u64, (id, weight): (u8, u32)) -> f64 {
+    let hash = mixed(mixed(key) ^ u64::from(id) << 56);
     let uniform = ((hash >> 11) + 1) as f64 / (1u64 << 53) as f64;
     -libm::log(uniform) / f64::from(weight)
 }

@@ -131,6 +131,10 @@ impl Decoder {
                 let address = format!("{}%{}", canonical(&key.address), key.ifindex);
                 entry(address, json!({"neighbour": id, "name": names.neighbour(id)}))
             })?,
+            "HELD4" => {
+                hash("HELD4", maps.held4.iter(), |vip: u32, index| self.held(ip(&Address::v4(vip), false), index))?
+            }
+            "HELD6" => hash("HELD6", maps.held6.iter(), |vip: Address, index| self.held(ip(&vip, true), index))?,
             "FLOWS4" | "FLOWS6" => Box::new(self.flows(name == "FLOWS6").map(|flow| self.flow(&flow))),
             "TUPLES4" | "TUPLES6" => Box::new(self.flows(name == "TUPLES6").map(|flow| self.tuple(&flow))),
             "FRAGMENTS" => hash("FRAGMENTS", maps.fragments.iter(), |key, decision| self.fragment(&key, decision))?,
@@ -249,6 +253,11 @@ impl Decoder {
             "remote_port": (path.remote_port != 0).then(|| u16::from_be(path.remote_port)),
             "source_bits": (path.source_bits != 0).then_some(path.source_bits),
         })
+    }
+
+    fn held(&self, vip: IpAddr, ifindex: u32) -> Entry {
+        let port = self.maps.port_numbers.get(&ifindex, 0).ok();
+        entry(vip, json!({"ifindex": ifindex, "interface": port.map(|port| self.names.port(port as u8))}))
     }
 
     fn flows(&self, v6: bool) -> impl Iterator<Item = Flow> + '_ {

@@ -1,0 +1,3 @@
+//! vip
+pub mod machine;
+pub mod plan;

@@ -1,0 +1,475 @@
+use std::net::Ipv4Addr;
+
+use proptest::prelude::*;
+
+use super::super::plan::plan;
+use super::*;
+
+const ME: u8 = 2;
+const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const TIMING: Timing = Timing { probes: 3, answer: Duration::from_millis(10), damping: Duration::from_secs(1) };
+
+fn nodes(ids: impl IntoIterator<Item = u8>) -> AliveNodes {
+    let mut set = AliveNodes::default();
+    ids.into_iter().for_each(|id| set.set(id, true));
+    set
+}
+
+/// What node 2 of three sees: who is alive, and who is in node 3's eyes.
+fn view(alive: &[u8], seen_by_3: &[u8]) -> View {
+    View {
+        members: [1, 2, 3].into(),
+        alive: nodes(alive.iter().copied()),
+        peers: [(3, nodes(seen_by_3.iter().copied()))].into(),
+        unwilling: AliveNodes::default(),
+        fitness: Fitness::Ready,
+    }
+}
+
+/// Events of the table, for a VIP of node 1, then 2, then 3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    /// Everybody sees everybody.
+    AllIn,
+    /// Node 1 is suspect to nodes 2 and 3.
+    Suspect,
+    /// Node 1 is suspect to node 2 alone.
+    SuspectToMe,
+    /// Node 1 is alive and says that it drains.
+    Unwilling,
+    /// Nobody else is in sight.
+    Alone,
+    /// This node drains, and all are in.
+    Drain,
+    /// This node is unfit, and all are in.
+    Unfit,
+    /// Somebody else answers.
+    Answer,
+    /// Time is up.
+    Due,
+}
+
+const EVENTS: [Event; 9] = [
+    Event::AllIn,
+    Event::Suspect,
+    Event::SuspectToMe,
+    Event::Unwilling,
+    Event::Alone,
+    Event::Drain,
+    Event::Unfit,
+    Event::Answer,
+    Event::Due,
+];
+
+/// States by name; the times and numbers behind them have tests of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Named {
+    Off,
+    Standby,
+    Asking,
+    Asked,
+    Refused,
+    Held,
+    Yielding,
+    YieldAsked,
+}
+use Named::*;
+
+const STATES: [Named; 8] = [Off, Standby, Asking, Asked, Refused, Held, Yielding, YieldAsked];
+
+fn named(state: State) -> Named {
+    match state {
+        State::Off => Off,
+        State::Standby => Standby,
+        State::Asking(0, _) => Asked,
+        State::Asking(..) => Asking,
+        State::Refused(_) => Refused,
+        State::Held => Held,
+        State::Yielding(3, _) => Yielding,
+        State::Yielding(..) => YieldAsked,
+    }
+}
+
+fn state(name: Named, at: Instant) -> State {
+    match name {
+        Off => State::Off,
+        Standby => State::Standby,
+        Asking => State::Asking(2, at),
+        Asked => State::Asking(0, at),
+        Refused => State::Refused(at),
+        Held => State::Held,
+        Yielding => State::Yielding(3, at),
+        YieldAsked => State::Yielding(0, at),
+    }
+}
+
+/// What each event does in [`STATES`], in their order, with the actions' initials. Before the event all members saw each
+/// other.
+const TABLE: [(Event, [(Named, &str); 8]); 9] = [
+    (
+        Event::AllIn,
+        [
+            (Standby, ""),
+            (Standby, ""),
+            (Standby, ""),
+            (Standby, ""),
+            (Standby, ""),
+            (Yielding, ""),
+            (Yielding, ""),
+            (YieldAsked, ""),
+        ],
+    ),
+    (
+        Event::Suspect,
+        [(Asking, "P"), (Held, "HA"), (Asking, ""), (Asked, ""), (Asking, "P"), (Held, ""), (Held, ""), (Held, "")],
+    ),
+    (
+        Event::SuspectToMe,
+        [
+            (Standby, ""),
+            (Standby, ""),
+            (Standby, ""),
+            (Standby, ""),
+            (Standby, ""),
+            (Yielding, ""),
+            (Yielding, ""),
+            (YieldAsked, ""),
+        ],
+    ),
+    (
+        Event::Unwilling,
+        [(Asking, "P"), (Held, "HA"), (Asking, ""), (Asked, ""), (Asking, "P"), (Held, ""), (Held, ""), (Held, "")],
+    ),
+    (
+        Event::Alone,
+        [(Asking, "P"), (Asking, "P"), (Asking, ""), (Asked, ""), (Asking, "P"), (Held, ""), (Held, ""), (Held, "")],
+    ),
+    (
+        Event::Drain,
+        [(Off, ""), (Off, ""), (Off, ""), (Off, ""), (Off, ""), (YieldAsked, "P"), (YieldAsked, "P"), (YieldAsked, "")],
+    ),
+    (Event::Unfit, [(Off, ""), (Off, ""), (Off, ""), (Off, ""), (Off, ""), (Off, "R"), (Off, "R"), (Off, "R")]),
+    (
+        Event::Answer,
+        [
+            (Off, ""),
+            (Standby, ""),
+            (Refused, ""),
+            (Refused, ""),
+            (Refused, ""),
+            (Held, ""),
+            (Yielding, ""),
+            (Standby, "R"),
+        ],
+    ),
+    // All are in, so that what waits to take the VIP asks again.
+    (
+        Event::Due,
+        [
+            (Off, ""),
+            (Standby, ""),
+            (Asking, "P"),
+            (Held, "HA"),
+            (Asking, "P"),
+            (Held, ""),
+            (YieldAsked, "P"),
+            (Yielding, ""),
+        ],
+    ),
+];
+
+fn initials(actions: &[Action]) -> String {
+    let initial = |action: &Action| match action {
+        Action::Hold(_) => 'H',
+        Action::Release(_) => 'R',
+        Action::Probe(_) => 'P',
+        Action::Announce(_) => 'A',
+    };
+    actions.iter().map(initial).collect()
+}
+
+fn machine(name: Named, now: Instant) -> Machine {
+    let plan = Plan::from([(VIP, vec![1, ME, 3])]);
+    let mut machine = Machine::new(ME, TIMING, &plan, &BTreeSet::new());
+    machine.view = view(&[1, 2, 3], &[1, 2, 3]);
+    machine.vips.insert(VIP, (vec![1, ME, 3], state(name, now)));
+    machine
+}
+
+#[test]
+fn every_state_meets_every_event() {
+    let now = Instant::now();
+    for (event, expected) in TABLE {
+        for (before, (after, actions)) in STATES.into_iter().zip(expected) {
+            let mut machine = machine(before, now);
+            let done = match event {
+                Event::AllIn => machine.handle_view(view(&[1, 2, 3], &[1, 2, 3]), now),
+                Event::Suspect => machine.handle_view(view(&[2, 3], &[2, 3]), now),
+                Event::SuspectToMe => machine.handle_view(view(&[2, 3], &[1, 2, 3]), now),
+                Event::Unwilling => {
+                    machine.handle_view(View { unwilling: nodes([1]), ..view(&[1, 2, 3], &[1, 2, 3]) }, now)
+                }
+                Event::Alone => machine.handle_view(view(&[2], &[1, 2, 3]), now),
+                Event::Drain => {
+                    machine.handle_view(View { fitness: Fitness::Draining, ..view(&[1, 2, 3], &[1, 2, 3]) }, now)
+                }
+                Event::Unfit => {
+                    machine.handle_view(View { fitness: Fitness::Unfit, ..view(&[1, 2, 3], &[1, 2, 3]) }, now)
+                }
+                Event::Answer => machine.handle_answer(VIP, now),
+                Event::Due => machine.handle_time(now),
+            };
+            let found = (named(machine.vips[&VIP].1), initials(&done));
+            assert_eq!(found, (after, actions.to_owned()), "{before:?} on {event:?}");
+        }
+    }
+    assert!(EVENTS.iter().all(|event| TABLE.iter().any(|(listed, _)| listed == event)));
+}
+
+/// Lets time pass until something is done.
+fn wait(machine: &mut Machine, now: &mut Instant) -> String {
+    *now = machine.due().expect("something is awaited");
+    initials(&machine.handle_time(*now))
+}
+
+#[test]
+fn without_a_majority_three_probes_must_stay_unanswered() {
+    let mut now = Instant::now();
+    let mut machine = machine(Standby, now);
+    let begin = now;
+    assert_eq!(initials(&machine.handle_view(view(&[2], &[]), now)), "P");
+    assert_eq!([(); 3].map(|()| wait(&mut machine, &mut now)), ["P", "P", "HA"]);
+    assert_eq!(now - begin, 3 * TIMING.answer);
+}
+
+#[test]
+fn without_a_majority_a_vip_that_answers_is_left_alone() {
+    let mut now = Instant::now();
+    let mut machine = machine(Standby, now);
+    machine.handle_view(view(&[2], &[]), now);
+    for _ in 0..3 {
+        assert_eq!(initials(&machine.handle_answer(VIP, now)), "");
+        assert_eq!(wait(&mut machine, &mut now), "P", "asked again after a while");
+    }
+}
+
+#[test]
+fn the_better_ranked_takes_back_after_damping() {
+    let mut now = Instant::now();
+    let plan = Plan::from([(VIP, vec![ME, 1, 3])]);
+    let mut machine = Machine::new(ME, TIMING, &plan, &BTreeSet::new());
+    assert_eq!(initials(&machine.handle_view(view(&[1, 2, 3], &[1, 2, 3]), now)), "P");
+    machine.handle_answer(VIP, now);
+    let begin = now;
+    assert_eq!(wait(&mut machine, &mut now), "HA");
+    assert_eq!(now - begin, TIMING.damping);
+}
+
+#[test]
+fn the_other_holds_on_until_the_better_ranked_answers() {
+    let mut now = Instant::now();
+    let mut machine = machine(Held, now);
+    machine.handle_view(view(&[1, 2, 3], &[1, 2, 3]), now);
+    let begin = now;
+    assert_eq!(wait(&mut machine, &mut now), "P");
+    assert_eq!(now - begin, 2 * TIMING.damping);
+    assert_eq!([(); 3].map(|()| wait(&mut machine, &mut now)), ["P", "P", ""]);
+    assert!(machine.vips[&VIP].1.holds(), "nobody answers");
+    assert_eq!(wait(&mut machine, &mut now), "P");
+    assert_eq!(initials(&machine.handle_answer(VIP, now)), "R");
+}
+
+#[test]
+fn a_drained_node_lets_go_when_its_successor_answers_or_time_is_up() {
+    let begin = Instant::now();
+    let drained = View { fitness: Fitness::Draining, ..view(&[1, 2, 3], &[1, 2, 3]) };
+    let mut machine = machine(Held, begin);
+    assert_eq!(initials(&machine.handle_view(drained.clone(), begin)), "P");
+    assert_eq!(initials(&machine.handle_answer(VIP, begin)), "R");
+
+    let mut machine = self::machine(Held, begin);
+    let mut now = begin;
+    machine.handle_view(drained, now);
+    let last = std::iter::from_fn(|| machine.due().map(|_| wait(&mut machine, &mut now))).last();
+    assert_eq!(last.as_deref(), Some("R"));
+    assert!(now - begin >= TIMING.damping && now - begin < 2 * TIMING.damping);
+}
+
+#[test]
+fn a_holder_announces_again_when_somebody_returns() {
+    let now = Instant::now();
+    let mut machine = machine(Held, now);
+    machine.handle_view(view(&[2], &[]), now);
+    assert_eq!(initials(&machine.handle_view(view(&[2, 3], &[2, 3]), now)), "A");
+}
+
+#[test]
+fn a_new_plan_moves_what_it_names_and_drops_the_rest() {
+    let now = Instant::now();
+    let mut machine = machine(Held, now);
+    machine.handle_view(view(&[2, 3], &[2, 3]), now);
+    let other = IpAddr::from([192, 0, 2, 2]);
+    assert_eq!(initials(&machine.handle_plan(&Plan::from([(VIP, vec![3, ME]), (other, vec![ME])]), now)), "P");
+    assert_eq!(machine.states().map(|(_, state)| named(state)).collect::<Vec<_>>(), [Yielding, Asking]);
+    assert_eq!(initials(&machine.handle_plan(&Plan::new(), now)), "R");
+}
+
+#[test]
+fn what_was_held_before_the_start_is_held_on() {
+    let now = Instant::now();
+    let plan = Plan::from([(VIP, vec![1, ME])]);
+    let mut machine = Machine::new(ME, TIMING, &plan, &[VIP].into());
+    assert_eq!(initials(&machine.handle_view(view(&[2, 3], &[2, 3]), now)), "A");
+    assert!(machine.vips[&VIP].1.holds());
+}
+
+/// Several machines on one segment. A cut separates parts that neither hear each other's beats nor answer probes.
+struct Cluster {
+    machines: Vec<Machine>,
+    part: Vec<u8>,
+    fitness: Vec<Fitness>,
+    now: Instant,
+    /// Views that a node has not taken note of yet.
+    stale: BTreeSet<usize>,
+}
+
+const STEP: Duration = Duration::from_millis(5);
+
+impl Cluster {
+    fn new(count: u8, vips: u8) -> Self {
+        let members: Vec<(u8, u32)> = (1..=count).map(|id| (id, 1)).collect();
+        let plan = plan((1..=vips).map(|last| IpAddr::from([192, 0, 2, last])), &members);
+        let machine = |id| Machine::new(id, TIMING, &plan, &BTreeSet::new());
+        let count = usize::from(count);
+        Self {
+            machines: (1..=count as u8).map(machine).collect(),
+            part: vec![0; count],
+            fitness: vec![Fitness::Ready; count],
+            now: Instant::now(),
+            stale: (0..count).collect(),
+        }
+    }
+
+    fn sees(&self, node: usize) -> AliveNodes {
+        nodes((0..self.part.len()).filter(|other| self.part[*other] == self.part[node]).map(|other| other as u8 + 1))
+    }
+
+    fn view(&self, node: usize) -> View {
+        let alive = self.sees(node);
+        let near = |other: &usize| *other != node && alive.is_alive(*other as u8 + 1);
+        View {
+            members: (1..=self.part.len() as u8).collect(),
+            alive,
+            peers: (0..self.part.len()).filter(near).map(|other| (other as u8 + 1, self.sees(other))).collect(),
+            unwilling: nodes(
+                (0..self.part.len())
+                    .filter(|other| near(other) && self.fitness[*other] != Fitness::Ready)
+                    .map(|other| other as u8 + 1),
+            ),
+            fitness: self.fitness[node],
+        }
+    }
+
+    fn holds(&self, node: usize, vip: IpAddr) -> bool {
+        self.machines[node].vips[&vip].1.holds()
+    }
+
+    /// Probes are answered within the step by whoever holds the VIP in the same part.
+    fn act(&mut self, node: usize, actions: Vec<Action>) {
+        for action in actions {
+            let Action::Probe(vip) = action else { continue };
+            let answers = |other: usize| other != node && self.part[other] == self.part[node] && self.holds(other, vip);
+            if (0..self.machines.len()).any(answers) {
+                let done = self.machines[node].handle_answer(vip, self.now);
+                assert!(done.iter().all(|action| !matches!(action, Action::Probe(_))));
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        self.now += STEP;
+        for node in 0..self.machines.len() {
+            if self.stale.remove(&node) {
+                let view = self.view(node);
+                let actions = self.machines[node].handle_view(view, self.now);
+                self.act(node, actions);
+            }
+            let actions = self.machines[node].handle_time(self.now);
+            self.act(node, actions);
+        }
+    }
+
+    /// Lets time pass; says for how long at the longest some part with a fit node had nobody to hold some VIP.
+    fn pass(&mut self, time: Duration) -> Duration {
+        let (end, mut longest) = (self.now + time, Duration::ZERO);
+        let mut since: BTreeMap<(u8, IpAddr), Instant> = BTreeMap::new();
+        while self.now < end {
+            self.step();
+            for (part, vip) in self.uneven(|holders| holders == 0) {
+                let begin = *since.entry((part, vip)).or_insert(self.now);
+                longest = longest.max(self.now - begin);
+            }
+            let lonely = self.uneven(|holders| holders == 0);
+            since.retain(|key, _| lonely.contains(key));
+        }
+        longest
+    }
+
+    /// Parts with a fit node and VIPs whose number of holders there is as told.
+    fn uneven(&self, told: impl Fn(usize) -> bool) -> BTreeSet<(u8, IpAddr)> {
+        let fit = |node: &usize| self.fitness[*node] == Fitness::Ready;
+        let parts: BTreeSet<u8> = (0..self.part.len()).filter(fit).map(|node| self.part[node]).collect();
+        let vips: Vec<IpAddr> = self.machines[0].vips.keys().copied().collect();
+        let holders = |part: u8, vip: IpAddr| {
+            (0..self.part.len()).filter(|node| self.part[*node] == part && self.holds(*node, vip)).count()
+        };
+        let pairs = parts.into_iter().flat_map(|part| vips.iter().map(move |vip| (part, *vip)));
+        pairs.filter(|(part, vip)| told(holders(*part, *vip))).collect()
+    }
+}
+
+/// A cut into parts, or a node's change of fitness.
+#[derive(Clone, Debug)]
+enum Change {
+    Cut(Vec<u8>),
+    Fitness(usize, Fitness),
+}
+
+fn changes() -> impl Strategy<Value = Change> {
+    let fitness = prop_oneof![Just(Fitness::Ready), Just(Fitness::Draining), Just(Fitness::Unfit)];
+    prop_oneof![
+        3 => prop::collection::vec(0u8..3, 5).prop_map(Change::Cut),
+        1 => (0usize..5, fitness).prop_map(|(node, fitness)| Change::Fitness(node, fitness)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn each_part_of_a_cut_has_a_holder_and_a_healed_cluster_one(
+        count in 1usize..=5, story in prop::collection::vec((changes(), 1u64..4_000), 0..8)
+    ) {
+        let mut cluster = Cluster::new(count as u8, 4);
+        // Views are new within a step, and a VIP is asked for in vain, perhaps just when its holder lets go of it.
+        let patience = 2 * u32::from(TIMING.probes) * (TIMING.answer + STEP) + AGAIN * TIMING.answer;
+        cluster.pass(3 * TIMING.damping);
+        for (change, millis) in story {
+            match change {
+                Change::Cut(parts) => cluster.part = parts[..count].to_vec(),
+                Change::Fitness(node, fitness) => cluster.fitness[node % count] = fitness,
+            }
+            cluster.stale = (0..count).collect();
+            let lonely = cluster.pass(Duration::from_millis(millis));
+            prop_assert!(lonely <= patience, "nobody held a VIP for {lonely:?}");
+        }
+        cluster.part = vec![0; count];
+        cluster.fitness = vec![Fitness::Ready; count];
+        cluster.stale = (0..count).collect();
+        cluster.pass(6 * TIMING.damping);
+        prop_assert_eq!(cluster.uneven(|holders| holders != 1), BTreeSet::new());
+        for (vip, (ranks, _)) in &cluster.machines[0].vips {
+            prop_assert!(cluster.holds(usize::from(ranks[0]) - 1, *vip), "{vip} is not with the first of its list");
+        }
+    }
+}
