@@ -52,7 +52,8 @@ impl Cluster {
     /// Brings it up and waits until it is whole.
     pub(super) fn up(args: &Args) -> Result<Self> {
         let topology = Topology { nodes: args.nodes, ..Topology::new(format!("{LAB}{}", std::process::id())) };
-        let config = Config::standard(&topology).with_echo();
+        let beats = Some(args.profile.name().to_owned());
+        let config = Config { beats, ..Config::standard(&topology).with_echo() };
         let mut lab = Lab::up(&topology)?;
         lab.serve_promptly()?;
         lab.configure(&config)?;
