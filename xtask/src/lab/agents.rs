@@ -7,6 +7,7 @@ use std::{env, fs, thread};
 
 use anyhow::{Context, Result, ensure};
 
+use super::config::{CLUSTER, PKI};
 use super::{Config, Lab, Process, Role, Vip};
 use crate::step;
 
@@ -17,6 +18,7 @@ const POLL: Duration = Duration::from_millis(20);
 impl Lab {
     /// Writes the configuration of every node and backend, and puts the VIPs on the backends' `lo`.
     pub fn configure(&self, config: &Config) -> Result<()> {
+        self.certify()?;
         for node in 1..=self.topology.nodes {
             let file = config.file(&self.topology, &self.directory, node)?;
             self.write_config(&Role::Node(node).name(self.topology.fabric), &file)?;
@@ -38,6 +40,21 @@ impl Lab {
             self.host(&backend)?.ip(&vips)?;
         }
         Ok(())
+    }
+
+    /// Makes the certificates by which the nodes' agents know each other, once.
+    fn certify(&self) -> Result<()> {
+        let directory = self.directory.join(PKI);
+        if directory.exists() {
+            return Ok(());
+        }
+        let pki = |action: &str, option: &str, number: u32| {
+            let mut command = Command::new(binary()?);
+            command.args(["pki", action, "--dir"]).arg(&directory).args([option, &number.to_string()]);
+            step::read(&mut command).map(drop)
+        };
+        pki("init", "--cluster", CLUSTER)?;
+        (1..=self.topology.nodes).try_for_each(|node| pki("issue", "--node", u32::from(node)))
     }
 
     fn write_config(&self, host: &str, text: &str) -> Result<()> {

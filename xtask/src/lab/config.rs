@@ -10,6 +10,12 @@ use serde::Serialize;
 use super::topology::{Fabric, Role, Topology, vip4, vip6};
 use crate::traffic::{ECHO_PORT, HTTP_PORT};
 
+/// The cluster's id.
+pub(super) const CLUSTER: u32 = 7;
+
+/// Where in a lab's directory the certificates of its nodes are.
+pub(super) const PKI: &str = "pki";
+
 /// What the whole cluster serves; tests change it as they like.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Config {
@@ -168,10 +174,13 @@ impl Config {
                 run: directory.join("run").display().to_string(),
             },
             cluster: Cluster {
-                id: 7,
+                id: CLUSTER,
                 key: "000102030405060708090a0b0c0d0e0f",
                 slots: 16384,
                 beats: self.beats.as_deref(),
+                ca: lab.join(PKI).join("ca.crt").display().to_string(),
+                certificate: lab.join(PKI).join(format!("node-{node}.crt")).display().to_string(),
+                private_key: lab.join(PKI).join(format!("node-{node}.key")).display().to_string(),
             },
             tables: Tables { flows4: 65536, flows6: 16384 },
             interface: [Interface { name: "eth0", mode: "native" }],
@@ -254,6 +263,9 @@ struct Cluster<'a> {
     slots: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     beats: Option<&'a str>,
+    ca: String,
+    certificate: String,
+    private_key: String,
 }
 
 #[derive(Serialize)]
