@@ -15,12 +15,12 @@ use crate::scene::{PATIENCE, Scene, all_answered, every_kind, targets, wait_unti
 
 /// What must outlive an agent: its maps, what is numbered in them, and its flows.
 #[derive(Debug, PartialEq)]
-struct Adopted {
+pub(crate) struct Adopted {
     maps: Vec<(String, u32)>,
     numbers: Vec<(NameKey, String)>,
 }
 
-fn adopted(scene: &Scene, node: &str) -> Result<Adopted> {
+pub(crate) fn adopted(scene: &Scene, node: &str) -> Result<Adopted> {
     let mut maps = Vec::new();
     for entry in load::directory(&scene.pins(node)?).read_dir()? {
         let path = entry?.path();

@@ -23,6 +23,13 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+/// The part of an entry of `get nodes -o json` that says whether a node is seen alive.
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct Seen {
+    pub(crate) name: String,
+    pub(crate) alive: bool,
+}
+
 /// A lab that redirects.
 pub(crate) struct Scene {
     pub(crate) lab: Lab,
@@ -84,6 +91,23 @@ impl Scene {
             self.done(&node, &["apply", &file.display().to_string()])?;
         }
         Ok(())
+    }
+
+    /// Whom nodes do not see alive, in words.
+    pub(crate) fn suspicions(&self) -> Result<Vec<String>> {
+        let mut suspicions = Vec::new();
+        for node in self.lab.nodes() {
+            let suspects = self.seen(&node)?.into_iter().filter(|seen| !seen.alive);
+            suspicions.extend(suspects.map(|seen| format!("{node} does not see {}", seen.name)));
+        }
+        Ok(suspicions)
+    }
+
+    /// The nodes as one of them sees them.
+    pub(crate) fn seen(&self, by: &str) -> Result<Vec<Seen>> {
+        let nodes: Vec<Seen> = serde_json::from_str(&self.done(by, &["get", "nodes", "-o", "json"])?)?;
+        ensure!(nodes.len() == self.lab.nodes().len(), "{by} knows of {nodes:?} only");
+        Ok(nodes)
     }
 
     /// The rows of a node's pools, by the pool's name.

@@ -77,15 +77,19 @@ struct Spread {
 }
 
 impl Spread {
-    /// Of figures that are told to a thousandth.
-    fn of(values: impl Iterator<Item = f64>) -> Result<Self> {
-        const PARTS: f64 = 1000.0;
+    fn of_counts(values: impl Iterator<Item = u64>) -> Result<Self> {
         let mut histogram = Histogram::<u64>::new(5)?;
         for value in values {
-            histogram.record((value * PARTS).round() as u64)?;
+            histogram.record(value)?;
         }
-        let [p50, p99] = [0.5, 0.99].map(|share| histogram.value_at_quantile(share) as f64 / PARTS);
-        Ok(Self { p50, p99, max: histogram.max() as f64 / PARTS })
+        let [p50, p99] = [0.5, 0.99].map(|share| histogram.value_at_quantile(share) as f64);
+        Ok(Self { p50, p99, max: histogram.max() as f64 })
+    }
+
+    /// Of milliseconds, to the microsecond.
+    fn of_ms(values: impl Iterator<Item = f64>) -> Result<Self> {
+        let Self { p50, p99, max } = Self::of_counts(values.map(|ms| (ms * 1000.0).round() as u64))?;
+        Ok(Self { p50: p50 / 1000.0, p99: p99 / 1000.0, max: max / 1000.0 })
     }
 }
 
@@ -94,15 +98,15 @@ impl Outcome {
     pub(super) fn of(fault: Fault, profile: Profile, each: Vec<Kill>) -> Result<Self> {
         let sum = |of: fn(&Kill) -> u64| each.iter().map(of).sum();
         let figures = Figures {
-            gap_ms: Spread::of(each.iter().map(|kill| kill.gap_ms))?,
-            lost: Spread::of(each.iter().map(|kill| kill.lost as f64))?,
+            gap_ms: Spread::of_ms(each.iter().map(|kill| kill.gap_ms))?,
+            lost: Spread::of_counts(each.iter().map(|kill| kill.lost))?,
             connections: sum(|kill| kill.connections),
             broken_connections: sum(|kill| kill.broken_connections),
             moved: sum(|kill| kill.moved),
             duplicated: sum(|kill| kill.duplicated),
             reordered: sum(|kill| kill.reordered),
-            return_gap_ms: Spread::of(each.iter().map(|kill| kill.return_gap_ms))?,
-            return_lost: Spread::of(each.iter().map(|kill| kill.return_lost as f64))?,
+            return_gap_ms: Spread::of_ms(each.iter().map(|kill| kill.return_gap_ms))?,
+            return_lost: Spread::of_counts(each.iter().map(|kill| kill.return_lost))?,
             lateness_ms_max: each.iter().map(|kill| kill.lateness_ms).fold(0.0, f64::max),
             steal_pct: each.iter().map(|kill| kill.steal_pct).sum::<f64>() / each.len().max(1) as f64,
             each,

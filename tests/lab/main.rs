@@ -1,5 +1,7 @@
 //! The lab itself, without a redirector in it: what is built works, and nothing of it stays behind.
 
+mod faults;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;

@@ -1,0 +1,134 @@
+//! Nodes that die without a word, and agents that do or stall, under a stream and long connections.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use xtask::lab::{Topology, VIPS4, VIPS6};
+use xtask::traffic::{ECHO_PORT, HTTP_PORT, LongConnections, LongReport, Stream, StreamReport, Streaming};
+
+use crate::agent::adopted;
+use crate::scene::{PATIENCE, Scene, every_kind, targets, wait_until};
+
+const PER_SECOND: u32 = 2000;
+const FLOWS: usize = 32;
+const CONNECTIONS: usize = 64;
+/// A stall of the machine is shorter than this, and so is a failover; an outage that nobody mends is not.
+const GAP_MAX: Duration = Duration::from_secs(5);
+/// Longer than any timeout: who would be suspected has been by then.
+const SUSPECTED_BY_THEN: Duration = Duration::from_secs(2);
+
+struct Traffic {
+    stream: Streaming,
+    long: LongConnections,
+}
+
+impl Traffic {
+    fn start(scene: &Scene) -> Result<Self> {
+        let (web, echo) = (targets(&scene.config, HTTP_PORT), targets(&scene.config, ECHO_PORT));
+        scene.lab.client().run(|| {
+            let long = LongConnections::open(&web, CONNECTIONS, Duration::from_millis(50), PATIENCE)?;
+            Ok(Self { stream: Stream::new(PER_SECOND, &echo, FLOWS).start()?, long })
+        })?
+    }
+
+    /// Whether answers come to every flow.
+    fn flows(&self) -> bool {
+        self.stream.silence() < Duration::from_millis(200)
+    }
+
+    fn finish(self) -> Result<(StreamReport, LongReport)> {
+        Ok((self.stream.finish()?, self.long.finish()))
+    }
+}
+
+fn cluster(name: &str) -> Result<Scene> {
+    let topology = Topology::for_test(name);
+    let scene = Scene::up(&topology, every_kind(&topology, &["l2", "ipip"]))?;
+    wait_until("every node sees every other", || Ok(scene.suspicions()?.is_empty()))?;
+    Ok(scene)
+}
+
+fn nothing_broke(long: &LongReport) -> Result<()> {
+    ensure!(long.broken == 0 && long.wrong == 0 && long.lines > long.opened, "{long:#?}");
+    Ok(())
+}
+
+/// Each node in turn, while the two others take the packets in.
+#[test]
+fn a_silent_death_breaks_no_connection() -> Result<()> {
+    let scene = cluster("silent")?;
+    let nodes = scene.lab.nodes();
+    let traffic = Traffic::start(&scene)?;
+    for victim in &nodes {
+        let others: Vec<&str> = nodes.iter().filter(|node| *node != victim).map(String::as_str).collect();
+        scene.lab.steer(VIPS4, &others)?;
+        scene.lab.steer(VIPS6, &others)?;
+        wait_until("answers come to every flow", || Ok(traffic.flows()))?;
+        let lines = traffic.long.lines();
+        let died = scene.lab.kill(victim)?;
+        thread::sleep(Duration::from_millis(500).saturating_sub(died.elapsed()));
+        wait_until(&format!("all flows outlive {victim}"), || Ok(traffic.flows()))?;
+        wait_until("connections go on", || Ok(traffic.long.lines() > lines + 4 * CONNECTIONS as u64))?;
+        for other in &others {
+            wait_until(&format!("{other} notices that {victim} is dead"), || {
+                Ok(scene.seen(other)?.iter().any(|seen| seen.name == *victim && !seen.alive))
+            })?;
+        }
+        scene.lab.heal()?;
+        wait_until(&format!("{victim} is back"), || Ok(scene.suspicions()?.is_empty()))?;
+    }
+    let (stream, long) = traffic.finish()?;
+    nothing_broke(&long)?;
+    ensure!(stream.moved == 0 && stream.duplicated == 0, "flows changed backends: {stream:#?}");
+    ensure!(Duration::from_micros(stream.gap_max_us) < GAP_MAX, "a flow was silent for too long: {stream:#?}");
+    Ok(())
+}
+
+#[test]
+fn agents_killed_all_at_once_are_neither_missed_nor_suspected() -> Result<()> {
+    let scene = cluster("agentless")?;
+    let nodes = scene.lab.nodes();
+    let before: Vec<_> = nodes.iter().map(|node| adopted(&scene, node)).collect::<Result<_>>()?;
+    let traffic = Traffic::start(&scene)?;
+    for node in &nodes {
+        scene.lab.process(&format!("{node}-agent"))?.signal(libc::SIGKILL);
+    }
+    for node in &nodes {
+        scene.lab.process(&format!("{node}-agent"))?.kill()?;
+    }
+    nobody_is_suspected(&scene)?;
+    scene.lab.start_agents()?;
+    nobody_is_suspected(&scene)?;
+    let (stream, long) = traffic.finish()?;
+    nothing_broke(&long)?;
+    ensure!(stream.lost == 0 && stream.wrong == 0 && stream.moved == 0, "{stream:#?}");
+    for (node, before) in nodes.iter().zip(before) {
+        ensure!(adopted(&scene, node)? == before, "{node} made another data plane than {before:#?}");
+    }
+    scene.nothing_was_dropped()
+}
+
+#[test]
+fn an_agent_that_stalls_is_not_taken_for_a_dead_node() -> Result<()> {
+    let scene = cluster("stalled")?;
+    let traffic = Traffic::start(&scene)?;
+    scene.lab.pause("n2")?;
+    nobody_is_suspected(&scene)?;
+    scene.lab.resume("n2")?;
+    nobody_is_suspected(&scene)?;
+    let (stream, long) = traffic.finish()?;
+    nothing_broke(&long)?;
+    ensure!(stream.lost == 0 && stream.wrong == 0 && stream.moved == 0, "{stream:#?}");
+    scene.nothing_was_dropped()
+}
+
+fn nobody_is_suspected(scene: &Scene) -> Result<()> {
+    let begun = Instant::now();
+    while begun.elapsed() < SUSPECTED_BY_THEN {
+        let suspicions = scene.suspicions()?;
+        ensure!(suspicions.is_empty(), "{suspicions:?}");
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
