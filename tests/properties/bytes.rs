@@ -1,8 +1,8 @@
 //! The fuzz targets over random and damaged bytes; `redirector-ebpf/fuzz` runs them without end.
 
 use suite::fuzz;
-use suite::packet::Extension::{Authentication, Destination, HopByHop};
 use suite::neighbour::{solicitation, source_option, who_has};
+use suite::packet::Extension::{Authentication, Destination, HopByHop};
 use suite::packet::{ROUTER, echo, tcp, too_big, udp};
 use suite::random::Random;
 

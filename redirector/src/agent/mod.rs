@@ -24,6 +24,7 @@ pub use node::{Applied, ApplyError, Node, load_alone};
 
 use crate::config::XdpMode;
 use crate::netlink::{self, Event};
+use crate::vip::{self, View, Vips};
 
 /// How often disputes are looked at and flows that are over are swept.
 const TIDY: Duration = Duration::from_secs(5);
@@ -39,6 +40,8 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut watch = netlink::watch()?;
     let mut node = Node::start(&path.display().to_string(), &text, mode).await?;
+    let mut vips = Vips::start(node.config())?;
+    look_after_vips(&mut vips, &node).await;
     let (requests, mut requested) = mpsc::channel(16);
     let _socket = control::listen(node.config(), requests)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -61,16 +64,31 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
             Some((request, answer)) = requested.recv() => {
                 // Whoever asked may have gone away meanwhile.
                 let _ = answer.send(control::answer(&mut node, request).await);
+                look_after_vips(&mut vips, &node).await;
             }
-            _ = tidy.tick() => node.tidy(),
+            _ = tidy.tick() => {
+                node.tidy();
+                look_after_vips(&mut vips, &node).await;
+            }
             _ = refresh.tick() => node.refresh_next_hops().await,
-            _ = reload.recv() => reread(&mut node, path).await,
+            _ = reload.recv() => {
+                reread(&mut node, path).await;
+                look_after_vips(&mut vips, &node).await;
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
+    vips.end().await;
     tracing::info!("the agent ends; the data plane stays and goes on");
     Ok(())
+}
+
+/// Who holds which VIP follows from the configuration, and from whether packets can be served at all.
+async fn look_after_vips(vips: &mut Vips, node: &Node) {
+    let attached = vip::is_attached(node.config()).await;
+    vips.configure(node.config()).await;
+    vips.view(View::configured(node.config(), attached)).await;
 }
 
 async fn heard(node: &mut Node, event: Event) {

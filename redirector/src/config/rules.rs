@@ -67,7 +67,8 @@ fn interfaces(config: &Config, notes: &Notes) {
     let vips = vips.filter_map(|(i, vip)| Some((format!("vip[{i}].interface"), vip.interface.as_ref()?)));
     let known: Vec<&str> = config.interfaces.iter().map(|interface| interface.name.as_str()).collect();
     let unread = (0..known.len()).any(|i| notes.is_wrong(&format!("interface[{i}].name")));
-    for (field, name) in members.chain(paths).chain(vips).filter(|(_, name)| !unread && !known.contains(&name.as_str())) {
+    for (field, name) in members.chain(paths).chain(vips).filter(|(_, name)| !unread && !known.contains(&name.as_str()))
+    {
         let mend = format!("write one of {}, or add an [[interface]]", known.join(", "));
         notes.report(&field, format!("{name:?} is none of the [[interface]]"), mend);
     }

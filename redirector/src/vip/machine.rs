@@ -156,9 +156,8 @@ impl Machine {
     /// Something about the cluster changed.
     pub fn handle_view(&mut self, view: View, now: Instant) -> Vec<Action> {
         let old = std::mem::replace(&mut self.view, view);
-        let changed = |from: &AliveNodes, to: &AliveNodes| {
-            from.words.iter().zip(to.words).any(|(from, to)| to & !from != 0)
-        };
+        let changed =
+            |from: &AliveNodes, to: &AliveNodes| from.words.iter().zip(to.words).any(|(from, to)| to & !from != 0);
         let gained = changed(&old.alive, &self.view.alive);
         let lost = changed(&self.view.alive, &old.alive) || changed(&old.unwilling, &self.view.unwilling);
         let draining = self.view.fitness == Fitness::Draining;

@@ -7,8 +7,7 @@ use super::*;
 
 const ME: u8 = 2;
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-const TIMING: Timing =
-    Timing { probes: 3, answer: Duration::from_millis(10), damping: Duration::from_secs(1) };
+const TIMING: Timing = Timing { probes: 3, answer: Duration::from_millis(10), damping: Duration::from_secs(1) };
 
 fn nodes(ids: impl IntoIterator<Item = u8>) -> AliveNodes {
     let mut set = AliveNodes::default();
@@ -147,21 +146,9 @@ const TABLE: [(Event, [(Named, &str); 8]); 9] = [
     ),
     (
         Event::Drain,
-        [
-            (Off, ""),
-            (Off, ""),
-            (Off, ""),
-            (Off, ""),
-            (Off, ""),
-            (YieldAsked, "P"),
-            (YieldAsked, "P"),
-            (YieldAsked, ""),
-        ],
+        [(Off, ""), (Off, ""), (Off, ""), (Off, ""), (Off, ""), (YieldAsked, "P"), (YieldAsked, "P"), (YieldAsked, "")],
     ),
-    (
-        Event::Unfit,
-        [(Off, ""), (Off, ""), (Off, ""), (Off, ""), (Off, ""), (Off, "R"), (Off, "R"), (Off, "R")],
-    ),
+    (Event::Unfit, [(Off, ""), (Off, ""), (Off, ""), (Off, ""), (Off, ""), (Off, "R"), (Off, "R"), (Off, "R")]),
     (
         Event::Answer,
         [

@@ -3,9 +3,9 @@
 //! that is not held, stays untouched.
 
 use super::{ARP_REPLY, Arp, TARGET_ADDRESS, join};
+use crate::packet::checksum::{fold, halves};
 use crate::packet::headers::icmpv6::{ADVERTISEMENT, SOLICITATION};
 use crate::packet::headers::{Ethernet, Ipv6, Mac, ethertype};
-use crate::packet::checksum::{fold, halves};
 use crate::packet::{Address, Frame, protocol};
 use crate::tables::{Port, Tables};
 

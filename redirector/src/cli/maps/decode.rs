@@ -128,7 +128,9 @@ impl Decoder {
                 let address = format!("{}%{}", canonical(&key.address), key.ifindex);
                 entry(address, json!({"neighbour": id, "name": names.neighbour(id)}))
             })?,
-            "HELD4" => hash("HELD4", maps.held4.iter(), |vip: u32, index| self.held(ip(&Address::v4(vip), false), index))?,
+            "HELD4" => {
+                hash("HELD4", maps.held4.iter(), |vip: u32, index| self.held(ip(&Address::v4(vip), false), index))?
+            }
             "HELD6" => hash("HELD6", maps.held6.iter(), |vip: Address, index| self.held(ip(&vip, true), index))?,
             "FLOWS4" | "FLOWS6" => Box::new(self.flows(name == "FLOWS6").map(|flow| self.flow(&flow))),
             "TUPLES4" | "TUPLES6" => Box::new(self.flows(name == "TUPLES6").map(|flow| self.tuple(&flow))),

@@ -105,7 +105,12 @@ const CASES: &[(&str, &str, &str, &str)] = &[
         "vip[0].ingress",
         "10.1.0.0/28 is a prefix; write ingress = \"route\"",
     ),
-    ("\"10.1.0.1\"\n", "\"10.1.0.1\"\ningress = \"bgp\"\n", "vip[0].ingress", "write one of \"none\", \"arp\", \"route\""),
+    (
+        "\"10.1.0.1\"\n",
+        "\"10.1.0.1\"\ningress = \"bgp\"\n",
+        "vip[0].ingress",
+        "write one of \"none\", \"arp\", \"route\"",
+    ),
     (
         "\"10.1.0.1\"\n",
         "\"10.1.0.1\"\ningress = \"route\"\ninterface = \"eth0\"\n",
