@@ -19,6 +19,7 @@ use crate::dataplane::flows::now;
 use crate::dataplane::image::Image;
 use crate::dataplane::liveness::LivenessMaps;
 use crate::liveness::{Action, Detector, LinkPlan, Observation, Own, Plan, Sender, Spread};
+use crate::vip::View;
 
 /// What answers may take, as a share of the interval.
 const GRACE_DIVISOR: u32 = 4;
@@ -207,8 +208,8 @@ impl Liveness {
         Ok(())
     }
 
-    /// Alive bits, whenever they change.
-    pub(super) fn changes(&self) -> watch::Receiver<AliveNodes> {
+    /// Changes whenever alive bits do, or what peers say of them.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.sender.changes()
     }
 
@@ -248,6 +249,22 @@ impl Liveness {
         let said = if delivered.lacking { state::RETURNING } else { state::ACTIVE };
         let vitals = Vitals { state: said, health: 100, load: 0, shed: 0, agent_age: 0 };
         self.maps.condition().vitals.store(vitals.word());
+    }
+
+    /// Who is alive in whose eyes. Peers that have not been heard of within the timeout have no voice.
+    pub(super) fn view(&self) -> View {
+        let (time, mut view) = (now(), View { alive: self.maps.alive(), ..View::default() });
+        for (node, port) in &self.links {
+            let heard = self.maps.heard(*node, *port);
+            if time.saturating_sub(heard.at.load()) > self.timeout {
+                continue;
+            }
+            let told = AliveNodes { words: std::array::from_fn(|word| heard.view[word].load()) };
+            view.peers.insert(*node, told);
+            let said = Vitals::of(heard.vitals.load()).state;
+            view.unwilling.set(*node, said != state::ACTIVE);
+        }
+        view
     }
 
     fn observe(&self, node: u8, allowed: bool, time: u64, alive: &AliveNodes, delivered: &Delivered) -> Observation {

@@ -26,6 +26,7 @@ pub use node::{Applied, ApplyError, Node, load_alone};
 
 use crate::config::XdpMode;
 use crate::netlink::{self, Event};
+use crate::vip::{self, Vips};
 
 /// How often disputes are looked at and flows that are over are swept.
 const TIDY: Duration = Duration::from_secs(5);
@@ -45,7 +46,9 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
     let mut watch = netlink::watch()?;
     let mut node = Node::start(&path.display().to_string(), &text, mode).await?;
     node.start_liveness()?;
-    let mut alive = node.alive_changes();
+    let mut seen = node.changes();
+    let mut vips = Vips::start(node.config())?;
+    look_after_vips(&mut vips, &mut node).await;
     let (requests, mut requested) = mpsc::channel(16);
     let _socket = control::listen(node.config(), requests)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -69,18 +72,43 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
             Some((request, answer)) = requested.recv() => {
                 // Whoever asked may have gone away meanwhile.
                 let _ = answer.send(control::answer(&mut node, request).await);
+                look_after_vips(&mut vips, &mut node).await;
             }
-            _ = pulse.tick() => node.look_at_peers(),
-            Ok(()) = alive.changed() => node.look_at_peers(),
-            _ = tidy.tick() => node.tidy(),
+            _ = tidy.tick() => {
+                node.tidy();
+                look_after_vips(&mut vips, &mut node).await;
+            }
+            _ = pulse.tick() => look_at_peers(&mut vips, &mut node).await,
+            Ok(()) = seen.changed() => look_at_peers(&mut vips, &mut node).await,
             _ = refresh.tick() => node.refresh_next_hops().await,
-            _ = reload.recv() => reread(&mut node, path).await,
+            _ = reload.recv() => {
+                reread(&mut node, path).await;
+                look_after_vips(&mut vips, &mut node).await;
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
+    vips.end().await;
     tracing::info!("the agent ends; the data plane stays and goes on");
     Ok(())
+}
+
+/// Gives a sign of life, lets peers be alive that may be, and tells who holds VIPs of it.
+async fn look_at_peers(vips: &mut Vips, node: &mut Node) {
+    node.look_at_peers();
+    let view = node.view();
+    if vips.is_news(&view) {
+        vips.view(view).await;
+    }
+}
+
+/// Which VIPs there are follows from the configuration, and whether this node may hold any from whether packets can be
+/// served at all.
+async fn look_after_vips(vips: &mut Vips, node: &mut Node) {
+    node.set_attached(vip::is_attached(node.config()).await);
+    vips.configure(node.config()).await;
+    look_at_peers(vips, node).await;
 }
 
 async fn heard(node: &mut Node, event: Event) {

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use redirector_ebpf::tables::AliveNodes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -17,6 +16,7 @@ use crate::dataplane::image::{self, Image, ImageError, Link, Links, NextHop};
 use crate::dataplane::maps::{Maps, MapsError};
 use crate::dataplane::{install, load};
 use crate::netlink::{self, Kept, Neighbour};
+use crate::vip::{Fitness, View};
 
 /// A change that was made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -71,6 +71,7 @@ pub struct Node {
     maps: Maps,
     kept_by_agent: Vec<NextHop>,
     liveness: Option<Liveness>,
+    attached: bool,
     began: Duration,
     _held: File,
 }
@@ -218,7 +219,19 @@ impl Node {
         let (maps, image, kept_by_agent) = bring_up(&config, key).await?;
         committed::write(&config.node.data, &committed).context("cannot commit the configuration")?;
         let began = Duration::from_nanos(now());
-        Ok(Self { config, mode, key, committed, image, maps, kept_by_agent, liveness: None, began, _held })
+        Ok(Self {
+            config,
+            mode,
+            key,
+            committed,
+            image,
+            maps,
+            kept_by_agent,
+            liveness: None,
+            attached: true,
+            began,
+            _held,
+        })
     }
 
     /// Starts the timer of the alive bits, and asks the peers from now on.
@@ -232,12 +245,32 @@ impl Node {
         Ok(())
     }
 
-    /// Alive bits, whenever they change.
-    pub(super) fn alive_changes(&self) -> watch::Receiver<AliveNodes> {
+    /// Changes whenever alive bits do, or what peers say of them.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
         match &self.liveness {
             Some(liveness) => liveness.changes(),
-            None => watch::channel(AliveNodes::default()).1,
+            None => watch::channel(0).1,
         }
+    }
+
+    /// Takes note of whether packets come to the data plane at all.
+    pub(super) fn set_attached(&mut self, attached: bool) {
+        self.attached = attached;
+    }
+
+    /// What this node knows of the cluster, as far as VIPs depend on it.
+    pub(super) fn view(&self) -> View {
+        let me = self.config.node.id;
+        let mut view = self.liveness.as_ref().map_or_else(View::default, Liveness::view);
+        view.members.extend(self.config.members.iter().map(|member| member.id).chain([me]));
+        view.alive.set(me, true);
+        let drains = self.config.members.iter().any(|member| member.id == me && !member.alive);
+        view.fitness = match (self.attached, drains) {
+            (false, _) => Fitness::Unfit,
+            (true, true) => Fitness::Draining,
+            (true, false) => Fitness::Ready,
+        };
+        view
     }
 
     /// Gives a sign of life, and lets peers be alive that may be.

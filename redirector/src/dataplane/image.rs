@@ -162,6 +162,12 @@ pub fn mac_word(mac: [u8; 6]) -> u64 {
     Mac([pair(0), pair(2), pair(4)]).word()
 }
 
+/// The reverse of [`mac_word`].
+pub fn mac_bytes(word: u64) -> [u8; 6] {
+    let [[a, b], [c, d], [e, f]] = Mac::from_word(word).0.map(u16::to_ne_bytes);
+    [a, b, c, d, e, f]
+}
+
 /// The number under which a service's protocol stands.
 pub fn protocol_number(protocol: Protocol) -> u8 {
     match protocol {

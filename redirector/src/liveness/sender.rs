@@ -15,6 +15,7 @@ use aya::maps::{Array, MapData};
 use redirector_ebpf::beat::{Beat, Kind};
 use redirector_ebpf::packet::headers::Mac;
 use redirector_ebpf::stations::beat::age_ms;
+use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::liveness::{REMEMBERED, Vitals, Watch, slot};
 use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::{AliveNodes, Path};
@@ -78,7 +79,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Sender {
     shared: Arc<Shared>,
-    changes: watch::Receiver<AliveNodes>,
+    changes: watch::Receiver<u64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -104,12 +105,14 @@ impl Sender {
             figures: Mutex::new(Figures::default()),
             stop: AtomicBool::new(false),
         });
-        let (changed, changes) = watch::channel(maps.alive());
+        let (changed, changes) = watch::channel(0);
         let mut work = Work {
             shared: shared.clone(),
             maps,
             neighbours,
             changed,
+            alive: AliveNodes::default(),
+            views: 0,
             nonce_base: u64::from_le_bytes(seed) >> 1,
             plan: None,
             links: Vec::new(),
@@ -126,8 +129,8 @@ impl Sender {
         *self.shared.plan.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan);
     }
 
-    /// Alive bits, whenever they change.
-    pub fn changes(&self) -> watch::Receiver<AliveNodes> {
+    /// Changes whenever alive bits do, or what peers say of them.
+    pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
     }
 
@@ -160,7 +163,9 @@ struct Work {
     shared: Arc<Shared>,
     maps: LivenessMaps,
     neighbours: Array<MapData, u64>,
-    changed: watch::Sender<AliveNodes>,
+    changed: watch::Sender<u64>,
+    alive: AliveNodes,
+    views: u64,
     nonce_base: u64,
     plan: Option<Plan>,
     links: Vec<Link>,
@@ -310,10 +315,17 @@ impl Work {
         condition.sender.store(time);
     }
 
-    /// Whether alive bits have changed; whoever waits for it is told.
+    /// Whether alive bits have changed. Whoever waits for it is told, also where only peers see it otherwise now.
     fn look(&mut self) -> bool {
         let alive = self.maps.alive();
-        self.changed.send_if_modified(|known| std::mem::replace(known, alive) != alive)
+        let heard = self.links.iter().map(|link| self.maps.heard(link.plan.node, link.plan.path.port));
+        let words = heard.flat_map(|heard| heard.view.iter().map(Word::load).chain([heard.vitals.load() & 0xff]));
+        let views = words.fold(0u64, |sum, word| sum.rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ word);
+        let turned = std::mem::replace(&mut self.alive, alive) != alive;
+        if std::mem::replace(&mut self.views, views) != views || turned {
+            self.changed.send_modify(|changes| *changes += 1);
+        }
+        turned
     }
 
     /// Puts new answers into the figures.

@@ -1,6 +1,7 @@
 //! What the kernel knows of the network: interfaces, neighbours, local routes, what a driver's XDP can do.
 //!
-//! This room asks, watches, and keeps neighbour entries; it never changes an interface, an address or a route.
+//! This room asks, watches, keeps neighbour entries, and puts in routes of its own kind, in a table of their own; it never
+//! changes an interface, an address or anybody else's route.
 //!
 //! ```text
 //! interfaces, neighbours, routes, features ─► Request ─► Connection ─► kernel
@@ -20,6 +21,7 @@ mod connection;
 mod features;
 mod interface;
 mod neighbour;
+mod owned;
 mod route;
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,7 @@ use std::io;
 pub use features::{XdpFeatures, xdp_features};
 pub use interface::{Attached, AttachedMode, Interface, interface, interfaces};
 pub use neighbour::{Kept, Neighbour, NeighbourState, drop_neighbour, keep_neighbour, neighbours};
+pub use owned::{drop_route, owned_routes, put_route};
 pub use route::{DefaultRoute, Routes, routes};
 pub use watch::{Event, Watch, watch};
 

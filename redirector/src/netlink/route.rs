@@ -9,10 +9,10 @@ use super::Error;
 use super::connection::Connection;
 use super::wire::{self, Message, Request, attributes, u32_at};
 
-const RTM_NEWROUTE: u16 = 24;
-const RTM_GETROUTE: u16 = 26;
-const HEADER: usize = 12;
-const RTA_DST: u16 = 1;
+pub(super) const RTM_NEWROUTE: u16 = 24;
+pub(super) const RTM_GETROUTE: u16 = 26;
+pub(super) const HEADER: usize = 12;
+pub(super) const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_METRICS: u16 = 8;
 const RTAX_ADVMSS: u16 = 8;

@@ -1,3 +1,110 @@
-//! vip
+//! VIPs: which node answers for each, and how the world is told.
+//!
+//! ```text
+//!                    committed members and VIPs ─► plan
+//!                                                    │
+//! liveness: views ─► Handle::view ─► thread: machine ┴─► HELD4, HELD6 (XDP answers ARP and ND)
+//!                                       ▲    │
+//!                       answers to probes    └─► announcements, probes (packet sockets)
+//!            fitness ─► Vips::view ─► routes, for BIRD or FRR
+//! ```
+//!
+//! To be used so: [`Vips::start`] once the data plane is attached; [`Vips::view`] with each change of who is alive, in
+//! whose eyes, or of this node's fitness, *before* that fitness is told to the peers; [`Vips::configure`] with each
+//! configuration that takes effect; [`Vips::end`] when the agent ends by its own will. Who measures liveness on a thread
+//! of its own gives its views to a [`Handle`] directly, and spares a detour. An agent that is killed leaves everything as
+//! it is.
+//!
+//! This room never decides who is alive.
+
+pub mod announce;
 pub mod machine;
 pub mod plan;
+pub mod route;
+mod segment;
+mod shell;
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result};
+
+pub use machine::{Fitness, View};
+pub use shell::{Handle, Settings, held};
+
+use crate::config::{Config, Prefix};
+use crate::netlink;
+
+/// All VIPs of a node.
+pub struct Vips {
+    handle: Handle,
+    routed: BTreeSet<Prefix>,
+    fitness: Fitness,
+    view: View,
+}
+
+impl Vips {
+    /// Starts with a configuration whose data plane is attached. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// Where the maps cannot be opened.
+    pub fn start(config: &Config) -> Result<Self> {
+        let handle = shell::start(Settings::of(config)).context("cannot look after VIPs")?;
+        Ok(Self { handle, routed: route::announced(config), fitness: Fitness::Unfit, view: View::default() })
+    }
+
+    /// A way to the thread that holds VIPs.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Whether a view differs from the last one.
+    pub fn is_news(&self, view: &View) -> bool {
+        self.view != *view
+    }
+
+    /// Tells what this node knows of the cluster now. A node that drains withdraws its routes at once: nobody needs to
+    /// take them over.
+    pub async fn view(&mut self, view: View) {
+        self.fitness = view.fitness;
+        self.view.clone_from(&view);
+        self.handle.view(view);
+        self.route().await;
+    }
+
+    /// Takes over another configuration.
+    pub async fn configure(&mut self, config: &Config) {
+        self.handle.change(Settings::of(config));
+        self.routed = route::announced(config);
+        self.route().await;
+    }
+
+    /// Ends: routes are taken out; what is held stays held, since the data plane goes on answering.
+    pub async fn end(mut self) {
+        self.fitness = Fitness::Unfit;
+        self.route().await;
+    }
+
+    async fn route(&self) {
+        let none = BTreeSet::new();
+        let wanted = if self.fitness == Fitness::Ready { &self.routed } else { &none };
+        match route::hold(wanted).await {
+            Ok((0, 0)) => {}
+            Ok((put, dropped)) => tracing::info!(put, dropped, "routes to VIPs"),
+            Err(error) => tracing::error!("routes to VIPs: {:#}", anyhow::Error::new(error)),
+        }
+    }
+}
+
+/// Whether XDP is attached to every interface of a configuration. What cannot be found out counts as attached.
+pub async fn is_attached(config: &Config) -> bool {
+    match netlink::interfaces().await {
+        Ok(all) => config
+            .interfaces
+            .iter()
+            .all(|interface| all.iter().any(|found| found.name == interface.name && !found.xdp.is_empty())),
+        Err(error) => {
+            tracing::warn!(%error, "whether XDP is attached is not known");
+            true
+        }
+    }
+}

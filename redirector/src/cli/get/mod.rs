@@ -71,7 +71,9 @@ impl Get {
             What::Services(Plain { target, output }) => output.list(services::list(&View::open(&target)?)?),
             What::Backends(Plain { target, output }) => output.list(backends::list(&View::open(&target)?)?),
             What::Paths(Plain { target, output }) => output.list(paths::list(&View::open(&target)?)?),
-            What::Vips(Plain { target, output }) => output.list(vips::list(&View::open(&target)?)?),
+            What::Vips(Plain { target, output }) => {
+                output.list(vips::list(&View::open(&target)?, target.config()?.as_ref())?)
+            }
             What::Owners(command) => command.run(),
             What::Flows(command) => command.run(),
             What::Stats(command) => command.run(),

@@ -1,4 +1,4 @@
-//! Virtual addresses, and what becomes of packets to them that no service takes.
+//! Virtual addresses, who holds them, and what becomes of packets to them that no service takes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -9,42 +9,53 @@ use serde::Serialize;
 
 use super::{View, all, ranges};
 use crate::cli::output::{Row, echo, unmatched};
-use crate::config::Prefix;
+use crate::config::{Config, Prefix};
 use crate::dataplane::image::ip;
 use crate::dataplane::maps::{Maps, MapsError};
+use crate::vip;
 
 #[derive(Serialize)]
 pub(super) struct Vip {
     address: Prefix,
     unmatched: &'static str,
     echo: &'static str,
+    /// Whether this node answers ARP or neighbour discovery for it.
+    held: bool,
+    /// Who should hold it, best first, by the configuration at hand; empty where no node does, or none is at hand.
+    plan: Vec<String>,
     services: Vec<String>,
 }
 
 impl Row for Vip {
     fn header() -> &'static [&'static str] {
-        &["ADDRESS", "UNMATCHED", "ECHO", "SERVICES"]
+        &["ADDRESS", "UNMATCHED", "ECHO", "HELD", "PLAN", "SERVICES"]
     }
 
     fn cells(&self) -> Vec<String> {
-        let services = if self.services.is_empty() { "-".to_owned() } else { self.services.join(",") };
-        vec![self.address.to_string(), self.unmatched.to_owned(), self.echo.to_owned(), services]
+        let list = |names: &[String]| if names.is_empty() { "-".to_owned() } else { names.join(",") };
+        let held = if self.held { "here" } else { "-" };
+        let (plan, services) = (list(&self.plan), list(&self.services));
+        vec![self.address.to_string(), self.unmatched.to_owned(), self.echo.to_owned(), held.to_owned(), plan, services]
     }
 }
 
-pub(super) fn list(view: &View) -> Result<Vec<Vip>, MapsError> {
+pub(super) fn list(view: &View, config: Option<&Config>) -> Result<Vec<Vip>, MapsError> {
+    let (held, plan) = (vip::held(&view.maps)?, config.map(vip::plan::of).unwrap_or_default());
+    let ranks = |address: IpAddr| plan.get(&address).into_iter().flatten().map(|node| view.names.node(*node)).collect();
     let mut services: HashMap<u32, BTreeSet<String>> = HashMap::new();
     let single = all(view.maps.services.iter(), "SERVICES")?.into_iter().map(|(key, line)| (key.vip, line.id));
     for (vip, service) in single.chain(ranges(&view.maps)?.into_iter().map(|(key, _, line)| (key.vip, line.id))) {
         services.entry(vip).or_default().insert(view.names.service(service));
     }
-    let vip = |(address, line): (Prefix, Line)| Vip {
+    let told = |(address, line): (Prefix, Line)| Vip {
         address,
         unmatched: unmatched(line.unmatched),
         echo: echo(line.echo),
+        held: address.is_single() && held.contains(&address.address()),
+        plan: if address.is_single() { ranks(address.address()) } else { Vec::new() },
         services: services.remove(&line.id).unwrap_or_default().into_iter().collect(),
     };
-    Ok(lines(&view.maps)?.into_iter().map(vip).collect())
+    Ok(lines(&view.maps)?.into_iter().map(told).collect())
 }
 
 /// All VIPs and prefixes of them, in order.

@@ -124,7 +124,15 @@ fn files_that_are_no_identity_are_told_apart() {
         let told = told(change);
         assert!(told.contains(words), "{told:?} does not say {words:?}");
     }
-    let mut cluster = crate::config::Cluster { id: 7, key: None, slots: 256, identity: None, port: 4201 };
+    let mut cluster = crate::config::Cluster {
+        id: 7,
+        key: None,
+        slots: 256,
+        beats: crate::config::Beats::STANDARD,
+        beat_keys: Vec::new(),
+        identity: None,
+        port: 4201,
+    };
     assert!(Identity::load(&cluster).unwrap().is_none());
     cluster.identity = Some(good);
     assert_eq!(Identity::load(&cluster).unwrap().unwrap().name(), pki::NodeName { node: 1, cluster: 7 });
