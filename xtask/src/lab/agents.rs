@@ -48,6 +48,7 @@ impl Lab {
         if directory.exists() {
             return Ok(());
         }
+        fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let pki = |action: &str, option: &str, number: u32| {
             let mut command = Command::new(binary()?);
             command.args(["pki", action, "--dir"]).arg(&directory).args([option, &number.to_string()]);
