@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod netlink;
 pub mod ownership;
 pub mod pool;
+pub mod replication;
 
 /// The BPF object: the XDP programs and their maps.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirector-ebpf"));

@@ -1,0 +1,4 @@
+//! Flow replication.
+
+pub mod key;
+pub mod wire;
