@@ -1,4 +1,6 @@
-//! The flow tables, mapped into memory: listed, counted and swept without a call per flow.
+//! The flow tables, mapped into memory: listed, counted, swept and filled without a call per flow.
+
+mod copy;
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -12,6 +14,8 @@ use redirector_ebpf::tables::flow::{Bucket, Entry, Record, Record4, Record6, Sta
 
 use super::image::ip;
 use super::maps::MapsError;
+
+pub use copy::{Copied, Put};
 
 /// An array map's values in this process's memory.
 struct Mapped<V> {
@@ -101,16 +105,25 @@ struct Table<R> {
 
 /// A record as a family keeps it.
 trait Keeps: Copy {
+    fn of(record: &Record) -> Self;
     fn record(&self) -> Record;
 }
 
 impl Keeps for Record4 {
+    fn of(record: &Record) -> Self {
+        Self::of(record)
+    }
+
     fn record(&self) -> Record {
         Self::record(self)
     }
 }
 
 impl Keeps for Record6 {
+    fn of(record: &Record) -> Self {
+        Self::of(record)
+    }
+
     fn record(&self) -> Record {
         Self::record(self)
     }
@@ -187,32 +200,6 @@ impl FlowTables {
     /// Places for flows: IPv4 and IPv6.
     pub fn capacity(&self) -> (usize, usize) {
         (self.v4.buckets.count * WAYS, self.v6.buckets.count * WAYS)
-    }
-
-    /// Puts a flow in the table, as it was recorded elsewhere, if its bucket has an empty way.
-    pub fn insert(&self, key: &HashKey, record: &Record, v6: bool, entry: impl Fn(u32) -> Entry) -> bool {
-        let place = |count: usize| FlowHash::of(key, &record.tuple, v6).entry(count as u32 - 1);
-        let (bucket, tag) = place(if v6 { self.v6.buckets.count } else { self.v4.buckets.count });
-        for way in 0..WAYS {
-            let word = if v6 { self.v6.word(bucket as usize, way) } else { self.v4.word(bucket as usize, way) };
-            let Some(word) = word else { return false };
-            if word.load() != 0 {
-                continue;
-            }
-            let index = bucket as usize * WAYS + way;
-            // SAFETY: records within the mappings; readers check them against their entry's tag.
-            unsafe {
-                match (self.v4.records.at(index), self.v6.records.at(index)) {
-                    (_, Some(place)) if v6 => place.write_volatile(Record6::of(record)),
-                    (Some(place), _) => place.write_volatile(Record4::of(record)),
-                    _ => return false,
-                }
-            }
-            if word.replace(0, entry(tag).0) {
-                return true;
-            }
-        }
-        false
     }
 
     /// Takes flows out for which `is_over` holds; says how many. A flow that a packet touches meanwhile stays.

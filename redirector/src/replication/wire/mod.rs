@@ -12,12 +12,13 @@
 //! | 4 | 4 | cluster id |
 //! | 8 | 8 | sender's incarnation |
 //! | 16 | 8 | sequence, greater than that of any earlier batch to this receiver |
-//! | 24 | 8 | version of the sender's slot table |
-//! | 32 | 2 | services that are named |
-//! | 34 | 2 | backends that are named |
-//! | 36 | 2 | flows |
-//! | 38 | 2 | zero |
-//! | 40 | … | the names, services first: length in one byte, then UTF-8 |
+//! | 24 | 8 | receiver's incarnation, as far as the sender knows; else zero |
+//! | 32 | 8 | version of the sender's slot table |
+//! | 40 | 2 | services that are named |
+//! | 42 | 2 | backends that are named |
+//! | 44 | 2 | flows |
+//! | 46 | 2 | zero |
+//! | 48 | … | the names, services first: length in one byte, then UTF-8 |
 //! | … | … | the flows |
 //! | … | 4 | CRC-32C of everything before |
 //!
@@ -27,8 +28,8 @@
 //! origin is not the sender, the id of the node that chose the backend. An IPv4 flow takes some 20 bytes.
 //!
 //! An answer: 2, the version, the [`Verdict`], the answering node's id; cluster (4); its incarnation (8); the batch's
-//! sequence (8; 0 where the batch could not be read); the number of flows that it could not take (2) and their places in
-//! the batch (2 each); CRC-32C of everything before (4).
+//! sequence (8; of a stale one that of the last that was taken, 0 where it could not be read); the number of flows that
+//! it could not take (2) and their places in the batch (2 each); CRC-32C of everything before (4).
 //!
 //! Whatever version writes: the first byte is the kind, the second the version, and the last four the checksum.
 
@@ -49,7 +50,7 @@ pub const VERSION: u8 = 1;
 pub const BATCH_BYTES_MAX: usize = 256 << 10;
 /// Bytes of the longest name: what the map of names holds.
 pub const NAME_BYTES_MAX: usize = 135;
-const HEADER: usize = 40;
+const HEADER: usize = 48;
 const CHECKSUM: usize = 4;
 /// Idle seconds wrap here, as the stamps of entries do.
 const IDLE_MAX: u32 = 8191;
@@ -87,6 +88,8 @@ pub struct Header {
     pub incarnation: u64,
     /// Its place among the sender's batches.
     pub sequence: u64,
+    /// The receiver's life that is spoken to; 0: not known yet.
+    pub receiver: u64,
     /// Whether the receiver has been given every flow that it is to have from the sender, by the slot table `as_of`.
     pub complete: bool,
     /// Version of the sender's slot table.
@@ -152,7 +155,7 @@ pub struct Answer {
     pub cluster: u32,
     /// Which life of the answering node's.
     pub incarnation: u64,
-    /// The batch's sequence.
+    /// The batch's sequence; of a stale one that of the last that was taken.
     pub sequence: u64,
     /// Places of the flows that were not taken, since their names are unknown there or there is no room.
     pub missed: Vec<u16>,

@@ -24,7 +24,8 @@ impl Batch {
             own if own == cluster => {}
             other => return Err(Refused::Cluster(other)),
         }
-        let (incarnation, sequence, as_of) = (reader.word()?, reader.word()?, reader.word()?);
+        let (incarnation, sequence) = (reader.word()?, reader.word()?);
+        let (receiver, as_of) = (reader.word()?, reader.word()?);
         let (services, backends, flows) = (reader.count()?, reader.count()?, reader.count()?);
         if reader.count()? != 0 {
             return Err(Refused::Absurd("header"));
@@ -36,7 +37,8 @@ impl Batch {
         if !reader.0.is_empty() {
             return Err(Refused::Absurd("length"));
         }
-        let header = Header { cluster, sender, incarnation, sequence, complete: flags & COMPLETE != 0, as_of };
+        let header =
+            Header { cluster, sender, incarnation, sequence, receiver, complete: flags & COMPLETE != 0, as_of };
         Ok(Self { header, services, backends, flows })
     }
 }

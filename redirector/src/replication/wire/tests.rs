@@ -6,12 +6,13 @@ use super::*;
 const CLUSTER: u32 = 7;
 
 fn header() -> impl Strategy<Value = Header> {
-    (1..=254u8, any::<u64>(), any::<u64>(), any::<bool>(), any::<u64>()).prop_map(
-        |(sender, incarnation, sequence, complete, as_of)| Header {
+    (1..=254u8, any::<u64>(), any::<u64>(), any::<u64>(), any::<bool>(), any::<u64>()).prop_map(
+        |(sender, incarnation, sequence, receiver, complete, as_of)| Header {
             cluster: CLUSTER,
             sender,
             incarnation,
             sequence,
+            receiver,
             complete,
             as_of,
         },
@@ -154,14 +155,15 @@ fn one() -> FlowCopy {
     FlowCopy { key, state: State::Established, service: 3, backend: 9, idle: 1, age: 2, version: 5, origin: 1 }
 }
 
-const HEAD: Header = Header { cluster: CLUSTER, sender: 1, incarnation: 2, sequence: 3, complete: true, as_of: 4 };
+const HEAD: Header =
+    Header { cluster: CLUSTER, sender: 1, incarnation: 2, sequence: 3, receiver: 5, complete: true, as_of: 4 };
 
 /// A format that nodes of two versions speak must not change by accident.
 #[test]
 fn the_bytes_are_those_of_the_description() {
     let bytes = written(HEAD, &[one()]);
     let mut expected = vec![1, 1, 1, 1, 0, 0, 0, 7];
-    [2u64, 3, 4].iter().for_each(|word| expected.extend(word.to_be_bytes()));
+    [2u64, 3, 5, 4].iter().for_each(|word| expected.extend(word.to_be_bytes()));
     expected.extend([0, 1, 0, 1, 0, 1, 0, 0]);
     expected.extend(b"\x09service-3\x06pool/9");
     expected.extend([2, 6, 10, 0, 0, 1, 192, 0, 2, 1, 0x9c, 0x40, 0x01, 0xbb, 0, 0, 1, 2, 5]);
@@ -187,8 +189,8 @@ fn other_versions_clusters_and_states_are_refused() {
         (2, 2, Refused::Absurd("flags")),
         (3, 0, Refused::Absurd("node id")),
         (3, 255, Refused::Absurd("node id")),
-        (35, 0, Refused::Absurd("state")),
-        (39, 1, Refused::Absurd("header")),
+        (43, 0, Refused::Absurd("state")),
+        (47, 1, Refused::Absurd("header")),
         (HEADER, 0, Refused::Absurd("name")),
         (HEADER, 255, Refused::Absurd("name")),
         (HEADER + 1, 0xff, Refused::Absurd("name")),

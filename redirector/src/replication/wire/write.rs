@@ -55,6 +55,11 @@ impl BatchWriter {
         Self { header, limit, services: Names::default(), backends: Names::default(), flows: Vec::new(), count: 0 }
     }
 
+    /// Says whether the receiver has been given everything.
+    pub fn complete(&mut self, complete: bool) {
+        self.header.complete = complete;
+    }
+
     /// How many flows it holds.
     pub fn count(&self) -> u16 {
         self.count
@@ -98,10 +103,10 @@ impl BatchWriter {
 
     /// The batch's bytes.
     pub fn finish(self) -> Vec<u8> {
-        let Header { cluster, sender, incarnation, sequence, complete, as_of } = self.header;
+        let Header { cluster, sender, incarnation, sequence, receiver, complete, as_of } = self.header;
         let mut out = vec![BATCH, VERSION, if complete { COMPLETE } else { 0 }, sender];
         out.extend(cluster.to_be_bytes());
-        [incarnation, sequence, as_of].iter().for_each(|word| out.extend(word.to_be_bytes()));
+        [incarnation, sequence, receiver, as_of].iter().for_each(|word| out.extend(word.to_be_bytes()));
         let counts = [self.services.places.len() as u16, self.backends.places.len() as u16, self.count, 0];
         counts.iter().for_each(|count| out.extend(count.to_be_bytes()));
         [&self.services.bytes, &self.backends.bytes, &self.flows].into_iter().for_each(|part| out.extend(part));
