@@ -3,7 +3,7 @@
 //!
 //! Whoever sends and whoever receives work on it at the same time, so it is a map in parts that are locked one by one.
 
-use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use redirector_ebpf::tables::flow::Entry;
@@ -67,13 +67,20 @@ pub struct Live {
     me: u8,
     flows: DashMap<FlowKey, Flow>,
     epochs: [AtomicU16; 256],
+    incarnations: [AtomicU64; 256],
     round: AtomicU8,
 }
 
 impl Live {
     /// No flows yet, at node `me`.
     pub fn new(me: u8) -> Self {
-        Self { me, flows: DashMap::new(), epochs: [const { AtomicU16::new(0) }; 256], round: AtomicU8::new(0) }
+        Self {
+            me,
+            flows: DashMap::new(),
+            epochs: [const { AtomicU16::new(0) }; 256],
+            incarnations: [const { AtomicU64::new(0) }; 256],
+            round: AtomicU8::new(0),
+        }
     }
 
     /// How many flows there are.
@@ -134,13 +141,22 @@ impl Live {
         }
     }
 
-    fn epoch(&self, node: u8) -> u16 {
+    /// Counts how often it was forgotten what `node` has. Who walks the flow table for it begins anew when this changes.
+    pub fn epoch(&self, node: u8) -> u16 {
         self.epochs[usize::from(node)].load(Ordering::Relaxed)
     }
 
     /// Forgets what `node` has: it may have lost everything.
     pub fn renew(&self, node: u8) {
         self.epochs[usize::from(node)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes which life of `node` spoke; with another than before, it is forgotten what the node has.
+    pub fn meets(&self, node: u8, incarnation: u64) {
+        let before = self.incarnations[usize::from(node)].swap(incarnation, Ordering::Relaxed);
+        if before != 0 && before != incarnation {
+            self.renew(node);
+        }
     }
 
     /// Ends a round through the flow table: what was not seen in it is over.

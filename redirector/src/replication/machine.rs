@@ -116,6 +116,7 @@ impl Machine {
             let peer = self.peers.entry(id).or_insert_with(wanted);
             if !peer.is_here() {
                 self.live.renew(id);
+                peer.epoch = self.live.epoch(id);
                 peer.connect();
             }
         }
@@ -152,10 +153,10 @@ impl Machine {
             peer.back_off(now);
             return;
         };
-        if peer.is_reborn(answer.incarnation) {
-            self.live.renew(from);
-            peer.restart();
-        }
+        peer.incarnation = answer.incarnation;
+        self.live.meets(from, answer.incarnation);
+        self.begin_anew();
+        let Some(peer) = self.peers.get_mut(&from) else { return };
         match answer.verdict {
             Verdict::Taken if answer.sequence == sequence => {
                 peer.delivered(flight.said, now);
@@ -190,8 +191,19 @@ impl Machine {
         }
     }
 
+    /// Has the flow table walked anew for peers of which it was forgotten what they have.
+    fn begin_anew(&mut self) {
+        for (&id, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.is_here()) {
+            let epoch = self.live.epoch(id);
+            if std::mem::replace(&mut peer.epoch, epoch) != epoch {
+                peer.restart();
+            }
+        }
+    }
+
     /// Walks on as far as the time allows.
     pub fn handle_tick(&mut self, flows: &impl Flows, now: u64) {
+        self.begin_anew();
         self.look_round(flows, now);
         let (own, pace, live, mask) = (self.own, self.pace, &self.live, self.mask());
         for (&id, peer) in &mut self.peers {
@@ -267,7 +279,7 @@ impl Machine {
                 return None;
             }
             peer.sequence += 1;
-            (peer.sequence, peer.incarnation())
+            (peer.sequence, peer.incarnation)
         };
         let Identity { cluster, node: sender, incarnation, .. } = self.own;
         let header = Header { cluster, sender, incarnation, sequence, receiver, complete: false, as_of: self.as_of };
@@ -318,7 +330,7 @@ impl Machine {
             match writer.push(&copy_of(key, &flow, &self.live, now), service, backend) {
                 Ok(()) => sent.push((waiting, Held::of(flow.entry, now))),
                 // What has no name yet is found again by the next round.
-                Err(NotWritten::Name) => peer.counters.missed += 1,
+                Err(NotWritten::Name | NotWritten::State) => peer.counters.missed += 1,
                 Err(NotWritten::Full) => {
                     peer.pending.push_front(waiting);
                     break;
@@ -369,3 +381,6 @@ fn copy_of(key: FlowKey, flow: &Flow, live: &Live, now: u64) -> FlowCopy {
         origin: live.origin(&key),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -91,6 +91,7 @@ impl Receiver {
             let answer = self.answer(Verdict::Stale, sequence, Vec::new());
             return Taken { answer, prevailed: Vec::new(), refused: None };
         }
+        self.live.meets(from, header.incarnation);
         let id = |kind, name: &String| names.id(kind, name).map(|id| id as u16);
         let services: Vec<_> = batch.services.iter().map(|name| id(kind::SERVICE, name)).collect();
         let backends: Vec<_> = batch.backends.iter().map(|name| id(kind::BACKEND, name)).collect();
@@ -148,7 +149,7 @@ impl Receiver {
         // A multiple of what stamps wrap at is added, so that the time is one also shortly after the start.
         let last = now + STAMPS * SECOND - idle * SECOND;
         let entry = |tag| Entry::first(tag, backend, copy.state, false, now).touched(copy.state, true, last);
-        let theirs = Claim { backend, idle, version: copy.version, origin: copy.origin };
+        let theirs = Claim { backend, idle: u64::from(copy.idle), version: copy.version, origin: copy.origin };
         let origin = self.live.origin(&copy.key);
         let merged = Cell::new(Merge::Update);
         let takes = |flow: &Flow| {

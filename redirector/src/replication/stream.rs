@@ -88,7 +88,10 @@ pub(super) struct Peer {
     /// The slots of which it is to have this node's flows.
     pub(super) wanted: SlotSet,
     here: bool,
-    incarnation: Option<u64>,
+    /// Which life of the peer's answered last; 0: none yet.
+    pub(super) incarnation: u64,
+    /// [`super::live::Live::epoch`] of the peer when its walk began.
+    pub(super) epoch: u16,
     pub(super) pending: VecDeque<Pending>,
     /// Flows that were ever put among the pending.
     queued: u64,
@@ -110,7 +113,8 @@ impl Peer {
         Self {
             wanted,
             here: false,
-            incarnation: None,
+            incarnation: 0,
+            epoch: 0,
             pending: VecDeque::new(),
             queued: 0,
             flight: None,
@@ -131,7 +135,7 @@ impl Peer {
 
     /// It is connected, and given everything from the beginning.
     pub(super) fn connect(&mut self) {
-        (self.here, self.incarnation, self.told) = (true, None, None);
+        (self.here, self.incarnation, self.told) = (true, 0, None);
         (self.not_before, self.failures) = (0, 0);
         self.restart();
     }
@@ -141,11 +145,6 @@ impl Peer {
         (self.here, self.walk, self.walk_again, self.flight) = (false, None, false, None);
         self.queued -= self.pending.len() as u64;
         self.pending.clear();
-    }
-
-    /// Notes which life of the peer's answers; says whether it is another than before.
-    pub(super) fn is_reborn(&mut self, incarnation: u64) -> bool {
-        self.incarnation.replace(incarnation).is_some_and(|before| before != incarnation)
     }
 
     /// Walks the flow table from its beginning; where a walk is under way, once that has ended.
@@ -203,11 +202,6 @@ impl Peer {
             (true, Some(_)) => State::Resynchronising,
             (true, None) => State::Current,
         }
-    }
-
-    /// Which life of the peer's answered last; 0: none yet.
-    pub(super) fn incarnation(&self) -> u64 {
-        self.incarnation.unwrap_or(0)
     }
 
     /// Whether a batch may go out now.

@@ -33,6 +33,7 @@
 //!
 //! Whatever version writes: the first byte is the kind, the second the version, and the last four the checksum.
 
+use redirector_ebpf::packet::protocol;
 use redirector_ebpf::tables::flow::State;
 
 use super::key::FlowKey;
@@ -159,6 +160,18 @@ pub struct Answer {
     pub sequence: u64,
     /// Places of the flows that were not taken, since their names are unknown there or there is no room.
     pub missed: Vec<u16>,
+}
+
+/// The state of these bits, if a proven flow of this protocol can be in it.
+fn state(bits: u8, transport: u8) -> Option<State> {
+    let state = State::from_bits(bits);
+    let fits = match state {
+        State::Established | State::Closing => transport == protocol::TCP,
+        State::Datagrams => transport == protocol::UDP,
+        State::Other => bits == State::Other as u8 && !matches!(transport, protocol::TCP | protocol::UDP),
+        State::Opening | State::FirstDatagram => false,
+    };
+    fits.then_some(state)
 }
 
 #[cfg(test)]

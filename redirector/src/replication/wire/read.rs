@@ -1,7 +1,6 @@
 //! Batches and answers, read. Everything is checked before anything of it counts.
 
-use redirector_ebpf::packet::{Address, Tuple, protocol};
-use redirector_ebpf::tables::flow::State;
+use redirector_ebpf::packet::{Address, Tuple};
 
 use super::{
     ANSWER, Answer, BATCH, BATCH_BYTES_MAX, Batch, CHECKSUM, COMPLETE, FlowCopy, FlowKey, Header, IDLE_MAX,
@@ -154,7 +153,7 @@ impl<'a> Reader<'a> {
         }
         let v6 = head & V6 != 0;
         let protocol = self.byte("protocol")?;
-        let state = state(head & STATE, protocol).ok_or(Refused::Absurd("state"))?;
+        let state = super::state(head & STATE, protocol).ok_or(Refused::Absurd("state"))?;
         let (src, dst) = (self.address(v6)?, self.address(v6)?);
         let (sport, dport) = (u16::from_ne_bytes(self.take("port")?), u16::from_ne_bytes(self.take("port")?));
         let service = self.number("service").and_then(|place| below(place, services, "service"))?;
@@ -176,16 +175,4 @@ fn below(value: u32, limit: usize, what: &'static str) -> Result<u16, Refused> {
 
 fn node(id: u8) -> Result<u8, Refused> {
     if (1..=254).contains(&id) { Ok(id) } else { Err(Refused::Absurd("node id")) }
-}
-
-/// The state that a proven flow of this protocol can be in.
-fn state(bits: u8, transport: u8) -> Option<State> {
-    let state = State::from_bits(bits);
-    let fits = match state {
-        State::Established | State::Closing => transport == protocol::TCP,
-        State::Datagrams => transport == protocol::UDP,
-        State::Other => bits == State::Other as u8 && !matches!(transport, protocol::TCP | protocol::UDP),
-        State::Opening | State::FirstDatagram => false,
-    };
-    fits.then_some(state)
 }

@@ -210,11 +210,13 @@ fn other_versions_clusters_and_states_are_refused() {
 }
 
 #[test]
-fn a_batch_keeps_its_limit_and_refuses_names_that_nothing_can_have() {
+fn a_batch_keeps_its_limit_and_takes_nothing_that_would_be_refused() {
     let mut writer = BatchWriter::new(HEAD, 1_000);
     while writer.push(&one(), "web", "pool/a") == Ok(()) {}
     assert_eq!(writer.push(&one(), "", "pool/a"), Err(NotWritten::Name));
     assert_eq!(writer.push(&one(), "web", &"a".repeat(136)), Err(NotWritten::Name));
+    let absurd = FlowCopy { state: State::Datagrams, ..one() };
+    assert_eq!(writer.push(&absurd, "web", "pool/a"), Err(NotWritten::State));
     let count = writer.count();
     let bytes = writer.finish();
     assert!(bytes.len() <= 1_000 && count > 40, "{count} flows in {} bytes", bytes.len());

@@ -46,6 +46,8 @@ pub enum NotWritten {
     Full,
     /// One of its names is empty or longer than any that the maps hold.
     Name,
+    /// Its state is none of its protocol's: the receiver would refuse the whole batch.
+    State,
 }
 
 impl BatchWriter {
@@ -72,6 +74,9 @@ impl BatchWriter {
     pub fn push(&mut self, flow: &FlowCopy, service: &str, backend: &str) -> Result<(), NotWritten> {
         if [service, backend].iter().any(|name| name.is_empty() || name.len() > NAME_BYTES_MAX) {
             return Err(NotWritten::Name);
+        }
+        if super::state(flow.state as u8, flow.key.tuple().protocol).is_none() {
+            return Err(NotWritten::State);
         }
         let names = self.services.bytes.len() + self.backends.bytes.len() + service.len() + backend.len() + 2;
         // A flow takes 36 bytes of addresses and ports, 3 single ones and 19 of numbers at most.
