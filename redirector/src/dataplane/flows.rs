@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 use aya::maps::MapData;
 use redirector_ebpf::hash::{FlowHash, HashKey};
 use redirector_ebpf::packet::Tuple;
+use redirector_ebpf::tables::event::{EVENT_VERSION, FlowEvent};
 use redirector_ebpf::tables::flow::{Bucket, Entry, Record, Record4, Record6, State, WAYS};
 
 use super::image::ip;
@@ -223,6 +224,16 @@ pub fn is_over(flow: &Flow, idle: &[u16; 8], now: u64) -> bool {
     }
     let limit = u64::from(idle[usize::from(flow.entry.state_bits() & 7)]);
     now.saturating_sub(flow.record.since) / 1_000_000_000 > limit
+}
+
+/// An event as it came out of the ring; none if it is shorter, or of another version of the program.
+pub fn read_event(bytes: &[u8]) -> Option<FlowEvent> {
+    if bytes.len() < size_of::<FlowEvent>() {
+        return None;
+    }
+    // SAFETY: as long as an event, as was checked, and any bytes are one.
+    let event = unsafe { bytes.as_ptr().cast::<FlowEvent>().read_unaligned() };
+    (event.version == EVENT_VERSION).then_some(event)
 }
 
 /// Monotonic time in nanoseconds, of the clock that XDP stamps with.

@@ -8,7 +8,8 @@ use redirector_ebpf::packet::{Address, Frame, Tuple, Wire};
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::Journey;
 use redirector_ebpf::sync::Word;
-use redirector_ebpf::tables::flow::{Record, WAYS};
+use redirector_ebpf::tables::event::FlowEvent;
+use redirector_ebpf::tables::flow::{Entry, Record, WAYS};
 use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::{
     AliveNodes, BUDGETS, Backend, Bucket, Budget, FragmentKey, Mark, NeighbourKey, Node, Path, Pool, Port, Row,
@@ -103,6 +104,8 @@ pub struct MemoryTables {
     pub routes: HashMap<Address, (u8, u64)>,
     /// Time in nanoseconds.
     pub now: Cell<u64>,
+    /// What was told of flows.
+    pub told: RefCell<Vec<FlowEvent>>,
     /// What was counted.
     pub counted: RefCell<Vec<Reason>>,
     flows: [Vec<Bucket>; 2],
@@ -126,6 +129,7 @@ impl MemoryTables {
             peer_macs: HashMap::new(),
             routes: HashMap::new(),
             now: Cell::new(1_000_000_000_000),
+            told: RefCell::default(),
             counted: RefCell::default(),
             flows: [flows(), flows()],
             tuples: RefCell::default(),
@@ -259,6 +263,12 @@ impl Tables for MemoryTables {
 
     fn keep_tuple(&self, v6: bool, index: u32, record: &Record) {
         self.set_tuple(v6, index, *record);
+    }
+
+    fn tell_flow(&self, journey: &Journey, index: u32, entry: Entry) {
+        if let Some(record) = self.tuples.borrow().get(&(journey.packet.v6, index)) {
+            self.told.borrow_mut().push(FlowEvent::of(journey, entry, record, self.now.get()));
+        }
     }
 
     fn is_tuple(&self, v6: bool, index: u32, tuple: &Tuple) -> bool {
