@@ -1,5 +1,7 @@
 //! The flow tables as replication uses them: real ones that are mapped, or a test's.
 
+use std::sync::Arc;
+
 use redirector_ebpf::hash::HashKey;
 use redirector_ebpf::tables::flow::{Entry, Record};
 
@@ -34,7 +36,7 @@ pub trait Flows {
 /// The mapped tables, with what the node's row says of them.
 pub struct Mapped {
     /// The tables.
-    pub tables: FlowTables,
+    pub tables: Arc<FlowTables>,
     /// Keys of the flow hash.
     pub hash_key: HashKey,
     /// Idle seconds by state.
