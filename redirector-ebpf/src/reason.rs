@@ -106,6 +106,7 @@ reasons! {
     NoteEvicted "note-evicted" Pass "Besides: an unproven or expired flow made room for a new one.";
     NoteRecorded "note-recorded" Pass "Besides: a flow was recorded.";
     NoteLeastBad "note-least-bad" Pass "Besides: no path of the backend was alive, the first was taken.";
+    NoteEventLost "note-event-lost" Pass "Besides: a flow changed and the ring that tells the agent was full.";
 }
 
 impl Reason {

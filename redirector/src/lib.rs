@@ -11,6 +11,7 @@ pub mod netlink;
 pub mod ownership;
 pub mod pki;
 pub mod pool;
+pub mod replication;
 pub mod transport;
 pub mod vip;
 

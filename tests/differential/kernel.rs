@@ -6,9 +6,10 @@ use std::process::Command;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, MapData, PerCpuArray};
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use redirector::config::Config;
+use redirector::dataplane::flows::read_event;
 use redirector::dataplane::image::{Image, address, mapped};
 use redirector::dataplane::install::Settled;
 use redirector::dataplane::memory::MemoryTables;
@@ -16,6 +17,7 @@ use redirector::dataplane::{batch, install, load, maps::Maps};
 use redirector_ebpf::hash::HashKey;
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::tables::Pool;
+use redirector_ebpf::tables::event::FlowEvent;
 use redirector_ebpf::tables::path::RESOLVED;
 
 /// A loaded program and its maps.
@@ -125,6 +127,13 @@ impl Kernel {
     /// How often a reason was counted, on all CPUs.
     pub(crate) fn counted(&self, reason: Reason) -> u64 {
         self.maps.reasons.get(&(reason as u32), 0).expect("read a counter").iter().sum()
+    }
+
+    /// What was told of flows since it was last asked.
+    pub(crate) fn told(&mut self) -> Vec<FlowEvent> {
+        let map = self.ebpf.map_mut("FLOW_EVENTS").expect("a map");
+        let mut ring = RingBuf::try_from(map).expect("a ring");
+        std::iter::from_fn(|| ring.next().and_then(|bytes| read_event(&bytes))).collect()
     }
 
     /// The recorded flows: what of their entries does not depend on the clock.

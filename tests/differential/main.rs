@@ -7,6 +7,7 @@ mod jumbo;
 mod kernel;
 mod routes;
 mod settling;
+mod telling;
 
 use std::collections::HashSet;
 use std::time::Instant;

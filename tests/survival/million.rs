@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use redirector::dataplane::flows::now;
+use redirector::dataplane::flows::{Copied, Put, now};
 use redirector_ebpf::packet::{Address, Tuple, protocol};
 use redirector_ebpf::tables::flow::{Entry, Record, State};
 use redirector_ebpf::tables::names::kind;
@@ -36,7 +36,7 @@ fn a_million_flows_are_listed() -> Result<()> {
 /// Puts flows of as many clients into the table, past the packets that would take a while.
 fn fill(scene: &Scene) -> Result<()> {
     let maps = scene.maps("n1")?;
-    let key = maps.node.get(&0, 0)?.hash_key;
+    let node = maps.node.get(&0, 0)?;
     let registry = maps.registry()?;
     let service = registry.id(kind::SERVICE, "owned4").context("no such service")? as u16;
     let backend = registry.id(kind::BACKEND, "owned4/b1").context("no such backend")? as u16;
@@ -48,8 +48,9 @@ fn fill(scene: &Scene) -> Result<()> {
     for client in 0x0b00_0000_u32.. {
         let src = Address::v4(client.to_be());
         let tuple = Tuple { src, dst, sport: 40_000_u16.to_be(), dport: HTTP_PORT.to_be(), protocol: protocol::TCP };
-        filled +=
-            usize::from(maps.flows.insert(&key, &Record { tuple, service, since: now, version: 1 }, false, entry));
+        let record = Record { tuple, service, since: now, version: 1 };
+        let copy = Copied { record: &record, v6: false, idle: &node.idle, now };
+        filled += usize::from(maps.flows.put(&node.hash_key, &copy, entry, |_| false) == Put::Inserted);
         if filled == FLOWS {
             return Ok(());
         }

@@ -7,6 +7,7 @@ use aya_ebpf::macros::btf_map;
 use redirector_ebpf::abi::{NODES, PORTS as PORT_COUNT, SOURCE_CELLS};
 use redirector_ebpf::packet::Address;
 use redirector_ebpf::stations::Journey;
+use redirector_ebpf::tables::event::FlowEvent;
 use redirector_ebpf::tables::liveness::{Condition, Heard, LINKS, Latch, Pulse, Sent, Watch, Watched};
 use redirector_ebpf::tables::names::{Name, NameKey};
 use redirector_ebpf::tables::trace::{Captured, TraceFilter, Traced};
@@ -172,6 +173,10 @@ pub(crate) static TUPLES4: Array<Record4, { 1 << 20 }, MMAPABLE> = Array::new();
 /// Whole tuples beside the entries of `FLOWS6`.
 #[btf_map]
 pub(crate) static TUPLES6: Array<Record6, { 1 << 18 }, MMAPABLE> = Array::new();
+
+/// Changes of flows, on their way to the agent that tells other nodes. XDP.
+#[btf_map]
+pub(crate) static FLOW_EVENTS: RingBuf<FlowEvent, { 1 << 21 }> = RingBuf::new();
 
 /// Decisions for fragmented packets. XDP.
 #[btf_map]

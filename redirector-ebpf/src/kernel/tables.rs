@@ -12,7 +12,7 @@ use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::Journey;
 use redirector_ebpf::stations::neighbour::{self, Question};
 use redirector_ebpf::sync::Word;
-use redirector_ebpf::tables::flow::{Record, Record4, Record6};
+use redirector_ebpf::tables::flow::{Entry, Record, Record4, Record6};
 use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::trace::switch;
 use redirector_ebpf::tables::{
@@ -21,8 +21,7 @@ use redirector_ebpf::tables::{
 };
 
 use super::frame::XdpFrame;
-use super::maps;
-use super::trace;
+use super::{event, maps, trace};
 
 /// A node's maps.
 pub(crate) struct MapTables<'a> {
@@ -272,6 +271,11 @@ impl Tables for MapTables<'_> {
             // SAFETY: as above.
             unsafe { *place = Record4::of(record) }
         }
+    }
+
+    #[inline(always)]
+    fn tell_flow(&self, journey: &Journey, index: u32, entry: Entry) {
+        event::tell(journey, index, entry);
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@ use super::admit;
 use crate::hash::FlowHash;
 use crate::packet::{Kind, Packet, protocol, tcp};
 use crate::reason::{Reason, Station};
+use crate::stations::Journey;
 use crate::tables::flow::{Bucket, Entry, Record, State, WAYS};
 use crate::tables::{Budget, Node, Service, Tables};
 use crate::verifier::hide;
@@ -66,11 +67,13 @@ pub fn known<T: Tables>(
     tables: &T,
     place: &Place<'_>,
     found: Found,
-    packet: &Packet,
+    node: &Node,
+    journey: &Journey,
     service: &Service,
     current: u16,
 ) -> Option<u16> {
     let Found { way, entry } = found;
+    let packet = &journey.packet;
     let backend = tables.backend(entry.backend())?;
     if backend.pool != service.pool {
         // The service has another pool now: the entry would hide the one that is to take its place.
@@ -84,13 +87,20 @@ pub fn known<T: Tables>(
     } else {
         renewed(entry, packet, now)
     };
-    let word = place.bucket.word(way);
-    if entry_now.0 != entry.0 && !word.replace(entry.0, entry_now.0) {
-        // Another CPU was first with a packet of the flow; what this one changes, the end of a connection above all, is
-        // put on top of it.
-        let theirs = Entry(word.load());
-        if theirs.tag() == place.tag && !theirs.is_empty() {
-            word.replace(theirs.0, renewed(theirs, packet, now).0);
+    if entry_now.0 != entry.0 {
+        let word = place.bucket.word(way);
+        let mut before = entry;
+        let mut after = entry_now;
+        let mut put = word.replace(entry.0, entry_now.0);
+        if !put {
+            // Another CPU was first with a packet of the flow; what this one changes, the end of a connection above all,
+            // is put on top of it.
+            before = Entry(word.load());
+            after = renewed(before, packet, now);
+            put = before.tag() == place.tag && !before.is_empty() && word.replace(before.0, after.0);
+        }
+        if node.tells_flows != 0 && put && after.tells(before) {
+            tables.tell_flow(journey, tuple_index(place.index, way), after);
         }
     }
     Some(entry_now.backend())

@@ -262,7 +262,7 @@ fn owned<T: Tables>(
     let flow_place = flow::place(tables, &journey.packet, hash)?;
     if let Some(found) = flow::find(tables, &flow_place, &journey.packet, &mut journey.scratch) {
         let current = place.row.current();
-        if let Some(backend) = flow::known(tables, &flow_place, found, &journey.packet, service, current) {
+        if let Some(backend) = flow::known(tables, &flow_place, found, node, journey, service, current) {
             journey.known = true;
             journey.owner = me;
             return Ok(Owned::Backend(backend));

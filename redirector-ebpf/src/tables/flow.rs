@@ -159,6 +159,14 @@ impl Entry {
         )
     }
 
+    /// Whether other nodes are to hear that the flow's entry was `before` and is this one now: it is proven or on another
+    /// backend since, or it closes. Only proven flows count, so that no flood is told of.
+    #[inline(always)]
+    pub const fn tells(self, before: Self) -> bool {
+        let closes = self.state_bits() == State::Closing as u8 && before.state_bits() != State::Closing as u8;
+        self.proven() && (!before.proven() || closes || self.backend() != before.backend())
+    }
+
     /// The same flow on another backend.
     #[inline(always)]
     pub const fn with_backend(self, backend: u16) -> Self {

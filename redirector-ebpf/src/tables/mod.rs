@@ -4,6 +4,7 @@
 //! and budgets (both sides, one whole word at a time) and counters (XDP). Values that are read without a lock are one word,
 //! or immutable rows that a word points to, so that a reader never sees half of a change.
 
+pub mod event;
 pub mod flow;
 pub mod liveness;
 pub mod names;
@@ -86,6 +87,8 @@ pub trait Tables {
     fn bucket_mask(&self, v6: bool) -> u32;
     /// Keeps the whole tuple of a flow at the place that its entry has.
     fn keep_tuple(&self, v6: bool, index: u32, record: &flow::Record);
+    /// Tells of a flow whose entry at that place has become this one.
+    fn tell_flow(&self, journey: &crate::stations::Journey, index: u32, entry: flow::Entry);
     /// Whether the whole tuple at that place is this one.
     fn is_tuple(&self, v6: bool, index: u32, tuple: &crate::packet::Tuple) -> bool;
     /// The decision of a fragmented packet's first fragment; 0: unknown.
@@ -167,8 +170,10 @@ pub struct Node {
     pub trace: u8,
     /// Whether any VIP is a prefix; if not, the prefix look-up is spared.
     pub prefixes: u8,
+    /// 1: changes of flows are told of, since other nodes are to have copies of them.
+    pub tells_flows: u8,
     /// Zero.
-    pub pad: u32,
+    pub pad: [u8; 3],
 }
 
 impl Node {

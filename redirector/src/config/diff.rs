@@ -34,6 +34,7 @@ pub enum Kind {
     Tables,
     Limits,
     Timeouts,
+    Replication,
     Interface,
     Member,
     Vip,
@@ -118,12 +119,13 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
 }
 
 /// The order of the listing: what others refer to comes first.
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     Kind::Node,
     Kind::Cluster,
     Kind::Tables,
     Kind::Limits,
     Kind::Timeouts,
+    Kind::Replication,
     Kind::Interface,
     Kind::Member,
     Kind::Vip,
@@ -145,6 +147,7 @@ fn things(config: &Config) -> BTreeMap<(usize, String), Value> {
     put(Kind::Tables, String::new(), json(&config.tables));
     put(Kind::Limits, String::new(), json(&config.limits));
     put(Kind::Timeouts, String::new(), json(&config.timeouts));
+    put(Kind::Replication, String::new(), json(&config.replication));
     config.interfaces.iter().for_each(|i| put(Kind::Interface, i.name.clone(), json(i)));
     config.members.iter().for_each(|m| put(Kind::Member, m.id.to_string(), json(m)));
     config.vips.iter().for_each(|v| put(Kind::Vip, v.address.to_string(), json(v)));

@@ -28,6 +28,9 @@ const IDLE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_s
 /// How long rows stay disputed: a second lets every node apply the change, a day outlasts any patience.
 const SETTLE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 
+/// How long changes of flows wait: below the time that a batch takes nothing is won, above there is too much to lose.
+const FLUSH: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(1);
+
 /// Reads the whole file; `beside` is the directory that relative paths start from.
 pub(super) fn config(root: &mut Reader<'_>, beside: Option<&FilePath>) -> Config {
     Config {
@@ -36,6 +39,7 @@ pub(super) fn config(root: &mut Reader<'_>, beside: Option<&FilePath>) -> Config
         tables: root.table("tables").map_or_else(Tables::default, tables),
         limits: root.table("limits").map_or_else(Limits::default, limits),
         timeouts: root.table("timeouts").map_or_else(Timeouts::default, timeouts),
+        replication: root.table("replication").map_or_else(Replication::default, replication),
         interfaces: root.tables("interface").into_iter().map(interface).collect(),
         members: root.tables("member").into_iter().map(member).collect(),
         vips: root.tables("vip").into_iter().map(vip).collect(),
@@ -47,8 +51,20 @@ pub(super) fn config(root: &mut Reader<'_>, beside: Option<&FilePath>) -> Config
 
 /// Reads `[decap]` and lets a node's tables be.
 pub(super) fn decap_alone(root: &mut Reader<'_>) -> Decap {
-    let others =
-        ["node", "cluster", "tables", "limits", "timeouts", "interface", "member", "vip", "service", "pool", "decap"];
+    let others = [
+        "node",
+        "cluster",
+        "tables",
+        "limits",
+        "timeouts",
+        "replication",
+        "interface",
+        "member",
+        "vip",
+        "service",
+        "pool",
+        "decap",
+    ];
     for name in others {
         root.item(name);
     }
@@ -185,6 +201,17 @@ fn limits(mut r: Reader<'_>) -> Limits {
     };
     r.done();
     limits
+}
+
+fn replication(mut r: Reader<'_>) -> Replication {
+    let default = Replication::default();
+    let replication = Replication {
+        enabled: r.flag("enabled").unwrap_or(default.enabled),
+        flush: r.duration("flush", FLUSH).unwrap_or(default.flush),
+        pace: r.number("pace", 1_000..=10_000_000).unwrap_or(default.pace),
+    };
+    r.done();
+    replication
 }
 
 fn timeouts(mut r: Reader<'_>) -> Timeouts {

@@ -20,6 +20,8 @@ pub struct Config {
     pub limits: Limits,
     /// Idle times after which flow entries may go.
     pub timeouts: Timeouts,
+    /// Copies of flows for the other owners of their slots.
+    pub replication: Replication,
     /// Interfaces that packets are taken from.
     #[serde(rename = "interface")]
     pub interfaces: Vec<Interface>,
@@ -243,6 +245,24 @@ impl Default for Timeouts {
             udp: Duration::from_secs(3 * 60),
             other: Duration::from_secs(30),
         }
+    }
+}
+
+/// Copies of flows for the other owners of their slots.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Replication {
+    /// Whether there are any. Without them a node's death breaks the connections that it served.
+    pub enabled: bool,
+    /// How long a change of a flow waits at most until it is sent.
+    #[serde(serialize_with = "duration")]
+    pub flush: Duration,
+    /// Flows a second that a node which lacks many is given.
+    pub pace: u32,
+}
+
+impl Default for Replication {
+    fn default() -> Self {
+        Self { enabled: true, flush: Duration::from_millis(50), pace: 50_000 }
     }
 }
 

@@ -95,6 +95,7 @@ fn the_example_shows_defaults() {
     assert_eq!(config.tables, Tables::default());
     assert_eq!(config.limits, Limits::default());
     assert_eq!(config.timeouts, Timeouts::default());
+    assert_eq!(config.replication, Replication::default());
     assert_eq!(config.cluster.port, sound().cluster.port);
 }
 

@@ -1,4 +1,6 @@
-//! The flow tables, mapped into memory: listed, counted and swept without a call per flow.
+//! The flow tables, mapped into memory: listed, counted, swept and filled without a call per flow.
+
+mod copy;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path as FilePath;
@@ -6,11 +8,14 @@ use std::path::Path as FilePath;
 use redirector_ebpf::hash::{FlowHash, HashKey};
 use redirector_ebpf::packet::Tuple;
 use redirector_ebpf::sync::Word;
+use redirector_ebpf::tables::event::{EVENT_VERSION, FlowEvent};
 use redirector_ebpf::tables::flow::{Bucket, Entry, Record, Record4, Record6, State, WAYS};
 
 use super::image::ip;
 use super::mapped::Mapped;
 use super::maps::MapsError;
+
+pub use copy::{Copied, Put};
 
 /// A flow as it is listed.
 #[derive(Clone, Copy, Debug)]
@@ -56,16 +61,25 @@ struct Table<R> {
 
 /// A record as a family keeps it.
 trait Keeps: Copy {
+    fn of(record: &Record) -> Self;
     fn record(&self) -> Record;
 }
 
 impl Keeps for Record4 {
+    fn of(record: &Record) -> Self {
+        Self::of(record)
+    }
+
     fn record(&self) -> Record {
         Self::record(self)
     }
 }
 
 impl Keeps for Record6 {
+    fn of(record: &Record) -> Self {
+        Self::of(record)
+    }
+
     fn record(&self) -> Record {
         Self::record(self)
     }
@@ -144,32 +158,6 @@ impl FlowTables {
         (self.v4.buckets.count * WAYS, self.v6.buckets.count * WAYS)
     }
 
-    /// Puts a flow in the table, as it was recorded elsewhere, if its bucket has an empty way.
-    pub fn insert(&self, key: &HashKey, record: &Record, v6: bool, entry: impl Fn(u32) -> Entry) -> bool {
-        let place = |count: usize| FlowHash::of(key, &record.tuple, v6).entry(count as u32 - 1);
-        let (bucket, tag) = place(if v6 { self.v6.buckets.count } else { self.v4.buckets.count });
-        for way in 0..WAYS {
-            let word = if v6 { self.v6.word(bucket as usize, way) } else { self.v4.word(bucket as usize, way) };
-            let Some(word) = word else { return false };
-            if word.load() != 0 {
-                continue;
-            }
-            let index = bucket as usize * WAYS + way;
-            // SAFETY: records within the mappings; readers check them against their entry's tag.
-            unsafe {
-                match (self.v4.records.at(index), self.v6.records.at(index)) {
-                    (_, Some(place)) if v6 => place.write_volatile(Record6::of(record)),
-                    (Some(place), _) => place.write_volatile(Record4::of(record)),
-                    _ => return false,
-                }
-            }
-            if word.replace(0, entry(tag).0) {
-                return true;
-            }
-        }
-        false
-    }
-
     /// Takes flows out for which `is_over` holds; says how many. A flow that a packet touches meanwhile stays.
     pub fn sweep(&self, key: &HashKey, is_over: impl Fn(&Flow) -> bool) -> usize {
         let clear = |flow: Flow| {
@@ -191,6 +179,16 @@ pub fn is_over(flow: &Flow, idle: &[u16; 8], now: u64) -> bool {
     }
     let limit = u64::from(idle[usize::from(flow.entry.state_bits() & 7)]);
     now.saturating_sub(flow.record.since) / 1_000_000_000 > limit
+}
+
+/// An event as it came out of the ring; none if it is shorter, or of another version of the program.
+pub fn read_event(bytes: &[u8]) -> Option<FlowEvent> {
+    if bytes.len() < size_of::<FlowEvent>() {
+        return None;
+    }
+    // SAFETY: as long as an event, as was checked, and any bytes are one.
+    let event = unsafe { bytes.as_ptr().cast::<FlowEvent>().read_unaligned() };
+    (event.version == EVENT_VERSION).then_some(event)
 }
 
 /// Monotonic time in nanoseconds, of the clock that XDP stamps with.

@@ -262,6 +262,7 @@ impl Image {
             id: config.node.id,
             shed_level: limits.shed_level,
             prefixes: u8::from(config.vips.iter().any(|vip| !vip.address.is_single())),
+            tells_flows: u8::from(config.replication.enabled && config.members.len() > 1),
             ..Node::default()
         };
     }

@@ -55,6 +55,7 @@ pub const PINNED: &[&str] = &[
     "FLOWS6",
     "TUPLES4",
     "TUPLES6",
+    "FLOW_EVENTS",
     "FRAGMENTS",
     "BUDGETS",
     "SOURCES",
@@ -260,6 +261,8 @@ pub fn open_decap(directory: &Path) -> Result<Ebpf, LoadError> {
     for name in ["FLOWS4", "FLOWS6", "TUPLES4", "TUPLES6", "SERVICE_TRAFFIC", "BACKEND_TRAFFIC", "SOURCES", "PATHS"] {
         loader.map_max_entries(name, 1);
     }
+    // A ring is a page at least.
+    loader.map_max_entries("FLOW_EVENTS", 4096);
     for name in PINNED_DECAP {
         loader.map_pin_path(name, directory.join(name));
     }

@@ -9,7 +9,8 @@ use redirector_ebpf::packet::{Address, Frame, Tuple, Wire};
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::Journey;
 use redirector_ebpf::sync::Word;
-use redirector_ebpf::tables::flow::{Record, WAYS};
+use redirector_ebpf::tables::event::FlowEvent;
+use redirector_ebpf::tables::flow::{Entry, Record, WAYS};
 use redirector_ebpf::tables::liveness::{Condition, Heard, LINKS, Sent, Watch};
 use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::{
@@ -107,6 +108,8 @@ pub struct MemoryTables {
     pub routes: HashMap<Address, (u8, u64)>,
     /// Time in nanoseconds.
     pub now: Cell<u64>,
+    /// What was told of flows.
+    pub told: RefCell<Vec<FlowEvent>>,
     /// What was counted.
     pub counted: RefCell<Vec<Reason>>,
     /// By what rules peers are watched.
@@ -139,6 +142,7 @@ impl MemoryTables {
             held: HashMap::new(),
             routes: HashMap::new(),
             now: Cell::new(1_000_000_000_000),
+            told: RefCell::default(),
             counted: RefCell::default(),
             watch: Watch::default(),
             condition: Condition::default(),
@@ -280,6 +284,12 @@ impl Tables for MemoryTables {
 
     fn keep_tuple(&self, v6: bool, index: u32, record: &Record) {
         self.set_tuple(v6, index, *record);
+    }
+
+    fn tell_flow(&self, journey: &Journey, index: u32, entry: Entry) {
+        if let Some(record) = self.tuples.borrow().get(&(journey.packet.v6, index)) {
+            self.told.borrow_mut().push(FlowEvent::of(journey, entry, record, self.now.get()));
+        }
     }
 
     fn is_tuple(&self, v6: bool, index: u32, tuple: &Tuple) -> bool {

@@ -177,8 +177,8 @@ impl Decoder {
                     "protocol": filter.protocol, "version": filter.version,
                 }))
             })?,
-            // A ring gives each packet to one reader: looking would take them from the trace that they are for.
-            "CAPTURED" => Box::new(std::iter::empty()),
+            // A ring gives each record to one reader: looking would take them from the one that they are for.
+            "CAPTURED" | "FLOW_EVENTS" => Box::new(std::iter::empty()),
             other => bail!("no map is called `{other}`; there are {}", NAMES.join(", ")),
         })
     }

@@ -46,6 +46,8 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("settle = \"10s\"", "settle = \"0s\"", "pool[1].settle", "1s to 1day"),
     ("settle = \"10s\"", "settle = \"10\"", "pool[1].settle", "is not a duration"),
     ("[[vip]]", "[timeouts]\nudp = \"3h\"\n[[vip]]", "timeouts.udp", "1s to 2h"),
+    ("[[vip]]", "[replication]\nflush = \"2s\"\n[[vip]]", "replication.flush", "1ms to 1s"),
+    ("[[vip]]", "[replication]\npace = 10\n[[vip]]", "replication.pace", "1000 to 10000000"),
     ("[[vip]]", "[timeouts]\nudp = \"1ms\"\n[[vip]]", "timeouts.udp", "1s to 2h"),
     ("[cluster]", "[cluster]\nport = 0", "cluster.port", "1 to 65535"),
     ("source =", "mtu = 100\nsource =", "pool[1].backend[0].path[0].mtu", "576 to 65535"),

@@ -1,0 +1,140 @@
+//! The sender's thread: feeds the machine, and hands its batches to the transport.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded, select};
+use tokio::runtime::Handle;
+
+use super::events::Changed;
+use super::key::FlowKey;
+use super::machine::{Machine, Outgoing, Pace};
+use super::shell::{Shared, lock};
+use super::wire::Answer;
+use crate::dataplane::flows::now;
+use crate::transport::Channel;
+
+/// How long a peer may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// Answers that wait at most: each peer owes one.
+const ANSWERS: usize = 256;
+/// How often it is looked who is connected, and counters are put down.
+const LOOK: Duration = Duration::from_millis(50);
+/// How often names and idle times are read without anybody saying that they changed.
+const NAMES: Duration = Duration::from_secs(5);
+
+/// What came of a batch.
+struct Answered {
+    from: u8,
+    sequence: u64,
+    answer: Option<Answer>,
+}
+
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    machine: Machine,
+    runtime: Handle,
+    changed: Receiver<Changed>,
+    prevailed: Receiver<FlowKey>,
+    answered: (Sender<Answered>, Receiver<Answered>),
+    looked: Instant,
+    named: Instant,
+}
+
+impl Worker {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        pace: Pace,
+        runtime: Handle,
+        changed: Receiver<Changed>,
+        prevailed: Receiver<FlowKey>,
+    ) -> Self {
+        let machine = Machine::new(shared.own, pace, shared.live.clone());
+        let now = Instant::now();
+        Self { shared, machine, runtime, changed, prevailed, answered: bounded(ANSWERS), looked: now, named: now }
+    }
+
+    /// Runs until replication ends.
+    pub(super) fn run(mut self) {
+        let tick = self.shared.settings.tick();
+        let mut next = Instant::now();
+        while !self.shared.is_stopping() {
+            let wait = next.saturating_duration_since(Instant::now());
+            select! {
+                recv(self.changed) -> event => match event {
+                    Ok(event) => self.machine.handle_event(event.key, event.backend, event.time, now()),
+                    // The ring's thread has ended, and this one is about to.
+                    Err(_) => std::thread::sleep(wait),
+                },
+                recv(self.answered.1) -> answered => {
+                    if let Ok(Answered { from, sequence, answer }) = answered {
+                        self.machine.handle_answer(from, sequence, answer, now());
+                        self.send();
+                    }
+                }
+                default(wait) => {}
+            }
+            if Instant::now() >= next {
+                self.tick();
+                next = Instant::now() + tick;
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        if let Some(view) = lock(&self.shared.next_view).take() {
+            self.machine.handle_view(view);
+        }
+        if self.looked.elapsed() >= LOOK {
+            self.look();
+        }
+        self.prevailed.try_iter().for_each(|key| self.machine.handle_prevailed(key, now()));
+        if self.shared.heard.loss.swap(false, Relaxed) {
+            tracing::warn!("changes of flows were lost on their way from the data plane: the flow tables are walked");
+            self.machine.handle_loss();
+        }
+        let known = self.shared.known();
+        self.machine.handle_tick(&self.shared.flows(&known), now());
+        self.send();
+    }
+
+    /// Looks at what changes more slowly.
+    fn look(&mut self) {
+        self.looked = Instant::now();
+        let connected = self.shared.transport.connected();
+        self.machine.handle_connected(&connected);
+        lock(&self.shared.receiver).handle_connected(&connected);
+        lock(&self.shared.counters).peers = self.machine.counters();
+        if self.named.elapsed() >= NAMES || self.shared.renamed.swap(false, Relaxed) {
+            self.named = Instant::now();
+            self.shared.look_up();
+        }
+    }
+
+    fn send(&mut self) {
+        let known = self.shared.known();
+        let flows = self.shared.flows(&known);
+        for Outgoing { to, sequence, bytes } in self.machine.poll_batches(&flows, &known.names, now()) {
+            let (transport, cluster) = (self.shared.transport.clone(), self.shared.own.cluster);
+            let answers = self.answered.0.clone();
+            drop(self.runtime.spawn(async move {
+                let answer = match transport.request(to, Channel::Flows, bytes, TIMEOUT).await {
+                    Ok(answer) => match Answer::read(&answer, cluster) {
+                        Ok(answer) => Some(answer),
+                        Err(error) => {
+                            tracing::warn!(to, %error, "the answer to a batch of flows cannot be read");
+                            None
+                        }
+                    },
+                    Err(error) => {
+                        tracing::debug!(to, %error, "a batch of flows was in vain");
+                        None
+                    }
+                };
+                // There is room, since each peer owes one answer at most.
+                let _ = answers.try_send(Answered { from: to, sequence, answer });
+            }));
+        }
+    }
+}
