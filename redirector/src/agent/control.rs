@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{LivenessStatus, Node};
 use crate::config::Config;
+use crate::replication::Counters;
 
 /// A request longer than this is refused.
 const REQUEST_BYTES_MAX: u64 = 64 << 20;
@@ -29,6 +30,8 @@ pub enum Request {
     Status,
     /// How do your peers live?
     Nodes,
+    /// How far are your peers with your flows?
+    Replication,
     /// What would this change?
     Diff {
         /// The file's name, for mistakes.
@@ -62,6 +65,8 @@ pub enum Answer {
     },
     /// How its peers live.
     Nodes(LivenessStatus),
+    /// What replication has counted.
+    Replication(Counters),
     /// It was not done.
     Refused {
         /// Why.
@@ -170,6 +175,12 @@ pub(super) async fn answer(node: &mut Node, request: Request) -> Answer {
             return match node.liveness() {
                 Some(status) => Answer::Nodes(status),
                 None => refused("the agent does not watch its peers yet".to_owned()),
+            };
+        }
+        Request::Replication => {
+            return match node.replication() {
+                Some(counters) => Answer::Replication(counters),
+                None => refused("flows are not replicated here".to_owned()),
             };
         }
         Request::Status => Ok(Vec::new()),
