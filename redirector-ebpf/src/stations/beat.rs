@@ -64,16 +64,16 @@ fn take<T: Tables>(tables: &T, beat: &mut Beat) -> Result<Reason, Reason> {
     let node = tables.node().ok_or(Reason::NoTables)?;
     let watch = tables.watch().ok_or(Reason::NoTables)?;
     let (ingress, _) = tables.ingress().ok_or(Reason::NoTables)?;
-    beat.check(watch, node.cluster, node.id)?;
-    let peer = beat.source();
-    let link = link(peer, ingress);
+    let link = link(beat.source(), ingress);
     let heard = tables.heard(link).ok_or(Reason::NoTables)?;
     let sent = tables.sent(link).ok_or(Reason::NoTables)?;
-    // A node that this one does not ask on this port is no member of it.
+    // A node that this one does not ask on this port is no member of it. First of all, since before the agent has asked
+    // anybody there may be no keys yet, and its members' beats are no forgeries.
     let own = sent.sequence.load();
     if own == 0 {
         return Err(Reason::BeatForeign);
     }
+    beat.check(watch, node.cluster, node.id)?;
     let now = tables.fine_now();
     if beat.is_answer() {
         let number = beat.nonce().wrapping_sub(sent.nonce_base.load());
