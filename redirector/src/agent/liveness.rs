@@ -147,14 +147,11 @@ impl Liveness {
             own: Own::Returning,
         };
         liveness.configure(config, key, image)?;
-        let alive = liveness.maps.alive();
-        for node in liveness.allowed.clone().into_keys() {
-            if let (Some((row, _)), true) = (liveness.maps.admission(node), alive.is_alive(node)) {
-                let incarnation = liveness.maps.watched(row).incarnation.load() as u32;
-                if let Some(peer) = liveness.detector.peer_mut(node) {
-                    peer.adopt(incarnation);
-                }
-            }
+        for &node in liveness.allowed.keys().filter(|node| liveness.maps.is_admitted(**node)) {
+            let (Some((row, _)), Some(peer)) = (liveness.maps.admission(node), liveness.detector.peer_mut(node)) else {
+                continue;
+            };
+            peer.adopt(liveness.maps.watched(row).incarnation.load() as u32);
         }
         liveness.sign();
         Ok(liveness)
@@ -226,9 +223,9 @@ impl Liveness {
 
     /// Looks at all peers, and lets in who may be.
     pub(super) fn step(&mut self, delivered: &Delivered) {
-        let (time, alive) = (now(), self.maps.alive());
+        let time = now();
         for (&node, &allowed) in &self.allowed {
-            let seen = self.observe(node, allowed, time, &alive, delivered);
+            let seen = self.observe(node, allowed, time, delivered);
             let Some(peer) = self.detector.peer_mut(node) else { continue };
             let before = peer.state;
             match peer.observe(Duration::from_nanos(time), &seen) {
@@ -250,13 +247,13 @@ impl Liveness {
         self.maps.condition().vitals.store(vitals.word());
     }
 
-    fn observe(&self, node: u8, allowed: bool, time: u64, alive: &AliveNodes, delivered: &Delivered) -> Observation {
+    fn observe(&self, node: u8, allowed: bool, time: u64, delivered: &Delivered) -> Observation {
         let mut seen = Observation {
             allowed,
             answers: false,
             incarnation: 0,
             vitals: Vitals::default(),
-            on: alive.is_alive(node),
+            on: self.maps.is_admitted(node),
             delivered: !delivered.owed.contains(&node),
         };
         let mut latest = 0;
