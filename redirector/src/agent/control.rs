@@ -14,7 +14,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{LivenessStatus, Node};
 use crate::config::Config;
-use crate::replication::Counters;
 
 /// A request longer than this is refused.
 const REQUEST_BYTES_MAX: u64 = 64 << 20;
@@ -66,7 +65,10 @@ pub enum Answer {
     /// How its peers live.
     Nodes(LivenessStatus),
     /// What replication has counted.
-    Replication(Counters),
+    Replication {
+        /// As JSON of their own: numbers as keys would not survive the tag that tells answers apart.
+        counters: serde_json::Value,
+    },
     /// It was not done.
     Refused {
         /// Why.
@@ -179,7 +181,7 @@ pub(super) async fn answer(node: &mut Node, request: Request) -> Answer {
         }
         Request::Replication => {
             return match node.replication() {
-                Some(counters) => Answer::Replication(counters),
+                Some(counters) => Answer::Replication { counters: serde_json::to_value(counters).unwrap_or_default() },
                 None => refused("flows are not replicated here".to_owned()),
             };
         }

@@ -146,14 +146,11 @@ impl Liveness {
             own: Own::Returning,
         };
         liveness.configure(config, key, image)?;
-        let alive = liveness.maps.alive();
-        for node in liveness.allowed.clone().into_keys() {
-            if let (Some((row, _)), true) = (liveness.maps.admission(node), alive.is_alive(node)) {
-                let incarnation = liveness.maps.watched(row).incarnation.load() as u32;
-                if let Some(peer) = liveness.detector.peer_mut(node) {
-                    peer.adopt(incarnation);
-                }
-            }
+        for &node in liveness.allowed.keys().filter(|node| liveness.maps.is_admitted(**node)) {
+            let (Some((row, _)), Some(peer)) = (liveness.maps.admission(node), liveness.detector.peer_mut(node)) else {
+                continue;
+            };
+            peer.adopt(liveness.maps.watched(row).incarnation.load() as u32);
         }
         liveness.sign();
         Ok(liveness)
@@ -225,9 +222,9 @@ impl Liveness {
 
     /// Looks at all peers, and lets in who may be. `delivered` is none where flows are not replicated.
     pub(super) fn step(&mut self, delivered: Option<&Delivered>) {
-        let (time, alive) = (now(), self.maps.alive());
+        let time = now();
         for (&node, &allowed) in &self.allowed {
-            let seen = self.observe(node, allowed, time, &alive, delivered);
+            let seen = self.observe(node, allowed, time, delivered);
             let Some(peer) = self.detector.peer_mut(node) else { continue };
             let before = peer.state;
             match peer.observe(Duration::from_nanos(time), &seen) {
@@ -296,20 +293,13 @@ impl Liveness {
         view
     }
 
-    fn observe(
-        &self,
-        node: u8,
-        allowed: bool,
-        time: u64,
-        alive: &AliveNodes,
-        delivered: Option<&Delivered>,
-    ) -> Observation {
+    fn observe(&self, node: u8, allowed: bool, time: u64, delivered: Option<&Delivered>) -> Observation {
         let mut seen = Observation {
             allowed,
             answers: false,
             incarnation: 0,
             vitals: Vitals::default(),
-            on: alive.is_alive(node),
+            on: self.maps.is_admitted(node),
             delivered: delivered.is_none_or(|delivered| delivered.to.contains(&node)) || self.waited(node, time),
         };
         let mut latest = 0;

@@ -55,7 +55,7 @@ pub struct Observation {
     pub incarnation: u32,
     /// What it said of itself.
     pub vitals: Vitals,
-    /// Whether its alive bit is on.
+    /// Whether nothing has turned it off since it was let in.
     pub on: bool,
     /// Whether all flows that it should have from this node have been delivered.
     pub delivered: bool,

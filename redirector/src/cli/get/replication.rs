@@ -68,7 +68,9 @@ pub(super) fn show(target: &Target, output: Output) -> Result<()> {
 fn ask(target: &Target) -> Result<Counters> {
     let config = target.config()?.context("the agent is found by its configuration: name it by --config FILE")?;
     match control::ask(&control::path(&config), &Request::Replication)? {
-        Answer::Replication(counters) => Ok(counters),
+        Answer::Replication { counters } => {
+            serde_json::from_value(counters).context("the agent's answer is not understood")
+        }
         _ => bail!("the agent answers what was not asked"),
     }
 }
