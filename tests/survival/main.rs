@@ -4,6 +4,7 @@
 
 mod agent;
 mod change;
+mod holders;
 mod million;
 mod pmtu;
 mod refusal;
