@@ -21,7 +21,7 @@ use crate::scene::{PATIENCE, Scene, all_answered, targets, wait_until, words};
 fn a_vip_is_found_where_it_is_held_and_follows_its_holder() -> Result<()> {
     let topology = Topology::for_test("holders");
     let scene = Scene::without_agents(&topology, Config::standard(&topology))?;
-    configure(&scene, &[])?;
+    configure(&scene, "arp", &[])?;
     on_link(&scene)?;
     scene.lab.start_agents()?;
     let plan = plan_of(&scene)?;
@@ -42,7 +42,7 @@ fn a_vip_is_found_where_it_is_held_and_follows_its_holder() -> Result<()> {
 
     let long = client.run(|| LongConnections::open(&web, 24, Duration::from_millis(20), PATIENCE))??;
     let gone = plan[&vips[0]][0];
-    configure(&scene, &[gone])?;
+    configure(&scene, "arp", &[gone])?;
     apply(&scene)?;
     let next: BTreeMap<IpAddr, BTreeSet<u8>> = plan
         .iter()
@@ -60,7 +60,7 @@ fn a_vip_is_found_where_it_is_held_and_follows_its_holder() -> Result<()> {
     ensure!(!table.contains("here"), "{drained} holds on:\n{table}");
     all_answered(&client.run(|| load.run())?)?;
 
-    configure(&scene, &[])?;
+    configure(&scene, "arp", &[])?;
     apply(&scene)?;
     wait_until("each VIP is back with the first of its list", || Ok(holders(&scene)? == by_rank(&plan, 0)))?;
     all_answered(&client.run(|| load.run())?)?;
@@ -69,14 +69,14 @@ fn a_vip_is_found_where_it_is_held_and_follows_its_holder() -> Result<()> {
     scene.nothing_was_dropped()
 }
 
-/// The nodes' files: every VIP is held by a node, and these members are not alive.
-fn configure(scene: &Scene, away: &[u8]) -> Result<()> {
+/// The nodes' files: every VIP's packets come in this way, and these members are not alive.
+pub(crate) fn configure(scene: &Scene, ingress: &str, away: &[u8]) -> Result<()> {
     scene.lab.configure(&scene.config)?;
     for node in scene.lab.nodes() {
         let file = scene.lab.config_file(&node);
         let mut text: Table = fs::read_to_string(&file)?.parse()?;
         for vip in list(&mut text, "vip")? {
-            vip.insert("ingress".into(), "arp".into());
+            vip.insert("ingress".into(), ingress.into());
         }
         for member in list(&mut text, "member")? {
             let id = member.get("id").and_then(Value::as_integer).context("a member without id")?;
@@ -92,7 +92,7 @@ fn list<'a>(text: &'a mut Table, name: &str) -> Result<impl Iterator<Item = &'a 
     Ok(list.iter_mut().filter_map(Value::as_table_mut))
 }
 
-fn apply(scene: &Scene) -> Result<()> {
+pub(crate) fn apply(scene: &Scene) -> Result<()> {
     for node in scene.lab.nodes() {
         let file = scene.lab.config_file(&node);
         scene.done(&node, &["apply", &file.display().to_string()])?;
