@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use redirector::config;
+use redirector::vip::announce::{group_mac, solicited_node};
 use redirector::vip::held;
 use redirector::vip::plan::{self, Plan};
 use redirector_ebpf::reason::Reason;
@@ -39,6 +40,14 @@ fn a_vip_is_found_where_it_is_held_and_follows_its_holder() -> Result<()> {
         let reason = if vip.is_ipv4() { Reason::ArpAnswered } else { Reason::NdAnswered };
         ensure!(scene.count(&first, reason)? > 0, "{first} did not answer for {vip} by itself");
     }
+
+    groups_are_joined(&scene, &vips)?;
+    let (vip, holder) = (vips[0].to_string(), format!("n{}", plan[&vips[0]][0]));
+    let dump = scene.done(&holder, &["maps", "dump", "HELD4"])?;
+    ensure!(dump.contains(&vip) && dump.contains("eth0"), "{dump}");
+    let table = scene.done(&holder, &["get", "vips"])?;
+    let line = table.lines().find(|line| line.contains(&vip)).unwrap_or_default();
+    ensure!(line.contains("here") && line.contains(&format!("{holder},n")), "{table}");
 
     let long = client.run(|| LongConnections::open(&web, 24, Duration::from_millis(20), PATIENCE))??;
     let gone = plan[&vips[0]][0];
@@ -103,6 +112,19 @@ pub(crate) fn apply(scene: &Scene) -> Result<()> {
 /// Has the client look for VIPs on its own segment, and not behind the nodes.
 fn on_link(scene: &Scene) -> Result<()> {
     scene.lab.client().ip(&[VIPS4, VIPS6].map(|vips| format!("route replace {vips} dev eth0")))
+}
+
+/// Every node's card lets in what asks for IPv6 VIPs, whoever holds them at present.
+fn groups_are_joined(scene: &Scene, vips: &[IpAddr]) -> Result<()> {
+    for node in scene.lab.nodes() {
+        let output = scene.lab.host(&node)?.command("ip").args(["maddress", "show", "dev", "eth0"]).output()?;
+        for vip in vips {
+            let IpAddr::V6(vip) = vip else { continue };
+            let mac = group_mac(solicited_node(*vip)).map(|byte| format!("{byte:02x}")).join(":");
+            ensure!(words(&output).contains(&mac), "{node} is not in {vip}'s group {mac}: {}", words(&output));
+        }
+    }
+    Ok(())
 }
 
 fn plan_of(scene: &Scene) -> Result<Plan> {

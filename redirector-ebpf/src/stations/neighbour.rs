@@ -86,17 +86,16 @@ pub fn hear<F: Frame, T: Tables>(frame: &mut F, tables: &T, port: &Port) -> Hear
         return Heard::Nothing;
     }
     match frame.read::<Arp>(14) {
-        Some(arp) if arp.operation == ARP_REQUEST => {
-            if answer::request(frame, tables, port, ethernet.src, arp).is_some() {
-                return Heard::Request;
-            }
-        }
+        Some(arp) if arp.operation == ARP_REQUEST => match answer::request(frame, tables, port, ethernet.src, arp) {
+            Some(()) => Heard::Request,
+            None => Heard::Nothing,
+        },
         Some(arp) if arp.operation == ARP_REPLY && arp.sender_mac == ethernet.src && to_me => {
             learn(tables, port, Address::mapped(join(arp.sender)), arp.sender_mac);
+            Heard::Nothing
         }
-        _ => {}
+        _ => Heard::Nothing,
     }
-    Heard::Nothing
 }
 
 /// Makes a [`Heard::Solicitation`] the advertisement that answers it; `None` where the frame cannot be grown.
