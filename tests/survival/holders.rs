@@ -73,9 +73,26 @@ fn a_vip_is_found_where_it_is_held_and_follows_its_holder() -> Result<()> {
     apply(&scene)?;
     wait_until("each VIP is back with the first of its list", || Ok(holders(&scene)? == by_rank(&plan, 0)))?;
     all_answered(&client.run(|| load.run())?)?;
+    an_agent_s_death_is_not_noticed(&scene, &plan)?;
     let long = long.finish();
     ensure!(long.broken == 0 && long.lines > long.opened, "{long:#?}");
     scene.nothing_was_dropped()
+}
+
+/// XDP answers on without the agent, and the next agent holds what it finds held.
+fn an_agent_s_death_is_not_noticed(scene: &Scene, plan: &Plan) -> Result<()> {
+    for node in scene.lab.nodes() {
+        scene.lab.process(&format!("{node}-agent"))?.kill()?;
+    }
+    let client = scene.lab.client();
+    for vip in plan.keys() {
+        client.ip(&[format!("neighbour del {vip} dev eth0")])?;
+    }
+    let load = Load::new(targets(&scene.config, HTTP_PORT), 100, Duration::from_secs(1));
+    all_answered(&client.run(|| load.run())?)?;
+    scene.lab.start_agents()?;
+    ensure!(holders(scene)? == by_rank(plan, 0), "agents that came back hold {:?}", holders(scene)?);
+    all_answered(&client.run(|| load.run())?)
 }
 
 /// The nodes' files: every VIP's packets come in this way, and these members are not alive.
