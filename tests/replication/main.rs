@@ -1,6 +1,7 @@
 //! Flows that one node's program records are served by another's: real maps, real packets, a real connection between.
 
 mod node;
+mod table;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

