@@ -22,7 +22,7 @@ const ANSWERS: usize = 256;
 /// How often it is looked who is connected, and counters are put down.
 const LOOK: Duration = Duration::from_millis(50);
 /// How often names and idle times are read without anybody saying that they changed.
-const NAMES: Duration = Duration::from_secs(5);
+const NAMES: Duration = Duration::from_secs(10);
 
 /// How often it is told of one and the same trouble.
 const WARNING: Duration = Duration::from_secs(10);

@@ -103,6 +103,36 @@ fn unknown_names_and_flows_that_are_over_are_not_taken() {
     assert_eq!((counters.unknown_names, counters.kept, counters.applied), (2, 1, 0));
 }
 
+/// Whatever a peer answers, its flows wait and are sent again, and nobody else's are touched.
+#[test]
+fn answers_that_lie_move_nothing() {
+    let mut world = World::new(2);
+    world.record(1, 1, 1, FlowState::Established);
+    let now = world.now + SECOND;
+    let Node { machine, flows, names, .. } = world.node_mut(1);
+    machine.handle_connected(&[2]);
+    machine.handle_tick(flows, now);
+    machine.handle_tick(flows, now + SECOND);
+    let mut at = now + SECOND;
+    let sound =
+        Answer { verdict: Verdict::Taken, node: 2, cluster: CLUSTER, incarnation: 7, sequence: 0, missed: Vec::new() };
+    for lie in [
+        Answer { sequence: 4_711, ..sound.clone() },
+        Answer { node: 3, ..sound.clone() },
+        Answer { verdict: Verdict::Stale, sequence: u64::MAX, ..sound.clone() },
+        Answer { verdict: Verdict::Stale, sequence: 0, ..sound.clone() },
+        Answer { verdict: Verdict::Refused, ..sound.clone() },
+        Answer { incarnation: 8, missed: (0..=u16::MAX).collect(), ..sound },
+    ] {
+        at += 10 * SECOND;
+        machine.handle_tick(flows, at);
+        let batches = machine.poll_batches(flows, names, at);
+        assert_eq!(batches.len(), 1);
+        machine.handle_answer(2, batches[0].sequence, Some(lie), at);
+        assert_eq!(machine.counters()[&2].acknowledged, 0);
+    }
+}
+
 #[test]
 fn stamps_and_ages_are_as_they_were_elsewhere() {
     let mut world = World::new(2);
