@@ -7,7 +7,7 @@
 //!      0      4  magic, "RDTP"
 //!      4      1  version, 1
 //!      5      1  channel: 0 consensus, 1 flows, 2 control
-//!      6      1  kind: 0 tell, 1 request, 2 answer, 3 welcome
+//!      6      1  kind: 0 tell, 1 request, 2 answer, 3 welcome, 4 farewell
 //!      7      1  0
 //!      8      4  length of the payload in bytes, at most 16 MiB
 //!     12      4  CRC-32C over bytes 0 to 11 and the payload
@@ -41,6 +41,8 @@ pub(super) enum Kind {
     Answer,
     /// Sent once by who accepts a connection, on the first stream: from then on the connection stands.
     Welcome,
+    /// There is a newer connection, over which to send from now on; this one ends soon.
+    Farewell,
 }
 
 /// Why a frame is refused.
@@ -177,6 +179,8 @@ impl Kind {
     }
 
     fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Tell, Self::Request, Self::Answer, Self::Welcome].into_iter().find(|kind| kind.byte() == byte)
+        [Self::Tell, Self::Request, Self::Answer, Self::Welcome, Self::Farewell]
+            .into_iter()
+            .find(|kind| kind.byte() == byte)
     }
 }

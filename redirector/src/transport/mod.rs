@@ -8,6 +8,8 @@
 //! - **Who is who**: a node is what its certificate says, and that must be a member of this cluster, issued by one of its
 //!   authorities. Neither an address nor a word in a frame makes anybody a node.
 //! - **Order** holds within a channel of a peer while the connection lives. Between channels there is none.
+//! - **The newest connection** is sent over, since a peer that restarted leaves one behind that only time shows to be
+//!   dead. Where both ends dialled at once there are two for some seconds; then what was under way on the older is done.
 //! - **A peer that is away** costs a redial now and then; what was for it is dropped and counted. Nothing here is
 //!   repeated: whoever needs that knows what is still worth sending.
 //! - **A channel that nobody reads from** holds up its own streams, by QUIC's flow control, and nothing else.

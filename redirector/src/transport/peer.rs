@@ -2,15 +2,20 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use quinn::{Connection, VarInt};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::counters::{PeerCounters, Tally};
+use super::frame::{self, Kind};
 use super::notice::Pace;
-use super::send::Lane;
+use super::send::{Lane, Whole};
 use super::{Channel, code};
+
+/// How long a connection that has a successor is read from.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// A peer.
 #[derive(Debug)]
@@ -82,36 +87,49 @@ impl Peer {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a new connection, unless the peer is no member any more.
+    /// Takes a new connection; none if the peer is no member any more. What it gives back are connections to which
+    /// [`farewell`] is to be said.
     ///
     /// A peer that restarted leaves a connection behind which only time shows to be dead, so the newest is sent over.
     /// When both ends dialled at once, each may hold another one for the newest: the node of the lower id then ends all
     /// but its own choice, and nobody else ends any.
-    pub(super) fn adopt(&self, connection: &Connection) -> bool {
+    pub(super) fn adopt(&self, connection: &Connection) -> Option<Vec<Connection>> {
         let mut links = self.links();
         if links.retired {
             connection.close(code::NOT_A_MEMBER, b"no member any more");
-            return false;
+            return None;
         }
-        if self.goes_first() {
-            let superseded = |old: Connection| old.close(code::SUPERSEDED, b"there is a newer connection");
-            links.standing.drain(..).for_each(superseded);
-        }
+        let superseded = if self.goes_first() { links.standing.clone() } else { Vec::new() };
         links.standing.push(connection.clone());
         Tally::one(&self.tally.connections);
         self.current.send_replace(Some(connection.clone()));
-        true
+        Some(superseded)
+    }
+
+    /// Sends over any other connection rather than this one.
+    pub(super) fn avoid(&self, connection: &Connection) {
+        let mut links = self.links();
+        let of = |standing: &Connection| standing.stable_id() == connection.stable_id();
+        if let Some(place) = links.standing.iter().position(of) {
+            links.standing[..=place].rotate_right(1);
+            self.choose(&links);
+        }
     }
 
     /// Forgets a connection that has ended.
     pub(super) fn leave(&self, connection: &Connection) {
         let mut links = self.links();
         links.standing.retain(|standing| standing.stable_id() != connection.stable_id());
-        let left = links.standing.last().cloned();
-        let same =
-            self.current.borrow().as_ref().map(Connection::stable_id) == left.as_ref().map(Connection::stable_id);
+        self.choose(&links);
+    }
+
+    /// The last one that stands is sent over.
+    fn choose(&self, links: &Links) {
+        let id = |connection: Option<&Connection>| connection.map(Connection::stable_id);
+        let last = links.standing.last();
+        let same = id(self.current.borrow().as_ref()) == id(last);
         if !same {
-            self.current.send_replace(left);
+            self.current.send_replace(last.cloned());
         }
     }
 
@@ -136,4 +154,17 @@ impl Peer {
     pub(super) fn counters(&self) -> PeerCounters {
         self.tally.read(self.connection().map(|connection| connection.rtt()))
     }
+}
+
+/// Ends a connection that has a successor, so that nothing is lost which is under way on it: the peer is asked to send
+/// over the other, and given time.
+pub(super) async fn farewell(connection: Connection) {
+    if let (Ok(header), Ok(stream)) =
+        (frame::header(Channel::Control, Kind::Farewell, &[]), connection.open_uni().await)
+    {
+        // Where this fails the connection has ended already.
+        let _ = Whole::new(stream).write(&header, &[]).await;
+    }
+    tokio::time::sleep(GRACE).await;
+    connection.close(code::SUPERSEDED, b"there is a newer connection");
 }

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::counters::Tally;
 use super::endpoint::Shared;
 use super::frame::{self, FrameError, HEADER, Header, Kind};
-use super::peer::Peer;
+use super::peer::{Peer, farewell};
 use super::send::Whole;
 use super::{Channel, Incoming, code};
 
@@ -58,9 +58,8 @@ struct Link {
 
 /// Takes a connection and reads from it until it ends.
 pub(super) async fn attend(shared: Arc<Shared>, peer: Arc<Peer>, connection: Connection) {
-    if !peer.adopt(&connection) {
-        return;
-    }
+    let Some(superseded) = peer.adopt(&connection) else { return };
+    superseded.into_iter().for_each(|old| drop(shared.runtime.spawn(farewell(old))));
     tracing::info!(peer = peer.id, address = %connection.remote_address(), "connected");
     let link = Arc::new(Link { shared, peer, connection, strikes: AtomicU32::new(0) });
     let mut streams = JoinSet::new();
@@ -110,10 +109,11 @@ impl Link {
 async fn tells(link: Arc<Link>, mut stream: RecvStream) {
     let mut of = None;
     loop {
-        match next(&mut stream, Kind::Tell, of).await {
-            Ok(Some((channel, payload))) => {
-                of = Some(channel);
-                link.deliver(channel, payload, None).await;
+        match next(&mut stream, &[Kind::Tell, Kind::Farewell], of).await {
+            Ok(Some((header, _))) if header.kind == Kind::Farewell => link.peer.avoid(&link.connection),
+            Ok(Some((header, payload))) => {
+                of = Some(header.channel);
+                link.deliver(header.channel, payload, None).await;
             }
             Err(Refused::Frame(error)) => {
                 link.refuse(&error);
@@ -166,12 +166,12 @@ async fn answered(link: Arc<Link>, mut request: RecvStream, mut answer: SendStre
     }
 }
 
-/// Reads a frame of a kind, and of a channel if that is settled; none at the stream's end.
+/// Reads a frame of one of these kinds, and of a channel if that is settled; none at the stream's end.
 async fn next(
     stream: &mut RecvStream,
-    kind: Kind,
+    kinds: &[Kind],
     channel: Option<Channel>,
-) -> Result<Option<(Channel, Vec<u8>)>, Refused> {
+) -> Result<Option<(Header, Vec<u8>)>, Refused> {
     let mut bytes = [0; HEADER];
     match stream.read_exact(&mut bytes).await {
         Ok(()) => {}
@@ -182,7 +182,7 @@ async fn next(
         Err(ReadExactError::ReadError(error)) => return Err(error.into()),
     }
     let header = Header::read(&bytes)?;
-    if header.kind != kind || channel.is_some_and(|channel| channel != header.channel) {
+    if !kinds.contains(&header.kind) || channel.is_some_and(|channel| channel != header.channel) {
         return Err(FrameError::Misplaced.into());
     }
     let mut payload = Vec::with_capacity(header.length.min(FIRST_BYTES));
@@ -193,7 +193,7 @@ async fn next(
         }
     }
     header.check(&payload)?;
-    Ok(Some((header.channel, payload)))
+    Ok(Some((header, payload)))
 }
 
 /// Reads a frame that its stream ends with.
@@ -202,11 +202,11 @@ pub(super) async fn only(
     kind: Kind,
     channel: Option<Channel>,
 ) -> Result<(Channel, Vec<u8>), Refused> {
-    let Some(frame) = next(stream, kind, channel).await? else {
+    let Some((header, payload)) = next(stream, &[kind], channel).await? else {
         return Err(FrameError::Truncated { present: 0, promised: HEADER }.into());
     };
     match stream.read_chunk(usize::MAX, true).await? {
         Some(chunk) => Err(FrameError::Trailing(chunk.bytes.len()).into()),
-        None => Ok(frame),
+        None => Ok((header.channel, payload)),
     }
 }

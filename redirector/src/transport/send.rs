@@ -22,6 +22,10 @@ const BYTES_MAX: usize = 2 * (HEADER + frame::PAYLOAD_MAX);
 /// Requests that may be under way to a peer on a channel.
 pub(super) const REQUESTS_MAX: usize = 32;
 
+/// How long a message that is being written may still take when there is a newer connection: the older may be well, and
+/// then what was written before it is still under way there; or dead.
+const SUCCESSION: Duration = Duration::from_secs(1);
+
 /// What waits for one peer on one channel.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -106,20 +110,24 @@ impl Outlet {
                 return false;
             };
             let attempt = write(&mut self.stream, &connection, message);
+            let other = |current: &Option<Connection>| {
+                current.as_ref().is_some_and(|current| current.stable_id() != connection.stable_id())
+            };
+            let succeeded = async {
+                drop(self.current.wait_for(other).await);
+                tokio::time::sleep(SUCCESSION).await;
+            };
             let sent = tokio::select! {
                 sent = attempt => sent,
-                // Cut off in the middle, the message is sent over the next connection from its beginning.
-                _ = self.current.changed() => {
-                    self.stream = None;
-                    continue;
-                }
+                () = succeeded => Err(WriteError::ClosedStream),
             };
-            if sent.is_err() {
-                self.stream = None;
+            if sent.is_ok() {
+                return true;
             }
-            // A connection that is not current any more may have a successor already.
-            if sent.is_ok() || !self.current.has_changed().unwrap_or(false) {
-                return sent.is_ok();
+            // Cut off in the middle, the message is sent over the next connection from its beginning.
+            self.stream = None;
+            if !other(&self.current.borrow()) {
+                return false;
             }
         }
     }

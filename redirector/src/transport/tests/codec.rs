@@ -24,7 +24,7 @@ fn channel() -> impl Strategy<Value = Channel> {
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
-    proptest::sample::select(vec![Kind::Tell, Kind::Request, Kind::Answer, Kind::Welcome])
+    proptest::sample::select(vec![Kind::Tell, Kind::Request, Kind::Answer, Kind::Welcome, Kind::Farewell])
 }
 
 fn payload() -> impl Strategy<Value = Vec<u8>> {
@@ -50,7 +50,7 @@ fn what_has_no_meaning_is_refused_by_its_name() {
     assert_eq!(changed(0, b'X'), FrameError::Magic(*b"XDTP"));
     assert_eq!(changed(4, VERSION + 1), FrameError::Version { theirs: VERSION + 1 });
     assert_eq!(changed(5, 3), FrameError::Field { field: "channel", value: 3 });
-    assert_eq!(changed(6, 4), FrameError::Field { field: "kind", value: 4 });
+    assert_eq!(changed(6, 5), FrameError::Field { field: "kind", value: 5 });
     assert_eq!(changed(7, 1), FrameError::Field { field: "7", value: 1 });
     assert!(matches!(changed(8, 2), FrameError::Oversized(_)));
     let says = changed(4, 9).to_string();

@@ -91,6 +91,32 @@ async fn requests_are_answered_declined_late_or_too_long() {
     handler.abort();
 }
 
+/// Whatever stands between two nodes, requests are under way while a newer connection takes over, and none is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_connection_takes_over_without_loss() {
+    let (authority, one, mut two) = pair().await;
+    let rogue = refusal::Rogue::new(&authority.identity(2));
+    let connections = one.counts(2).connections;
+    let transport = two.transport.clone();
+    let asked = tokio::spawn(async move { transport.request(1, Channel::Control, b"?".to_vec(), PATIENCE).await });
+    let TestNode { transport, mut inboxes, .. } = one;
+    let under_way = next(&mut inboxes.control).await;
+    // Another connection by the name of node 2, as when both dialled at once.
+    let newer = rogue.dial_at(1, transport.local_address()).await;
+    let counts = || transport.counters().peers[&2].clone();
+    until("the newer connection", || counts().connections > connections).await;
+    under_way.reply.unwrap().send(b"!".to_vec()).unwrap();
+    assert_eq!(asked.await.unwrap(), Ok(b"!".to_vec()));
+    transport.tell(2, Channel::Flows, b"over the newer".to_vec());
+    let mut stream = timeout(PATIENCE, newer.accept_uni()).await.unwrap().unwrap();
+    let mut frame = [0; frame::HEADER + 14];
+    timeout(PATIENCE, stream.read_exact(&mut frame)).await.unwrap().unwrap();
+    assert_eq!(&frame[frame::HEADER..], b"over the newer");
+    assert!(two.inboxes.flows.try_recv().is_err());
+    // The older one ends in the end.
+    until("the end of the older", || two.transport.connected().is_empty() || two.counts(1).connections > 1).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn order_holds_within_a_channel() {
     let (_authority, one, mut two) = pair().await;

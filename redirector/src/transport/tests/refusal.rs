@@ -10,13 +10,13 @@ use super::super::tls;
 use super::*;
 
 /// A node that speaks QUIC and says whatever the test wants.
-struct Rogue {
+pub(super) struct Rogue {
     endpoint: Endpoint,
     configs: tls::Configs,
 }
 
 impl Rogue {
-    fn new(identity: &Identity) -> Self {
+    pub(super) fn new(identity: &Identity) -> Self {
         let configs = tls::configs(identity, 8).unwrap();
         let socket = UdpSocket::bind(ANY).unwrap();
         let server = Some(configs.server.clone());
@@ -25,15 +25,18 @@ impl Rogue {
     }
 
     /// Connects, whether or not it is welcome.
-    async fn knock(&self, node: &TestNode) -> Connection {
-        let name = pki::NodeName { node: node.id, cluster: 7 }.to_string();
-        let (_, address) = node.place();
+    async fn knock(&self, node: u8, address: SocketAddr) -> Connection {
+        let name = pki::NodeName { node, cluster: 7 }.to_string();
         let connecting = self.endpoint.connect_with(self.configs.client.clone(), address, &name).unwrap();
         timeout(PATIENCE, connecting).await.unwrap().unwrap()
     }
 
     async fn dial(&self, node: &TestNode) -> Connection {
-        let connection = self.knock(node).await;
+        self.dial_at(node.id, node.transport.local_address()).await
+    }
+
+    pub(super) async fn dial_at(&self, node: u8, address: SocketAddr) -> Connection {
+        let connection = self.knock(node, address).await;
         let mut welcome = timeout(PATIENCE, connection.accept_uni()).await.unwrap().unwrap();
         let bytes = timeout(PATIENCE, welcome.read_to_end(100)).await.unwrap().unwrap();
         assert_eq!(bytes, header(Channel::Control, Kind::Welcome, b"").unwrap());
@@ -116,7 +119,7 @@ async fn a_certificate_that_does_not_name_one_other_member_is_refused() {
         (certified_for(&authority, 4000, 4001), "error"),
     ];
     for (count, (identity, words)) in identities.iter().enumerate() {
-        let connection = Rogue::new(identity).knock(&node).await;
+        let connection = Rogue::new(identity).knock(1, node.transport.local_address()).await;
         let reason = timeout(PATIENCE, connection.closed()).await.unwrap().to_string();
         assert!(reason.contains(words), "{reason:?} does not say {words:?}");
         until("the count", || node.strangers() == count as u64 + 1).await;
