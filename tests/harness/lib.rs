@@ -9,3 +9,4 @@ pub mod generate;
 pub mod node;
 pub mod packet;
 pub mod random;
+pub mod watching;
