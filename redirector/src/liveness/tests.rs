@@ -53,9 +53,12 @@ enum Past {
 const IN: Option<Action> = Some(Action::Admit(7));
 const OUT: Option<Action> = Some(Action::Dismiss);
 
-/// For each past, by event: what the peer is then, and what is done about it.
+/// What a peer is then, and what is done about it.
+type Outcome = (State, Option<Action>);
+
+/// For each past, by event.
 #[rustfmt::skip]
-const TABLE: [(Past, [(State, Option<Action>); 10]); 8] = [
+const TABLE: [(Past, [Outcome; 10]); 8] = [
     (Past::New, [(Away, None), (Unknown, None), (Unknown, None), (Alive, IN), (Unknown, None),
         (Returning, None), (Returning, None), (Alive, IN), (Alive, IN), (Alive, IN)]),
     (Past::Forbidden, [(Away, None), (Unknown, None), (Unknown, None), (Alive, IN), (Unknown, None),
