@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use redirector::dataplane::memory::MemoryTables;
 use redirector_ebpf::abi::BEAT_PORT;
 use redirector_ebpf::beat::{BYTES, Beat, Kind, WORDS};
-use redirector_ebpf::tables::liveness::{Admission, Heard, Vitals, Watch, link, slot};
+use redirector_ebpf::tables::liveness::{Heard, Vitals, Watch, link, slot};
 
 use super::decode::{Body, decode};
 use super::node::{self, Family, mac};
@@ -110,9 +110,4 @@ pub fn beat_of(frame: &[u8]) -> Beat {
     assert_eq!(payload.len(), BYTES, "the length of a beat");
     let word = |at: usize| u64::from_le_bytes(payload[at * 8..][..8].try_into().expect("eight bytes"));
     Beat { words: std::array::from_fn::<_, WORDS, _>(word) }
-}
-
-/// A row of the list of peers, in words.
-pub fn admission(node: u8, ports: u16, term: u32) -> u64 {
-    Admission { node, ports, term }.word()
 }

@@ -10,3 +10,4 @@ pub mod neighbour;
 pub mod node;
 pub mod packet;
 pub mod random;
+pub mod watching;

@@ -1,56 +1,14 @@
 //! The rule by which peers are turned off, in ordinary memory and on a clock of the test's own.
 
 use proptest::prelude::*;
-use redirector_ebpf::liveness::{LATE, ROUND, Watching, round};
+use redirector_ebpf::liveness::{LATE, ROUND, round};
 use redirector_ebpf::tables::AliveNodes;
-use redirector_ebpf::tables::liveness::{
-    Admission, Condition, Heard, LINKS, Latch, MULTIPLIER_MAX, Pulse, REMEMBERED, Sent, Watch, Watched, link, slot,
-};
+use redirector_ebpf::tables::liveness::{Admission, Heard, MULTIPLIER_MAX, REMEMBERED, Sent, Watch, link, slot};
+use suite::watching::Maps;
 
 const MS: u64 = 1_000_000;
 const INTERVAL: u64 = 10 * MS;
 const GRACE: u64 = INTERVAL / 4;
-
-/// What the kernel has in its maps.
-struct Maps {
-    watch: Watch,
-    condition: Condition,
-    pulse: Pulse,
-    watched: Vec<Watched>,
-    sent: Vec<Sent>,
-    heard: Vec<Heard>,
-    latches: Vec<Latch>,
-}
-
-impl Watching for Maps {
-    fn watch(&self) -> Option<&Watch> {
-        Some(&self.watch)
-    }
-
-    fn condition(&self) -> Option<&Condition> {
-        Some(&self.condition)
-    }
-
-    fn pulse(&self) -> Option<&Pulse> {
-        Some(&self.pulse)
-    }
-
-    fn watched(&self, index: u32) -> Option<&Watched> {
-        self.watched.get(index as usize)
-    }
-
-    fn sent(&self, link: u32) -> Option<&Sent> {
-        self.sent.get(link as usize)
-    }
-
-    fn heard(&self, link: u32) -> Option<&Heard> {
-        self.heard.get(link as usize)
-    }
-
-    fn latch(&self, node: u8) -> Option<&Latch> {
-        self.latches.get(usize::from(node))
-    }
-}
 
 /// A node that asks its peers 2, 3 and so on over two ports each.
 struct Watcher {
@@ -72,16 +30,13 @@ const INCARNATION: u64 = 7;
 impl Watcher {
     /// All peers answer, and have been let in.
     fn new(peers: u8, multiplier: u32) -> Self {
-        let words = |count: usize| 0..count;
-        let maps = Maps {
-            watch: Watch { interval: INTERVAL, grace: GRACE, multiplier, peers: u32::from(peers), ..Watch::default() },
-            condition: Condition::default(),
-            pulse: Pulse::default(),
-            watched: words(usize::from(peers)).map(|_| Watched::default()).collect(),
-            sent: words(LINKS).map(|_| Sent::default()).collect(),
-            heard: words(LINKS).map(|_| Heard::default()).collect(),
-            latches: words(256).map(|_| Latch::default()).collect(),
-        };
+        let maps = Maps::new(Watch {
+            interval: INTERVAL,
+            grace: GRACE,
+            multiplier,
+            peers: u32::from(peers),
+            ..Watch::default()
+        });
         let peers: Vec<u8> = (2..2 + peers).collect();
         let answering = peers.iter().flat_map(|peer| [(*peer, 0), (*peer, 1)]).collect();
         let now = 1_000 * MS;

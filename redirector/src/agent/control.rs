@@ -200,9 +200,17 @@ pub(super) async fn answer(node: &mut Node, request: Request) -> Answer {
 /// # Errors
 /// Where nobody answers, or it refuses.
 pub fn ask(socket: &Path, request: &Request) -> Result<Answer> {
+    ask_within(ANSWER, socket, request)
+}
+
+/// The same of what can be done without, such as by an agent that is stopped.
+///
+/// # Errors
+/// As [`ask`], also where the answer takes longer than that.
+pub fn ask_within(time: Duration, socket: &Path, request: &Request) -> Result<Answer> {
     let mut stream = UnixStream::connect(socket)
         .with_context(|| format!("no agent answers at {}: `redirector run` starts it", socket.display()))?;
-    stream.set_read_timeout(Some(ANSWER))?;
+    stream.set_read_timeout(Some(time))?;
     let mut text = serde_json::to_vec(request)?;
     text.push(b'\n');
     stream.write_all(&text).context("the agent does not take the request")?;

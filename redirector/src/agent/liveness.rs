@@ -130,7 +130,7 @@ fn keys(config: &Config, key: [u8; 16]) -> ([[u64; 2]; 2], [u8; 2]) {
 }
 
 impl Liveness {
-    /// Starts asking; peers that were alive stay so.
+    /// Starts asking; peers that were alive stay so, and those that were suspected.
     pub(super) fn start(directory: &Path, config: &Config, key: [u8; 16], image: &Image) -> Result<Self> {
         let maps = LivenessMaps::open(directory)?;
         let sender = Sender::start(directory)?;
@@ -146,11 +146,16 @@ impl Liveness {
             own: Own::Returning,
         };
         liveness.configure(config, key, image)?;
-        for &node in liveness.allowed.keys().filter(|node| liveness.maps.is_admitted(**node)) {
-            let (Some((row, _)), Some(peer)) = (liveness.maps.admission(node), liveness.detector.peer_mut(node)) else {
+        for &node in liveness.allowed.keys() {
+            let (Some((row, admission)), Some(peer)) =
+                (liveness.maps.admission(node), liveness.detector.peer_mut(node))
+            else {
                 continue;
             };
-            peer.adopt(liveness.maps.watched(row).incarnation.load() as u32);
+            if admission.term != 0 {
+                let incarnation = liveness.maps.watched(row).incarnation.load() as u32;
+                peer.adopt(incarnation, !liveness.maps.is_admitted(node));
+            }
         }
         liveness.sign();
         Ok(liveness)
