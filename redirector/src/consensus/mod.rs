@@ -1,0 +1,8 @@
+//! Agreement between the nodes' agents.
+
+pub mod disk;
+pub mod frame;
+pub mod log;
+pub mod redb;
+pub mod state;
+pub mod wire;
