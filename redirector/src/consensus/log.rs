@@ -5,6 +5,7 @@
 //! was there: a damaged mark is written anew, and a damaged entry can be fetched from a peer and told from any other. A
 //! damaged vote cannot be made good: then the disk is [`Opening::Lost`], and whoever owned it comes back as someone else.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 
@@ -42,6 +43,13 @@ struct Position {
     snapshot: (u64, u64),
     /// Index of the last entry.
     last: u64,
+}
+
+impl Position {
+    fn is_sound(&self) -> bool {
+        let Self { commit, base, snapshot, last, .. } = self;
+        base.0 <= snapshot.0 && snapshot.0 <= *commit && commit <= last
+    }
 }
 
 /// What is known of an entry beside the entry itself.
@@ -85,6 +93,8 @@ pub struct Log<D> {
     sealed: Vec<u8>,
     snapshot: Option<Snapshot>,
     entries: BTreeMap<u64, eraftpb::Entry>,
+    /// Whether raft would send a snapshot to someone who has no seat in the one that is kept.
+    needs_newer: Cell<bool>,
 }
 
 /// What a disk turns out to be.
@@ -140,7 +150,10 @@ impl<D: Disk> Opening<D> {
         let Some(position) = record::<Position>(&records, Kind::Position, 0, "vote")? else {
             return Ok(Self::Lost(disk, lost("vote")));
         };
-        let mut log = Log { disk, identity, position, sealed: Vec::new(), snapshot: None, entries: BTreeMap::new() };
+        if !position.is_sound() {
+            return Ok(Self::Lost(disk, lost("vote")));
+        }
+        let mut log = Log { disk, identity, position, sealed: Vec::new(), snapshot: None, entries: BTreeMap::new(), needs_newer: Cell::new(false) };
         let mut damage = Damage::default();
         if position.snapshot.0 > 0 {
             log.snapshot = record(&records, Kind::Snapshot, position.snapshot.0, "snapshot")?;
@@ -165,10 +178,11 @@ impl<D: Disk> Opening<D> {
             }
         }
         if !repair.puts.is_empty() {
-            tracing::warn!(marks = repair.puts.len(), "damaged records of the log were made good from their entries");
-            log.disk.write(&repair)?;
+            // A disk that takes no writes just now has them damaged at the next start too.
+            let written = log.disk.write(&repair).is_ok();
+            tracing::warn!(marks = repair.puts.len(), written, "damaged marks in the log were drawn anew from the entries");
         }
-        log.forgo_old(&mut damage)?;
+        log.forgo_old(&mut damage);
         Ok(Self::There(log, damage))
     }
 }
@@ -191,14 +205,21 @@ impl<D: Disk> Log<D> {
     /// Makes a disk that nothing is on a log's.
     ///
     /// # Errors
-    /// Where the disk fails.
-    pub fn create(disk: D, identity: Identity) -> io::Result<Self> {
+    /// Where the disk fails; it is given back.
+    pub fn create(disk: D, identity: Identity) -> Result<Self, (D, io::Error)> {
         let position = Position::default();
-        let mut log = Self { disk, identity, position, sealed: Vec::new(), snapshot: None, entries: BTreeMap::new() };
+        let mut log = Self { disk, identity, position, sealed: Vec::new(), snapshot: None, entries: BTreeMap::new(), needs_newer: Cell::new(false) };
         let mut batch = Batch::default();
         batch.puts.push((key(Kind::Identity, 0), frame::seal(Kind::Identity, 0, &identity)));
-        log.write(batch, position)?;
-        Ok(log)
+        match log.write(batch, position) {
+            Ok(()) => Ok(log),
+            Err(error) => Err((log.disk, error)),
+        }
+    }
+
+    /// Whether an entry may still be replaced by another: it is not known to be committed.
+    pub fn is_open(&self, index: u64) -> bool {
+        index > self.position.commit
     }
 
     /// Whose it is.
@@ -211,9 +232,9 @@ impl<D: Disk> Log<D> {
         self.snapshot.as_ref().map(|snapshot| (snapshot, self.sealed.as_slice()))
     }
 
-    /// Up to which index it is known to be committed.
-    pub fn commit(&self) -> u64 {
-        self.position.commit
+    /// Whether a newer snapshot is needed than the one that is kept.
+    pub fn needs_newer_snapshot(&self) -> bool {
+        self.needs_newer.get()
     }
 
     /// An entry that is kept.
@@ -290,6 +311,7 @@ impl<D: Disk> Log<D> {
         self.write(batch, position)?;
         self.entries = self.entries.split_off(&(base + 1));
         (self.sealed, self.snapshot) = (sealed, Some(snapshot));
+        self.needs_newer.set(false);
         Ok(())
     }
 
@@ -316,39 +338,37 @@ impl<D: Disk> Log<D> {
         Ok(())
     }
 
-    /// Takes a peer's snapshot in place of a damaged one or of damaged entries. What of the log follows it is kept: it
-    /// may have been promised to a leader.
+    /// Takes a peer's snapshot in place of a damaged one or of damaged entries. What of the log follows it is kept, as
+    /// far as it does follow: it may have been promised to a leader.
     ///
     /// # Errors
     /// Where the disk fails.
-    pub fn adopt(&mut self, snapshot: Snapshot, damage: &Damage) -> io::Result<()> {
+    pub fn adopt(&mut self, snapshot: Snapshot, damage: &mut Damage) -> io::Result<()> {
         let index = snapshot.index();
-        let term = self.entries.get(&index).map(|entry| entry.term);
-        let continues = term.or(damage.entries.get(&index).map(|mark| mark.term)) == Some(snapshot.term);
-        let rest = if continues { self.entries.split_off(&(index + 1)) } else { BTreeMap::new() };
-        let last = self.position.last.max(index);
+        let own = raft::Storage::term(self, index).ok().or(damage.entries.get(&index).map(|mark| mark.term));
+        let follows = own == Some(snapshot.term);
+        let rest = |at: &u64| follows && *at > index;
         let mut batch = Batch::default();
         let position = replaced_by(&snapshot, self.position, &mut batch);
-        batch.puts.extend(rest.values().flat_map(records_of));
-        let unrepaired = damage.entries.range(index + 1..).filter(|_| continues);
-        batch.puts.extend(unrepaired.map(|(&index, mark)| mark_record(index, mark)));
-        self.write(batch, Position { last: if continues { last } else { index }, ..position })?;
-        self.sealed = snapshot.seal();
-        (self.snapshot, self.entries) = (Some(snapshot), rest);
+        let last = if follows { self.position.last } else { index };
+        batch.puts.extend(self.entries.iter().filter(|(at, _)| rest(at)).flat_map(|(_, entry)| records_of(entry)));
+        damage.entries.retain(|at, _| rest(at));
+        batch.puts.extend(damage.entries.iter().map(|(&at, mark)| mark_record(at, mark)));
+        self.write(batch, Position { last, ..position })?;
+        self.entries.retain(|at, _| rest(at));
+        (self.sealed, self.snapshot, damage.snapshot) = (snapshot.seal(), Some(snapshot), None);
         Ok(())
     }
 
-    /// Damaged entries that the snapshot makes needless are given up, with what was before them.
-    fn forgo_old(&mut self, damage: &mut Damage) -> io::Result<()> {
-        let Some(snapshot) = &self.snapshot else { return Ok(()) };
-        let Some((&base, &mark)) = damage.entries.range(..=snapshot.index()).next_back() else { return Ok(()) };
-        let mut batch = Batch::default();
-        drop_entries(&mut batch, 0, base);
-        self.write(batch, Position { base: (base, mark.term), ..self.position })?;
+    /// Damaged entries that the snapshot makes needless are given up, with what was before them. That is written with
+    /// whatever is written next.
+    fn forgo_old(&mut self, damage: &mut Damage) {
+        let Some(snapshot) = &self.snapshot else { return };
+        let Some((&base, &mark)) = damage.entries.range(..=snapshot.index()).next_back() else { return };
+        self.position.base = (base, mark.term);
         self.entries = self.entries.split_off(&(base + 1));
         damage.entries = damage.entries.split_off(&(base + 1));
         tracing::warn!(index = base, "damaged entries of the log were given up: the snapshot holds what they did");
-        Ok(())
     }
 
     fn write(&mut self, mut batch: Batch, position: Position) -> io::Result<()> {
@@ -430,10 +450,15 @@ impl<D: Disk> raft::Storage for Log<D> {
         Ok(self.position.last)
     }
 
-    fn snapshot(&self, request_index: u64, _: u64) -> raft::Result<eraftpb::Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<eraftpb::Snapshot> {
         match &self.snapshot {
-            Some(snapshot) if snapshot.index() >= request_index => Ok(snapshot.to_raft(&self.sealed)),
-            _ => Err(StorageError::SnapshotTemporarilyUnavailable.into()),
+            Some(snapshot) if snapshot.index() >= request_index && snapshot.seats(to) => {
+                Ok(snapshot.to_raft(&self.sealed))
+            }
+            _ => {
+                self.needs_newer.set(true);
+                Err(StorageError::SnapshotTemporarilyUnavailable.into())
+            }
         }
     }
 }

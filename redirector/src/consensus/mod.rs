@@ -3,6 +3,10 @@
 pub mod disk;
 pub mod frame;
 pub mod log;
+pub mod machine;
 pub mod redb;
 pub mod state;
 pub mod wire;
+
+#[cfg(test)]
+mod tests;

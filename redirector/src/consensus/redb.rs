@@ -6,7 +6,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
-use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition, TableError};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition, TableError};
 
 use super::disk::{Batch, Disk, Key};
 

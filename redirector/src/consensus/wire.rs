@@ -143,6 +143,11 @@ impl Snapshot {
         self.state.version
     }
 
+    /// Whether a disk has a seat in it, as raft numbers disks.
+    pub fn seats(&self, number: u64) -> bool {
+        self.voters.contains(&number) || self.learners.contains(&number)
+    }
+
     /// Its form on the wire and on disk.
     pub fn seal(&self) -> Vec<u8> {
         frame::seal(Kind::Snapshot, self.index(), self)

@@ -1,0 +1,4 @@
+//! Tests of machines together.
+
+mod cluster;
+mod net;
