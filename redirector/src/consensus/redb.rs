@@ -34,9 +34,12 @@ impl File {
             Some(database) => database,
             None => caught(|| Ok(open(&self.path)?)).map_err(|error| self.named(error))?,
         };
-        let done = caught(|| work(&database)).map_err(|error| self.named(error))?;
-        self.database = Some(database);
-        Ok(done)
+        let done = caught(|| work(&database));
+        match &done {
+            Ok(_) => self.database = Some(database),
+            Err(_) => close(database),
+        }
+        done.map_err(|error| self.named(error))
     }
 
     fn named(&self, error: io::Error) -> io::Error {
@@ -59,6 +62,20 @@ fn caught<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> io::Result<T> {
         Ok(Err(error @ (redb::Error::DatabaseAlreadyOpen | redb::Error::UpgradeRequired(_)))) => Err(io::Error::other(error)),
         Ok(Err(error)) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
         Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the file is damaged")),
+    }
+}
+
+/// Closing writes too, and may meet damage; the next opening tells of it.
+fn close(database: Database) {
+    let _ = caught(|| {
+        drop(database);
+        Ok(())
+    });
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        self.database.take().map(close);
     }
 }
 
@@ -99,7 +116,7 @@ impl Disk for File {
     }
 
     fn set_aside(&mut self) -> io::Result<()> {
-        self.database = None;
+        self.database.take().map(close);
         match fs::rename(&self.path, self.path.with_extension("damaged")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.named(error)),
             _ => Ok(()),
