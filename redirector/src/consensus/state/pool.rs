@@ -86,6 +86,15 @@ impl Definition {
     }
 }
 
+impl Step {
+    fn definition(&self) -> Option<&Definition> {
+        match self {
+            Self::Announce(definition) => Some(definition),
+            _ => None,
+        }
+    }
+}
+
 impl Rows {
     fn contains(&self, row: usize) -> bool {
         match self {
@@ -148,12 +157,14 @@ impl Pool {
     }
 
     /// What its table is, or is becoming.
-    pub fn latest<'a>(&'a self) -> &'a Definition {
-        let announced = |step: &'a Step| match step {
-            Step::Announce(definition) => Some(definition),
-            _ => None,
-        };
-        self.steps.iter().rev().find_map(announced).unwrap_or(&self.base)
+    pub fn latest(&self) -> &Definition {
+        self.steps.iter().rev().find_map(Step::definition).unwrap_or(&self.base)
+    }
+
+    /// The backends that its rows may name.
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        let definitions = std::iter::once(&self.base).chain(self.steps.iter().filter_map(Step::definition));
+        definitions.flat_map(|definition| definition.0.keys())
     }
 
     /// Its rows, with this node's numbers of the backends.
@@ -212,10 +223,9 @@ impl Pool {
                 _ => self.steps.push(Step::Settle(Rows::Some(rows))),
             },
             _ => {
-                self.size = self.steps.iter().fold(self.size, |size, step| match step {
-                    Step::Announce(definition) => transition::size(size as usize, definition.size()) as u32,
-                    _ => size,
-                });
+                let definitions = self.steps.iter().filter_map(Step::definition);
+                let size = definitions.fold(self.size as usize, |size, one| transition::size(size, one.size()));
+                self.size = size as u32;
                 self.base = self.latest().clone();
                 self.steps.clear();
             }

@@ -1,4 +1,4 @@
 //! Tests of machines together.
 
 mod cluster;
-mod net;
+pub(super) mod net;

@@ -7,27 +7,27 @@ use crate::consensus::machine::{Action, Config, Event, Machine, NotTaken, Propos
 use crate::consensus::state::{Command, Member, Refusal, Seat, Standing, State};
 use crate::ownership::target;
 
-pub(super) const SLOTS: u32 = 64;
+pub(in crate::consensus) const SLOTS: u32 = 64;
 
 /// What became of a proposal.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Fate {
+pub(in crate::consensus) enum Fate {
     Committed { index: u64, outcome: Result<(), Refusal>, durable_on: usize, of: usize },
     Refused(NotTaken),
     Unknown,
 }
 
-pub(super) struct Net {
-    pub(super) machines: BTreeMap<u8, Machine<Memory>>,
-    pub(super) disks: BTreeMap<u8, Memory>,
-    pub(super) fates: BTreeMap<(u8, ProposalId), Fate>,
-    pub(super) events: Vec<(u8, Event)>,
+pub(in crate::consensus) struct Net {
+    pub(in crate::consensus) machines: BTreeMap<u8, Machine<Memory>>,
+    pub(in crate::consensus) disks: BTreeMap<u8, Memory>,
+    pub(in crate::consensus) fates: BTreeMap<(u8, ProposalId), Fate>,
+    pub(in crate::consensus) events: Vec<(u8, Event)>,
     /// What each node applied at an index: the same everywhere.
     applied: BTreeMap<u64, (Command, u64)>,
     /// Directions that lose everything.
-    pub(super) cut: BTreeSet<(u8, u8)>,
+    pub(in crate::consensus) cut: BTreeSet<(u8, u8)>,
     /// Messages lost, of 100.
-    pub(super) loss: u64,
+    pub(in crate::consensus) loss: u64,
     flying: BTreeMap<(u64, u64), (u8, u8, Vec<u8>)>,
     sent: u64,
     now: u64,
@@ -38,7 +38,7 @@ pub(super) struct Net {
 
 impl Net {
     /// Nodes that have a seat each, the first of which began the cluster.
-    pub(super) fn of(nodes: u8, seed: u64) -> Self {
+    pub(in crate::consensus) fn of(nodes: u8, seed: u64) -> Self {
         let mut net = Self::empty(nodes, seed);
         net.machines.get_mut(&1).unwrap().bootstrap(|disk| genesis(1, disk)).unwrap();
         for id in 2..=nodes {
@@ -53,7 +53,7 @@ impl Net {
     }
 
     /// Nodes with empty disks.
-    pub(super) fn empty(nodes: u8, seed: u64) -> Self {
+    pub(in crate::consensus) fn empty(nodes: u8, seed: u64) -> Self {
         let mut net = Self {
             machines: BTreeMap::new(),
             disks: (1..=nodes).map(|id| (id, Memory::default())).collect(),
@@ -73,7 +73,7 @@ impl Net {
         net
     }
 
-    pub(super) fn start(&mut self, id: u8) {
+    pub(in crate::consensus) fn start(&mut self, id: u8) {
         self.starts += 1;
         self.fates.retain(|(at, _), _| *at != id);
         let config = Config {
@@ -91,18 +91,18 @@ impl Net {
     }
 
     /// Ends a machine; its disk is left.
-    pub(super) fn kill(&mut self, id: u8) -> &mut Memory {
+    pub(in crate::consensus) fn kill(&mut self, id: u8) -> &mut Memory {
         let mut machine = self.machines.remove(&id).unwrap();
         let disk = std::mem::take(machine.disk_mut().unwrap());
         self.disks.entry(id).or_insert(disk)
     }
 
-    pub(super) fn state(&self, id: u8) -> &State {
+    pub(in crate::consensus) fn state(&self, id: u8) -> &State {
         self.machines[&id].state()
     }
 
     /// Cuts these nodes off from all others, both ways.
-    pub(super) fn cut_off(&mut self, ids: &[u8]) {
+    pub(in crate::consensus) fn cut_off(&mut self, ids: &[u8]) {
         for one in 1..=self.nodes {
             for other in 1..=self.nodes {
                 if ids.contains(&one) != ids.contains(&other) {
@@ -112,7 +112,7 @@ impl Net {
         }
     }
 
-    pub(super) fn heal(&mut self) {
+    pub(in crate::consensus) fn heal(&mut self) {
         self.cut.clear();
         self.loss = 0;
     }
@@ -122,7 +122,7 @@ impl Net {
         self.chance >> 33
     }
 
-    pub(super) fn run(&mut self, ticks: u64) {
+    pub(in crate::consensus) fn run(&mut self, ticks: u64) {
         for _ in 0..ticks {
             self.now += 1;
             self.machines.values_mut().for_each(Machine::tick);
@@ -138,7 +138,7 @@ impl Net {
     }
 
     /// Runs until something holds.
-    pub(super) fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+    pub(in crate::consensus) fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
         for _ in 0..3000 {
             if holds(self) {
                 return;
@@ -200,13 +200,13 @@ impl Net {
     }
 
     /// The leader with the highest term.
-    pub(super) fn leader(&mut self) -> u8 {
+    pub(in crate::consensus) fn leader(&mut self) -> u8 {
         let follows_one = |net: &Self| net.leaders().iter().any(|&(id, _)| net.machines[&id].status().has_quorum);
         self.until("a leader", follows_one);
         self.leaders().into_iter().max_by_key(|leader| leader.1).unwrap().0
     }
 
-    pub(super) fn propose(&mut self, id: u8, command: &Command) -> Option<Fate> {
+    pub(in crate::consensus) fn propose(&mut self, id: u8, command: &Command) -> Option<Fate> {
         let proposal = self.machines.get_mut(&id).unwrap().propose(command);
         self.collect();
         for _ in 0..400 {
@@ -219,7 +219,7 @@ impl Net {
     }
 
     /// Has the leader commit a command, however often it takes.
-    pub(super) fn commit(&mut self, command: &Command) -> u64 {
+    pub(in crate::consensus) fn commit(&mut self, command: &Command) -> u64 {
         for _ in 0..40 {
             let leader = self.leader();
             match self.propose(leader, command) {
@@ -232,7 +232,7 @@ impl Net {
     }
 
     /// Gives a stranger's disk a seat and a vote.
-    pub(super) fn seat(&mut self, id: u8) {
+    pub(in crate::consensus) fn seat(&mut self, id: u8) {
         self.until("a greeting", |net| {
             let greeted = |machine: &Machine<Memory>| machine.strangers().any(|(stranger, _)| stranger == id);
             net.leaders().iter().any(|(leader, _)| greeted(&net.machines[leader]))
@@ -250,7 +250,7 @@ impl Net {
     }
 
     /// All machines that run have applied the same and follow one leader.
-    pub(super) fn until_agreed(&mut self) {
+    pub(in crate::consensus) fn until_agreed(&mut self) {
         self.until("agreement", |net| {
             let mut statuses = net.machines.values().map(Machine::status);
             let first = statuses.next().unwrap();
@@ -264,7 +264,7 @@ impl Net {
     }
 }
 
-pub(super) fn genesis(id: u8, disk: u128) -> State {
+pub(in crate::consensus) fn genesis(id: u8, disk: u128) -> State {
     let member = Member {
         address: format!("node{id}"),
         weight: 1,
@@ -276,6 +276,6 @@ pub(super) fn genesis(id: u8, disk: u128) -> State {
     State::genesis(id, member, SLOTS, "genesis".to_owned(), BTreeMap::new())
 }
 
-pub(super) fn text(text: &str) -> Command {
+pub(in crate::consensus) fn text(text: &str) -> Command {
     Command::Apply { text: text.to_owned(), expect: None, pools: BTreeMap::new() }
 }
