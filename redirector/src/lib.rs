@@ -9,7 +9,9 @@ pub mod dataplane;
 pub mod doctor;
 pub mod netlink;
 pub mod ownership;
+pub mod pki;
 pub mod pool;
+pub mod transport;
 
 /// The BPF object: the XDP programs and their maps.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirector-ebpf"));

@@ -190,7 +190,7 @@ impl Node {
         let known = committed::read(&file.node.data)
             .with_context(|| format!("cannot read what is committed in {}", file.node.data.display()))?;
         let (config, committed) = match known {
-            Some(known) if known.file == digest => match config::parse("the committed configuration", &known.text) {
+            Some(known) if known.file == digest => match config::parse(&format!("{name}, as committed"), &known.text) {
                 Ok(config) => (config, known),
                 Err(mistakes) => {
                     tracing::error!(%mistakes, "what is committed is not understood; the file is taken");

@@ -10,6 +10,7 @@ mod decap;
 mod doctor;
 mod get;
 mod maps;
+mod pki;
 mod plane;
 mod spec;
 mod trace;
@@ -53,6 +54,8 @@ enum Command {
     Doctor(doctor::Doctor),
     /// The backend's side: take tunnels apart.
     Decap(decap::Decap),
+    /// Make and show the certificates by which agents know each other.
+    Pki(pki::Pki),
 }
 
 /// Runs a command.
@@ -70,6 +73,7 @@ pub fn main(arguments: Arguments) -> ExitCode {
         Command::Trace(command) => command.run(),
         Command::Doctor(command) => command.run(),
         Command::Decap(command) => command.run(),
+        Command::Pki(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

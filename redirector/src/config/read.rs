@@ -91,7 +91,7 @@ fn directory(text: &str) -> Result<PathBuf, Wrong> {
 }
 
 fn cluster_of_one() -> Cluster {
-    Cluster { id: 1, key: None, slots: 16_384 }
+    Cluster { id: 1, key: None, slots: 16_384, identity: None, port: 4201 }
 }
 
 fn cluster(mut r: Reader<'_>, beside: Option<&FilePath>) -> Cluster {
@@ -113,8 +113,26 @@ fn cluster(mut r: Reader<'_>, beside: Option<&FilePath>) -> Cluster {
         r.wrong("slots", Wrong::new(format!("{slots} is not a power of two"), format!("write {below} or {above}")));
     }
     let id = r.number("id", 0..=u32::MAX).unwrap_or(default.id);
+    let identity = identity(&mut r, beside);
+    let port = r.number("port", 1..=u16::MAX).unwrap_or(default.port);
     r.done();
-    Cluster { id, key: key.or(key_of_file), slots }
+    Cluster { id, key: key.or(key_of_file), slots, identity, port }
+}
+
+/// The three files by which agents know each other: all of them or none. They are opened when agents begin to talk.
+fn identity(r: &mut Reader<'_>, beside: Option<&FilePath>) -> Option<IdentityFiles> {
+    let beside = beside.unwrap_or(FilePath::new(""));
+    let mut file = |name| r.parsed(name, |path| text::file(path).map(|path| beside.join(path)));
+    let (ca, certificate, private_key) = (file("ca"), file("certificate"), file("private_key"));
+    if !["ca", "certificate", "private_key"].iter().any(|name| r.has(name)) {
+        return None;
+    }
+    let mend = "give ca, certificate and private_key, all three (`redirector pki` makes them), or none";
+    Some(IdentityFiles {
+        ca: r.must("ca", ca, PathBuf::new(), mend),
+        certificate: r.must("certificate", certificate, PathBuf::new(), mend),
+        private_key: r.must("private_key", private_key, PathBuf::new(), mend),
+    })
 }
 
 fn tables(mut r: Reader<'_>) -> Tables {

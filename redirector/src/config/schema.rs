@@ -63,6 +63,22 @@ pub struct Cluster {
     pub key: Option<Key>,
     /// Ownership slots, a power of two.
     pub slots: u32,
+    /// How this node's agent proves to its peers who it is; without it, agents do not talk.
+    #[serde(flatten)]
+    pub identity: Option<IdentityFiles>,
+    /// The UDP port on which agents talk, the same on every node.
+    pub port: u16,
+}
+
+/// Where a node's proof of who it is lies: PEM files, different on each node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct IdentityFiles {
+    /// Certificates of the authorities that vouch for the cluster's nodes: one, or several while they change.
+    pub ca: PathBuf,
+    /// This node's certificate, any intermediate ones after it.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub private_key: PathBuf,
 }
 
 /// The cluster's secret. It shows a fingerprint instead of itself wherever it is printed or serialised.

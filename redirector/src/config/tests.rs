@@ -95,6 +95,7 @@ fn the_example_shows_defaults() {
     assert_eq!(config.tables, Tables::default());
     assert_eq!(config.limits, Limits::default());
     assert_eq!(config.timeouts, Timeouts::default());
+    assert_eq!(config.cluster.port, sound().cluster.port);
 }
 
 #[test]
@@ -210,6 +211,22 @@ fn keys_come_from_files_too_and_are_never_shown() {
     assert!(shown.contains("fingerprint ") && !shown.contains("0001020304") && !shown.contains("[0, 1, 2"));
     assert!(binary.to_string().contains("line 2 is not UTF-8"), "{binary}");
     assert!(load(&file).unwrap_err().to_string().contains("cannot read it"));
+}
+
+#[test]
+fn identity_files_lie_beside_the_file_and_need_not_be_there() {
+    assert_eq!((sound().cluster.identity, sound().cluster.port), (None, 4201));
+    let files =
+        "[cluster]\nca = \"ca.crt\"\ncertificate = \"pki/node-1.crt\"\nprivate_key = \"/keys/node-1.key\"\nport = 5000";
+    let config = parse("/etc/redirector/node.toml", &changed("[cluster]", files)).unwrap();
+    let expected = IdentityFiles {
+        ca: "/etc/redirector/ca.crt".into(),
+        certificate: "/etc/redirector/pki/node-1.crt".into(),
+        private_key: "/keys/node-1.key".into(),
+    };
+    assert_eq!((config.cluster.identity.as_ref(), config.cluster.port), (Some(&expected), 5000));
+    let json = serde_json::to_value(&config.cluster).unwrap();
+    assert_eq!(json["certificate"], "/etc/redirector/pki/node-1.crt");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The small written forms inside values: addresses, durations, ports, keys, names.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use serde::Serializer;
 
@@ -26,6 +26,14 @@ pub(super) fn name(text: &str) -> Result<String, Wrong> {
         return Ok(text.to_owned());
     }
     Err(Wrong::new(format!("{text:?} is not a name"), "use 1 to 63 of the characters A-Z a-z 0-9 - _ ."))
+}
+
+/// A file's path.
+pub(super) fn file(text: &str) -> Result<PathBuf, Wrong> {
+    match text.is_empty() || text.contains('\0') {
+        false => Ok(text.into()),
+        true => Err(Wrong::new(format!("{text:?} is not a file's path"), "write the path of a file")),
+    }
 }
 
 /// The kernel's rule for interface names.

@@ -12,6 +12,8 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("id = 1", "", "node.id", "\"id\" is missing"),
     ("address = \"10.2.0.1\"", "", "pool[0].backend[0].address", "is missing"),
     ("ports = 80\n", "", "service[1].ports", "is missing"),
+    ("[cluster]", "[cluster]\nca = \"ca\"\ncertificate = \"c\"", "cluster.private_key", "all three"),
+    ("[cluster]", "[cluster]\nprivate_key = \"k\"\ncertificate = \"c\"", "cluster.ca", "is missing"),
     ("mode = \"l2\"", "", "pool[0].mode", "is missing"),
     // Wrong types.
     ("weight = 5", "weight = \"5\"", "pool[1].backend[0].weight", "expected a number, found the text \"5\""),
@@ -45,11 +47,18 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("settle = \"10s\"", "settle = \"10\"", "pool[1].settle", "is not a duration"),
     ("[[vip]]", "[timeouts]\nudp = \"3h\"\n[[vip]]", "timeouts.udp", "1s to 2h"),
     ("[[vip]]", "[timeouts]\nudp = \"1ms\"\n[[vip]]", "timeouts.udp", "1s to 2h"),
+    ("[cluster]", "[cluster]\nport = 0", "cluster.port", "1 to 65535"),
     ("source =", "mtu = 100\nsource =", "pool[1].backend[0].path[0].mtu", "576 to 65535"),
     // Written forms.
     ("0e0f\"", "0e\"", "cluster.key", "30 hexadecimal digits instead of 32"),
     ("0e0f\"", "0e0g\"", "cluster.key", "not hexadecimal"),
     ("key =", "key_file =", "cluster.key_file", "cannot read"),
+    (
+        "[cluster]",
+        "[cluster]\nca = \"\"\ncertificate = \"c\"\nprivate_key = \"k\"",
+        "cluster.ca",
+        "write the path of a file",
+    ),
     ("\"10.1.0.1\"", "\"10.1.0.256\"", "vip[0].address", "is not an address"),
     ("\"10.1.0.1\"", "\"10.1.0.1/24\"", "vip[0].address", "write \"10.1.0.0/24\" for the whole prefix"),
     ("\"10.1.0.1\"", "\"10.1.0.1/33\"", "vip[0].address", "0 to 32"),
