@@ -36,6 +36,10 @@ pub enum Kind {
     Message = 7,
     /// A node's report to the leader.
     Report = 8,
+    /// A command that a node asks the leader to propose.
+    Ask = 9,
+    /// What became of it.
+    Answer = 10,
 }
 
 impl Kind {
@@ -95,6 +99,11 @@ pub fn open<T: DeserializeOwned>(kind: Kind, key: u64, frame: &[u8]) -> Result<T
         Ok((payload, [])) => Ok(payload),
         _ => Err(FrameError::Foreign),
     }
+}
+
+/// Whether a frame says that it is of this kind.
+pub fn says(frame: &[u8], kind: Kind) -> bool {
+    frame.first() == Some(&(kind as u8))
 }
 
 /// The key that a frame says it has.

@@ -26,6 +26,8 @@ mod status;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 pub use status::{Counters, Peer, Role, Status};
 
 use super::disk::Disk;
@@ -48,6 +50,9 @@ const AGAIN: u64 = 25;
 
 /// Ticks after which a proposal that is neither committed nor replaced is called unknown.
 const PATIENCE: u64 = 250;
+
+/// The longest command, so that it fits a message with room to spare.
+const COMMAND_BYTES: usize = 8 << 20;
 
 /// Who a machine is.
 #[derive(Clone, Debug)]
@@ -125,7 +130,7 @@ pub enum Action {
 }
 
 /// Why a proposal is not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum NotTaken {
     /// Another node leads.
     #[error("node {0} leads")]
@@ -145,9 +150,12 @@ pub enum NotTaken {
     /// A leader does not unseat itself: it has asked another one to lead.
     #[error("this node leads; it has asked another one to take over: try again")]
     Leads,
-    /// It was replaced by what another leader proposed, or is too much.
-    #[error("it was not taken: try again")]
+    /// It was replaced by what another leader proposed.
+    #[error("another leader has replaced it: try again")]
     Dropped,
+    /// It is longer than a message may be.
+    #[error("it is longer than {COMMAND_BYTES} bytes")]
+    TooLong,
 }
 
 /// What happened, for the journal.
@@ -248,6 +256,13 @@ enum Phase<D: Disk> {
     Repairing(Box<Repair<D>>),
     Running(Box<Running<D>>),
     Stopped,
+}
+
+impl NotTaken {
+    /// Whether the same proposal may be taken in a moment.
+    pub fn may_pass(self) -> bool {
+        matches!(self, Self::NotLeader(_) | Self::NoQuorum | Self::Busy | Self::Leads | Self::Dropped)
+    }
 }
 
 impl<D: Disk> Machine<D> {
@@ -374,6 +389,11 @@ impl<D: Disk> Machine<D> {
     /// What is to be done or known since the last call.
     pub fn poll(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.own.out)
+    }
+
+    /// Who it is.
+    pub fn config(&self) -> &Config {
+        &self.own.config
     }
 
     /// What is agreed on, as far as this node knows.

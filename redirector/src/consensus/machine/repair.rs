@@ -12,6 +12,9 @@ use crate::consensus::wire::{Body, Entry, Snapshot};
 /// Entries that are asked for at a time.
 const AT_A_TIME: usize = 256;
 
+/// Bytes of entries in an answer: beside a snapshot they fit a message.
+const ANSWER_BYTES: usize = 8 << 20;
+
 /// Fruitless answers of a peer after which it is taken to have nothing. When that holds for more than half of the peers
 /// nobody has what is damaged.
 const FRUITLESS: u32 = 8;
@@ -122,7 +125,13 @@ pub(super) fn answer<D: Disk>(
     snapshot: Option<u64>,
     now: impl FnOnce() -> Option<Snapshot>,
 ) -> Body {
-    let entries: Vec<Entry> = wanted.iter().take(AT_A_TIME).filter_map(|&index| log.entry(index)).map(Entry::from).collect();
+    let mut bytes = 0;
+    let fits = |entry: &&raft::eraftpb::Entry| {
+        bytes += entry.data.len() + entry.context.len();
+        bytes <= ANSWER_BYTES
+    };
+    let entries = wanted.iter().take(AT_A_TIME).filter_map(|&index| log.entry(index)).take_while(fits);
+    let entries: Vec<Entry> = entries.map(Entry::from).collect();
     let kept_from = raft::Storage::first_index(log).unwrap_or(0);
     let needs_snapshot = snapshot.is_some() || wanted.iter().any(|&index| index < kept_from);
     let snapshot = needs_snapshot.then(now).flatten().map(|snapshot| snapshot.seal());

@@ -8,7 +8,7 @@ use raft::{ProgressState, Raft, RawNode, Ready, SnapshotStatus, StateRole, Stora
 
 use super::guard;
 use super::status::{Peer, Role};
-use super::{AGAIN, Action, ELECTION, Event, HEARTBEAT, NotTaken, Own, PATIENCE, ProposalId};
+use super::{AGAIN, Action, COMMAND_BYTES, ELECTION, Event, HEARTBEAT, NotTaken, Own, PATIENCE, ProposalId};
 use crate::consensus::disk::Disk;
 use crate::consensus::frame::FrameError;
 use crate::consensus::log::Log;
@@ -199,6 +199,9 @@ impl<D: Disk> Running<D> {
             return Err(NotTaken::NoQuorum);
         }
         let sealed = command.seal();
+        if sealed.len() > COMMAND_BYTES {
+            return Err(NotTaken::TooLong);
+        }
         let proposed = match change_of_seats(&own.state, command) {
             Some(change) if unseats(&change, self.raft().id) && self.voters.len() > 1 => {
                 self.resign(own);
