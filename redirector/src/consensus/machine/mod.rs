@@ -276,6 +276,7 @@ impl<D: Disk> Machine<D> {
         if let Phase::Running(running) = &mut self.phase
             && let Some(why) = running.why_stopped()
         {
+            running.give_up_on_proposals(&mut self.own, 0);
             self.own.out.push(Action::Told(Event::Stopped(why.clone())));
             self.own.counters.stopped = Some(why);
             self.phase = Phase::Stopped;

@@ -163,7 +163,7 @@ impl<D: Disk> Running<D> {
     }
 
     pub(super) fn tick(&mut self, own: &mut Own) {
-        self.give_up_on_old_proposals(own);
+        self.give_up_on_proposals(own, PATIENCE);
         if self.held.is_some() {
             if own.tick.is_multiple_of(AGAIN) {
                 self.pump(own);
@@ -354,11 +354,12 @@ impl<D: Disk> Running<D> {
         }
     }
 
-    fn give_up_on_old_proposals(&mut self, own: &mut Own) {
+    /// Calls proposals unknown that have waited for so many ticks.
+    pub(super) fn give_up_on_proposals(&mut self, own: &mut Own, patience: u64) {
         let tick = own.tick;
         let out = &mut own.out;
         self.pending.retain(|_, pending| {
-            let keeps = tick - pending.since < PATIENCE;
+            let keeps = tick - pending.since < patience;
             if !keeps {
                 out.push(Action::Unknown { proposal: pending.proposal });
             }
