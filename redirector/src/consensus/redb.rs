@@ -32,7 +32,7 @@ impl File {
     fn with<T>(&mut self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> io::Result<T> {
         let database = match self.database.take() {
             Some(database) => database,
-            None => caught(|| Ok(open(&self.path)?)).map_err(|error| self.named(error))?,
+            None => caught(|| open(&self.path)).map_err(|error| self.named(error))?,
         };
         let done = caught(|| work(&database));
         match &done {
@@ -59,7 +59,9 @@ fn caught<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> io::Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(redb::Error::Io(error))) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
-        Ok(Err(error @ (redb::Error::DatabaseAlreadyOpen | redb::Error::UpgradeRequired(_)))) => Err(io::Error::other(error)),
+        Ok(Err(error @ (redb::Error::DatabaseAlreadyOpen | redb::Error::UpgradeRequired(_)))) => {
+            Err(io::Error::other(error))
+        }
         Ok(Err(error)) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
         Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the file is damaged")),
     }
@@ -75,7 +77,7 @@ fn close(database: Database) {
 
 impl Drop for File {
     fn drop(&mut self) {
-        self.database.take().map(close);
+        self.database.take().into_iter().for_each(close);
     }
 }
 
@@ -116,7 +118,7 @@ impl Disk for File {
     }
 
     fn set_aside(&mut self) -> io::Result<()> {
-        self.database.take().map(close);
+        self.database.take().into_iter().for_each(close);
         match fs::rename(&self.path, self.path.with_extension("damaged")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.named(error)),
             _ => Ok(()),

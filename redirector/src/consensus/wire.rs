@@ -173,8 +173,7 @@ impl Snapshot {
 
     /// Its form for raft.
     pub fn to_raft(&self, sealed: &[u8]) -> eraftpb::Snapshot {
-        let mut snapshot = eraftpb::Snapshot::default();
-        snapshot.data = sealed.to_vec().into();
+        let mut snapshot = eraftpb::Snapshot { data: sealed.to_vec().into(), ..Default::default() };
         let metadata = snapshot.mut_metadata();
         (metadata.index, metadata.term) = (self.index(), self.term);
         *metadata.mut_conf_state() = (self.voters.clone(), self.learners.clone()).into();

@@ -91,6 +91,12 @@ impl<D: Disk> Repair<D> {
         if without * 2 > own.peers().len() { Done::GaveUp } else { Done::NotYet }
     }
 
+    /// What there is of what a peer asks for, which may be whole here and damaged there.
+    pub(super) fn answer(&self, wanted: &[u64], snapshot: Option<u64>) -> (u128, Body) {
+        let kept = || self.log.snapshot().map(|(snapshot, _)| snapshot.clone());
+        (self.log.identity().disk, answer(&self.log, self.log.commit(), wanted, snapshot, kept))
+    }
+
     /// Whether a snapshot makes something good.
     fn wants(&self, snapshot: &Snapshot) -> bool {
         let oldest = self.damage.snapshot.or(self.log.snapshot().map(|(own, _)| own.index())).unwrap_or(0);

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use raft::eraftpb::{self, ConfChangeSingle, ConfChangeType, ConfChangeV2, EntryType, MessageType};
-use raft::{ProgressState, Raft, RawNode, Ready, SnapshotStatus, StateRole, Storage as _};
+use raft::eraftpb::{self, MessageType};
+use raft::{ProgressState, Raft, RawNode, Ready, SnapshotStatus, StateRole};
 
+use super::commit::{change_of_seats, unseats};
 use super::guard;
 use super::status::{Peer, Role};
 use super::{AGAIN, Action, COMMAND_BYTES, ELECTION, Event, HEARTBEAT, NotTaken, Own, PATIENCE, ProposalId};
 use crate::consensus::disk::Disk;
-use crate::consensus::frame::FrameError;
 use crate::consensus::log::Log;
-use crate::consensus::state::{Command, Refusal, State};
+use crate::consensus::state::Command;
 use crate::consensus::wire::{Body, Snapshot, Step, node_of, number};
 
 /// Bytes of entries that go in one message.
@@ -23,23 +23,23 @@ const SNAPSHOT_AGAIN: u64 = 4 * AGAIN;
 
 /// Raft, and what goes with it.
 pub(super) struct Running<D: Disk> {
-    raw: RawNode<Log<D>>,
+    pub(super) raw: RawNode<Log<D>>,
     /// What raft wants written and the disk does not take. Until it does, raft is told nothing.
-    held: Option<Ready>,
-    voters: Vec<u64>,
-    learners: Vec<u64>,
+    pub(super) held: Option<Box<Ready>>,
+    pub(super) voters: Vec<u64>,
+    pub(super) learners: Vec<u64>,
     timeout: usize,
     timeout_drawn_for: (u64, StateRole, usize),
-    pending: BTreeMap<u64, Pending>,
+    pub(super) pending: BTreeMap<u64, Pending>,
     snapshots_sent: BTreeMap<u64, u64>,
-    stopped: Option<String>,
+    pub(super) stopped: Option<String>,
     told: (Role, u64, Option<u8>),
 }
 
 /// A proposal in the log.
-struct Pending {
-    term: u64,
-    proposal: ProposalId,
+pub(super) struct Pending {
+    pub(super) term: u64,
+    pub(super) proposal: ProposalId,
     since: u64,
 }
 
@@ -163,7 +163,7 @@ impl<D: Disk> Running<D> {
     }
 
     pub(super) fn tick(&mut self, own: &mut Own) {
-        self.give_up_on_old_proposals(own);
+        self.give_up_on_proposals(own, PATIENCE);
         if self.held.is_some() {
             if own.tick.is_multiple_of(AGAIN) {
                 self.pump(own);
@@ -231,13 +231,6 @@ impl<D: Disk> Running<D> {
         }
     }
 
-    /// A snapshot of what is applied.
-    pub(super) fn snapshot(&self, state: &Arc<State>) -> Option<Snapshot> {
-        let term = self.log().term(state.version).ok().filter(|&term| term > 0)?;
-        let (voters, learners) = (self.voters.clone(), self.learners.clone());
-        (!voters.is_empty()).then(|| Snapshot { term, voters, learners, state: State::clone(state) })
-    }
-
     /// Raft draws its election timeouts by its own chance. They are set here after each step, so that a seed decides.
     fn settle_timeout(&mut self, own: &mut Own) {
         let raft = &mut self.raw.raft;
@@ -259,7 +252,7 @@ impl<D: Disk> Running<D> {
                     let mut ready = self.raw.ready();
                     // A leader's messages need not wait for its own disk.
                     self.send(own, ready.take_messages());
-                    ready
+                    Box::new(ready)
                 }
                 None => break,
             };
@@ -280,7 +273,7 @@ impl<D: Disk> Running<D> {
     }
 
     /// Writes, then applies and sends. Gives back what could not be written.
-    fn complete(&mut self, own: &mut Own, mut ready: Ready) -> Result<(), Ready> {
+    fn complete(&mut self, own: &mut Own, mut ready: Box<Ready>) -> Result<(), Box<Ready>> {
         let mut snapshot = None;
         if !ready.snapshot().is_empty() {
             let index = ready.snapshot().get_metadata().index;
@@ -309,7 +302,7 @@ impl<D: Disk> Running<D> {
         let messages = ready.take_persisted_messages();
         self.apply(own, ready.take_committed_entries());
         self.send(own, messages);
-        let mut light = self.raw.advance_append(ready);
+        let mut light = self.raw.advance_append(*ready);
         if let Some(commit) = light.commit_index() {
             self.raw.mut_store().set_commit(commit);
         }
@@ -317,72 +310,6 @@ impl<D: Disk> Running<D> {
         self.apply(own, light.take_committed_entries());
         self.raw.advance_apply();
         Ok(())
-    }
-
-    fn apply(&mut self, own: &mut Own, entries: Vec<eraftpb::Entry>) {
-        for entry in entries {
-            if self.stopped.is_some() {
-                return;
-            }
-            let outcome = self.apply_one(own, &entry);
-            if let Some(Pending { term, proposal, .. }) = self.pending.remove(&entry.index) {
-                own.out.push(match outcome {
-                    Some(outcome) if term == entry.term => {
-                        let of = self.voters.len();
-                        let durable_on = self.copies(entry.index);
-                        Action::Committed { proposal, index: entry.index, outcome, durable_on, of }
-                    }
-                    _ => Action::Refused { proposal, why: NotTaken::Dropped },
-                });
-            }
-        }
-    }
-
-    /// Applies an entry; none if it has no command.
-    fn apply_one(&mut self, own: &mut Own, entry: &eraftpb::Entry) -> Option<Result<(), Refusal>> {
-        let changes_seats = entry.get_entry_type() != EntryType::EntryNormal;
-        let bytes = if changes_seats { &entry.context } else { &entry.data };
-        if bytes.is_empty() {
-            Arc::make_mut(&mut own.state).skip(entry.index);
-            return None;
-        }
-        let command = match Command::open(bytes) {
-            Ok(command) => command,
-            Err(error) => {
-                self.stopped = Some(format!("log entry {} cannot be applied: {}", entry.index, explain(error)));
-                return None;
-            }
-        };
-        let change = change_of_seats(&own.state, &command);
-        let state = Arc::make_mut(&mut own.state);
-        let outcome = match (&change, changes_seats) {
-            // Between proposal and now the node got a seat, which raft was not told to take away.
-            (Some(change), false) => {
-                state.skip(entry.index);
-                Err(Refusal::Stale(node_of(change.changes[0].node_id)))
-            }
-            _ => state.apply(entry.index, &command),
-        };
-        if let (Ok(()), Some(change)) = (&outcome, change) {
-            match self.raw.apply_conf_change(&change) {
-                Ok(seats) => {
-                    (self.voters, self.learners) = (seats.voters, seats.learners);
-                    self.voters.sort_unstable();
-                    self.learners.sort_unstable();
-                }
-                Err(error) => self.stopped = Some(format!("log entry {}: {error}", entry.index)),
-            }
-        }
-        own.out.push(Action::Applied { index: entry.index, command, outcome: outcome.clone() });
-        own.out.push(Action::StateChanged);
-        Some(outcome)
-    }
-
-    /// On how many voters' disks a committed entry is known to be.
-    fn copies(&self, index: u64) -> usize {
-        let has = |seat: &&u64| self.raft().prs().get(**seat).is_some_and(|progress| progress.matched >= index);
-        let known = self.voters.iter().filter(has).count();
-        known.max(self.voters.len() / 2 + 1)
     }
 
     fn send(&mut self, own: &mut Own, messages: Vec<eraftpb::Message>) {
@@ -427,58 +354,16 @@ impl<D: Disk> Running<D> {
         }
     }
 
-    fn give_up_on_old_proposals(&mut self, own: &mut Own) {
+    /// Calls proposals unknown that have waited for so many ticks.
+    pub(super) fn give_up_on_proposals(&mut self, own: &mut Own, patience: u64) {
         let tick = own.tick;
         let out = &mut own.out;
         self.pending.retain(|_, pending| {
-            let keeps = tick - pending.since < PATIENCE;
+            let keeps = tick - pending.since < patience;
             if !keeps {
                 out.push(Action::Unknown { proposal: pending.proposal });
             }
             keeps
         });
-    }
-
-    fn compact(&mut self, own: &mut Own) {
-        let kept = self.log().snapshot().map_or(0, |(snapshot, _)| snapshot.index());
-        let is_due = own.state.version >= kept + own.config.snapshot_every
-            || self.log().needs_newer_snapshot() && own.state.version > kept;
-        if self.held.is_some() || self.stopped.is_some() || !is_due {
-            return;
-        }
-        if let Some(snapshot) = self.snapshot(&own.state)
-            && let Err(error) = self.raw.mut_store().compact(snapshot)
-        {
-            own.disk_fails(&error);
-        }
-    }
-}
-
-/// What a command means for raft, in a state.
-fn change_of_seats(state: &State, command: &Command) -> Option<ConfChangeV2> {
-    let seat = |id: &u8| state.members.get(id).and_then(|member| member.seat);
-    let (kind, seat) = match command {
-        Command::Join { id, disk, .. } => (ConfChangeType::AddLearnerNode, number(*id, *disk)),
-        Command::Promote { id, disk } => (ConfChangeType::AddNode, number(*id, *disk)),
-        Command::Retire { id, disk } => (ConfChangeType::RemoveNode, number(*id, *disk)),
-        Command::Leave(id) => (ConfChangeType::RemoveNode, number(*id, seat(id)?.disk)),
-        _ => return None,
-    };
-    let mut single = ConfChangeSingle::default();
-    single.set_change_type(kind);
-    single.node_id = seat;
-    let mut change = ConfChangeV2::default();
-    change.set_changes(vec![single].into());
-    Some(change)
-}
-
-fn unseats(change: &ConfChangeV2, seat: u64) -> bool {
-    change.changes.iter().any(|single| single.node_id == seat && single.get_change_type() == ConfChangeType::RemoveNode)
-}
-
-fn explain(error: FrameError) -> String {
-    match error {
-        FrameError::Damaged => "it is damaged; restart this node to fetch it from its peers".to_owned(),
-        error => error.to_string(),
     }
 }

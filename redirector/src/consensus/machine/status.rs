@@ -1,7 +1,5 @@
 //! What a machine tells of itself.
 
-use raft::StateRole;
-
 use super::{ELECTION, Machine, Phase};
 use crate::consensus::disk::Disk;
 use crate::consensus::frame::FrameError;
@@ -95,7 +93,7 @@ pub struct Status {
     pub peers: Vec<Peer>,
     /// Whether a majority of the voters is reached, as far as can be known here.
     pub has_quorum: bool,
-    /// Whether any one node may fail: every slot has two owners that serve, and a majority of the voters would be left.
+    /// Whether any one node may fail and no flow is lost: every slot has two owners that serve, as a majority agrees.
     pub is_redundant: bool,
 }
 
@@ -121,13 +119,7 @@ impl<D: Disk> Machine<D> {
             Phase::Running(running) => running,
         };
         let raft = running.raft();
-        let peers = running.peers(&self.own);
-        let (voters, heard) = peers.iter().filter(|peer| peer.votes).fold((0, 0), |(voters, heard), peer| {
-            let serves = self.own.state.is_present(peer.id);
-            (voters + 1, heard + usize::from(serves && (peer.is_heard || raft.state != StateRole::Leader)))
-        });
         let has_quorum = running.has_quorum(&self.own);
-        let outlives_one = heard > 0 && (heard - 1) * 2 > voters;
         Status {
             role: running.role(),
             term: raft.term,
@@ -136,8 +128,8 @@ impl<D: Disk> Machine<D> {
             applied,
             last: raft.raft_log.last_index(),
             has_quorum,
-            is_redundant: has_quorum && outlives_one && self.own.state.has_two_owners_each(),
-            peers,
+            is_redundant: has_quorum && self.own.state.has_two_owners_each(),
+            peers: running.peers(&self.own),
         }
     }
 

@@ -192,8 +192,10 @@ impl Planner {
     fn watch(&mut self, state: &State, now: u64) {
         for &id in state.members.keys() {
             let is_suspect = self.most_say(state, id, now, |report| &report.suspects);
-            let is_suspect_to_anyone =
-                state.members.keys().any(|&other| self.report(other, now).is_some_and(|one| one.suspects.contains(&id)));
+            let is_suspect_to_anyone = state
+                .members
+                .keys()
+                .any(|&other| self.report(other, now).is_some_and(|one| one.suspects.contains(&id)));
             note(&mut self.suspected_since, id, is_suspect, now);
             let is_well = !is_suspect_to_anyone && self.report(id, now).is_some();
             note(&mut self.well_since, id, is_well, now);
@@ -230,7 +232,8 @@ fn note(since: &mut BTreeMap<u8, u64>, id: u8, holds: bool, now: u64) {
 fn seats(view: &View<'_>) -> Option<Command> {
     let learnt = view.status.peers.iter().find_map(|peer| {
         let seat = view.state.members.get(&peer.id)?.seat.filter(|seat| !seat.votes)?;
-        let matched = peer.matched.filter(|matched| peer.is_heard && matched + LEARNT >= view.status.last && *matched > 0);
+        let matched =
+            peer.matched.filter(|matched| peer.is_heard && matched + LEARNT >= view.status.last && *matched > 0);
         matched.map(|_| Command::Promote { id: peer.id, disk: seat.disk })
     });
     learnt.or_else(|| {

@@ -13,9 +13,8 @@ impl Planner {
         for (name, pool) in state.pools.iter().filter(|(_, pool)| is_unsettled(pool)) {
             let last = *self.settled_at.entry(name.clone()).or_insert(now);
             let present = state.members.iter().filter(|(_, member)| member.is_present());
-            let reports: Option<Vec<&Report>> = present
-                .map(|(&id, _)| self.report(id, now).filter(|report| report.installed >= pool.since))
-                .collect();
+            let reports: Option<Vec<&Report>> =
+                present.map(|(&id, _)| self.report(id, now).filter(|report| report.installed >= pool.since)).collect();
             let Some(reports) = reports else { continue };
             let advance = match pool.phase() {
                 Phase::Settled => continue,

@@ -65,7 +65,8 @@ impl Planner {
         let [primary, secondary, ..] = slot.ranks;
         let has_flows = |id: u8| {
             let confirmed = || self.report(id, now).is_some_and(|report| report.resynced >= slot.version);
-            let ranked = slot.ranks.contains(&id) && state.members.get(&id).is_some_and(|one| one.standing == Standing::Up);
+            let ranked =
+                slot.ranks.contains(&id) && state.members.get(&id).is_some_and(|one| one.standing == Standing::Up);
             id == 0 || id == primary || ranked && confirmed()
         };
         if target[0] == 0 {

@@ -151,7 +151,7 @@ fn no_owner_is_given_up_before_the_next_has_the_flows() {
                 assert!(old.ranks.contains(&id) && resynced[&id] >= old.version);
             }
         }
-        if world.now % 700 == 0 {
+        if world.now.is_multiple_of(700) {
             world.catch_up();
         }
     }
@@ -229,7 +229,8 @@ fn a_lost_disk_gets_another_seat_and_strangers_wait_to_be_welcome() {
     let stranger = net.machines[&1].strangers().next().unwrap().1.clone();
     let seats = |state: &State, id: u8, welcome: &[u8]| {
         let (mut status, welcome) = (world.status(), welcome.iter().copied().collect());
-        status.peers = vec![crate::consensus::machine::Peer { id, votes: false, matched: Some(status.last), is_heard: true }];
+        status.peers =
+            vec![crate::consensus::machine::Peer { id, votes: false, matched: Some(status.last), is_heard: true }];
         seats(&View { state, status: &status, strangers: BTreeMap::from([(id, &stranger)]), welcome: &welcome })
     };
     let mut state = world.state.clone();

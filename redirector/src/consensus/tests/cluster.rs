@@ -3,9 +3,10 @@
 use proptest::prelude::*;
 
 use super::net::{Fate, Net, genesis, text};
-use crate::consensus::frame::Kind;
+use crate::consensus::frame::{self, Kind};
 use crate::consensus::machine::{BootstrapError, Event, NotTaken, Role};
 use crate::consensus::state::{Command, Refusal};
+use crate::consensus::wire::{Body, Entry, Letter, Step, number};
 
 #[test]
 fn a_cluster_of_one_works_at_once() {
@@ -133,6 +134,55 @@ fn a_damaged_entry_or_snapshot_is_fetched_from_a_peer() {
 }
 
 #[test]
+fn nodes_that_are_all_damaged_make_each_other_whole() {
+    let mut net = Net::of(3, 14);
+    for round in 0..20 {
+        net.commit(&text(&round.to_string()));
+    }
+    net.until_agreed();
+    let digest = net.state(1).digest();
+    for id in 1..=3u8 {
+        let disk = net.kill(id);
+        let entries = (Kind::Entry as u8, 0)..=(Kind::Entry as u8, u64::MAX);
+        let (_, record) = disk.records.range_mut(entries).rev().nth(usize::from(id)).unwrap();
+        record[20] ^= 1;
+    }
+    (1..=3).for_each(|id| net.start(id));
+    net.until_agreed();
+    assert!(net.machines.values().all(|machine| machine.counters().repaired == 1 && machine.counters().reborn == 0));
+    assert_eq!(net.state(1).specification.text, "19");
+    assert_eq!(net.state(1).slots_digest(), net.state(3).slots_digest());
+    assert_ne!(net.state(1).digest(), digest, "a new leader has begun its term");
+}
+
+#[test]
+fn a_command_that_only_newer_versions_know_stops_this_one() {
+    let mut net = Net::empty(1, 15);
+    net.machines.get_mut(&1).unwrap().bootstrap(|disk| genesis(1, disk)).unwrap();
+    net.commit(&text("a"));
+    let disk = net.kill(1);
+    let (&(kind, index), record) = disk
+        .records
+        .range((Kind::Entry as u8, 0)..)
+        .find(|(key, record)| {
+            frame::open::<Entry>(Kind::Entry, key.1, record).is_ok_and(|entry| !entry.data.is_empty())
+        })
+        .unwrap();
+    let mut entry: Entry = frame::open(Kind::Entry, index, record).unwrap();
+    entry.data[1] = 9;
+    let body = entry.data.len() - 4;
+    let checksum = crc32c::crc32c(&entry.data[..body]).to_le_bytes();
+    entry.data[body..].copy_from_slice(&checksum);
+    disk.records.insert((kind, index), frame::seal(Kind::Entry, index, &entry));
+    net.start(1);
+    assert_eq!(net.machines[&1].status().role, Role::Stopped);
+    net.run(1);
+    let (_, Event::Stopped(why)) = net.events.last().unwrap() else { panic!("{:?}", net.events) };
+    assert!(why.contains("format 9") && why.contains("upgrade this node"), "{why}");
+    assert_eq!(net.state(1).specification.text, "genesis", "nothing after it is applied either");
+}
+
+#[test]
 fn a_full_disk_neither_votes_nor_stops_anybody_and_recovers() {
     let mut net = Net::of(3, 9);
     let leader = net.leader();
@@ -186,7 +236,6 @@ fn what_peers_must_not_say_is_refused_and_counted() {
     machine.handle_message(leader, b"short");
     machine.handle_message(leader, &[0; 100]);
     assert_eq!(machine.counters().bad_checksums, 2);
-    use crate::consensus::wire::{Body, Entry, Letter, Step, number};
     let seat = |id: u8| (machine.state().members[&id].seat.unwrap().disk, machine.state().members[&id].seat.unwrap());
     let ((disk, _), (own, _)) = (seat(leader), seat(follower));
     let status = machine.status();
@@ -194,7 +243,8 @@ fn what_peers_must_not_say_is_refused_and_counted() {
     let heartbeat = Step { kind: 6, commit: status.last + 5, ..step.clone() };
     let snapshot = Step { kind: 5, snapshot: Some(vec![1; 50]), ..step.clone() };
     let entry = Entry { term: status.term, index: status.last + 1, seats: false, data: vec![7; 40], context: vec![] };
-    let damaged = Step { kind: 1, index: status.last, log_term: status.term, entries: vec![entry.clone()], ..step.clone() };
+    let damaged =
+        Step { kind: 1, index: status.last, log_term: status.term, entries: vec![entry.clone()], ..step.clone() };
     let rewritten = Entry { index: status.commit, term: 0, data: vec![], ..entry };
     let lie = Step { kind: 1, index: status.commit - 1, log_term: 0, entries: vec![rewritten], ..step.clone() };
     let unknown = Step { kind: 77, ..step.clone() };

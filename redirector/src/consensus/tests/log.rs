@@ -154,6 +154,11 @@ fn a_peers_snapshot_leaves_what_follows_it() {
     log.disk.records.get_mut(&key(Kind::Entry, 7)).unwrap()[20] ^= 1;
     log.disk.records.get_mut(&key(Kind::Entry, 11)).unwrap()[20] ^= 1;
     let Ok(Opening::There(mut log, mut damage)) = open(log.disk) else { panic!() };
+    let before = damage.clone();
+    log.disk.is_full = true;
+    assert!(log.adopt(snapshot(8), &mut damage).is_err());
+    assert_eq!(damage, before, "what was not written has made nothing good");
+    log.disk.is_full = false;
     log.adopt(snapshot(8), &mut damage).unwrap();
     assert!(damage.entries.keys().eq([&11]));
     assert_eq!((log.first_index().unwrap(), log.last_index().unwrap()), (9, 12));
@@ -292,7 +297,13 @@ fn mount_small(directory: &std::path::Path) -> bool {
     // SAFETY: the strings outlive the calls, and a namespace of this thread's own leaves the others' mounts alone.
     unsafe {
         libc::unshare(libc::CLONE_NEWNS) == 0
-            && libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()) == 0
+            && libc::mount(
+                c"none".as_ptr(),
+                c"/".as_ptr(),
+                std::ptr::null(),
+                libc::MS_REC | libc::MS_PRIVATE,
+                std::ptr::null(),
+            ) == 0
             && libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, size.as_ptr().cast()) == 0
     }
 }

@@ -153,7 +153,7 @@ impl Net {
         for id in ids {
             let machine = self.machines.get_mut(&id).unwrap();
             let actions = machine.poll();
-            let digest = actions.is_empty().then_some(0).unwrap_or_else(|| machine.state().digest());
+            let digest = if actions.is_empty() { 0 } else { machine.state().digest() };
             let applies = actions.iter().filter(|action| matches!(action, Action::Applied { .. })).count();
             for action in actions {
                 match action {

@@ -5,6 +5,8 @@
 //! was there: a damaged mark is written anew, and a damaged entry can be fetched from a peer and told from any other. A
 //! damaged vote cannot be made good: then the disk is [`Opening::Lost`], and whoever owned it comes back as someone else.
 
+mod opening;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
@@ -14,8 +16,10 @@ use raft::{GetEntriesContext, RaftState, StorageError};
 use serde::{Deserialize, Serialize};
 
 use super::disk::{Batch, Disk, Key, key};
-use super::frame::{self, FrameError, Kind};
+use super::frame::{self, Kind};
 use super::wire::{Entry, Snapshot};
+
+pub use opening::{OpenError, Opening};
 
 /// Entries that are kept behind a snapshot, so that a peer that is a little late needs no snapshot.
 const TAIL: u64 = 256;
@@ -97,110 +101,6 @@ pub struct Log<D> {
     needs_newer: Cell<bool>,
 }
 
-/// What a disk turns out to be.
-pub enum Opening<D> {
-    /// Nothing is on it.
-    Fresh(D),
-    /// A log, whole but for what is damaged. Raft must not be given it before that is made good.
-    There(Log<D>, Damage),
-    /// A log was there, and what it promised to others is not known any more.
-    Lost(D, String),
-}
-
-/// Why a disk is not used, and is left as it is.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// It fails.
-    #[error("the log cannot be read")]
-    Io(#[from] io::Error),
-    /// A newer version wrote it.
-    #[error("the log's {what} cannot be read: {error}")]
-    Newer {
-        /// Which record.
-        what: &'static str,
-        /// Found and known.
-        error: FrameError,
-    },
-    /// It is someone else's.
-    #[error("the log is that of node {} in cluster {}: give this node its own `data` directory", .0.node, .0.cluster)]
-    Foreign(Identity),
-}
-
-impl<D: Disk> Opening<D> {
-    /// Looks at a disk.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub fn of(mut disk: D, cluster: u32, node: u8) -> Result<Self, OpenError> {
-        let records = match disk.read() {
-            Ok(records) => records,
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(Self::Lost(disk, error.to_string())),
-            Err(error) => return Err(error.into()),
-        };
-        if records.is_empty() {
-            return Ok(Self::Fresh(disk));
-        }
-        let lost = |what: &str| format!("its {what} is missing or damaged");
-        let Some(identity) = record::<Identity>(&records, Kind::Identity, 0, "identity")? else {
-            return Ok(Self::Lost(disk, lost("identity")));
-        };
-        if (identity.cluster, identity.node) != (cluster, node) {
-            return Err(OpenError::Foreign(identity));
-        }
-        let Some(position) = record::<Position>(&records, Kind::Position, 0, "vote")? else {
-            return Ok(Self::Lost(disk, lost("vote")));
-        };
-        if !position.is_sound() {
-            return Ok(Self::Lost(disk, lost("vote")));
-        }
-        let mut log = Log { disk, identity, position, sealed: Vec::new(), snapshot: None, entries: BTreeMap::new(), needs_newer: Cell::new(false) };
-        let mut damage = Damage::default();
-        if position.snapshot.0 > 0 {
-            log.snapshot = record(&records, Kind::Snapshot, position.snapshot.0, "snapshot")?;
-            match &log.snapshot {
-                Some(snapshot) => log.sealed = snapshot.seal(),
-                None => damage.snapshot = Some(position.snapshot.0),
-            }
-        }
-        let mut repair = Batch::default();
-        for index in position.base.0 + 1..=position.last {
-            let entry = record::<Entry>(&records, Kind::Entry, index, "entry")?;
-            match (entry, record::<Mark>(&records, Kind::Mark, index, "mark")?) {
-                (Some(entry), mark) => {
-                    let own = Mark::of(&entry);
-                    if mark != Some(own) {
-                        repair.puts.push((key(Kind::Mark, index), frame::seal(Kind::Mark, index, &own)));
-                    }
-                    log.entries.insert(index, entry.into());
-                }
-                (None, Some(mark)) => drop(damage.entries.insert(index, mark)),
-                (None, None) => return Ok(Self::Lost(log.disk, lost(&format!("entry {index}")))),
-            }
-        }
-        if !repair.puts.is_empty() {
-            // A disk that takes no writes just now has them damaged at the next start too.
-            let written = log.disk.write(&repair).is_ok();
-            tracing::warn!(marks = repair.puts.len(), written, "damaged marks in the log were drawn anew from the entries");
-        }
-        log.forgo_old(&mut damage);
-        Ok(Self::There(log, damage))
-    }
-}
-
-/// A record; none where it is missing or damaged.
-fn record<T: serde::de::DeserializeOwned>(
-    records: &BTreeMap<Key, Vec<u8>>,
-    kind: Kind,
-    index: u64,
-    what: &'static str,
-) -> Result<Option<T>, OpenError> {
-    match records.get(&key(kind, index)).map(|bytes| frame::open(kind, index, bytes)) {
-        Some(Ok(record)) => Ok(Some(record)),
-        Some(Err(error @ FrameError::Newer { .. })) => Err(OpenError::Newer { what, error }),
-        Some(Err(FrameError::Damaged | FrameError::Foreign)) | None => Ok(None),
-    }
-}
-
 impl<D: Disk> Log<D> {
     /// Makes a disk that nothing is on a log's.
     ///
@@ -208,7 +108,15 @@ impl<D: Disk> Log<D> {
     /// Where the disk fails; it is given back.
     pub fn create(disk: D, identity: Identity) -> Result<Self, (D, io::Error)> {
         let position = Position::default();
-        let mut log = Self { disk, identity, position, sealed: Vec::new(), snapshot: None, entries: BTreeMap::new(), needs_newer: Cell::new(false) };
+        let mut log = Self {
+            disk,
+            identity,
+            position,
+            sealed: Vec::new(),
+            snapshot: None,
+            entries: BTreeMap::new(),
+            needs_newer: Cell::new(false),
+        };
         let mut batch = Batch::default();
         batch.puts.push((key(Kind::Identity, 0), frame::seal(Kind::Identity, 0, &identity)));
         match log.write(batch, position) {
@@ -220,6 +128,11 @@ impl<D: Disk> Log<D> {
     /// Whether an entry may still be replaced by another: it is not known to be committed.
     pub fn is_open(&self, index: u64) -> bool {
         index > self.position.commit
+    }
+
+    /// Up to which index it is known to be committed.
+    pub fn commit(&self) -> u64 {
+        self.position.commit
     }
 
     /// Whose it is.
@@ -352,23 +265,13 @@ impl<D: Disk> Log<D> {
         let position = replaced_by(&snapshot, self.position, &mut batch);
         let last = if follows { self.position.last } else { index };
         batch.puts.extend(self.entries.iter().filter(|(at, _)| rest(at)).flat_map(|(_, entry)| records_of(entry)));
-        damage.entries.retain(|at, _| rest(at));
-        batch.puts.extend(damage.entries.iter().map(|(&at, mark)| mark_record(at, mark)));
+        let still = damage.entries.iter().filter(|(at, _)| rest(at));
+        batch.puts.extend(still.map(|(&at, mark)| mark_record(at, mark)));
         self.write(batch, Position { last, ..position })?;
         self.entries.retain(|at, _| rest(at));
+        damage.entries.retain(|at, _| rest(at));
         (self.sealed, self.snapshot, damage.snapshot) = (snapshot.seal(), Some(snapshot), None);
         Ok(())
-    }
-
-    /// Damaged entries that the snapshot makes needless are given up, with what was before them. That is written with
-    /// whatever is written next.
-    fn forgo_old(&mut self, damage: &mut Damage) {
-        let Some(snapshot) = &self.snapshot else { return };
-        let Some((&base, &mark)) = damage.entries.range(..=snapshot.index()).next_back() else { return };
-        self.position.base = (base, mark.term);
-        self.entries = self.entries.split_off(&(base + 1));
-        damage.entries = damage.entries.split_off(&(base + 1));
-        tracing::warn!(index = base, "damaged entries of the log were given up: the snapshot holds what they did");
     }
 
     fn write(&mut self, mut batch: Batch, position: Position) -> io::Result<()> {
@@ -464,5 +367,5 @@ impl<D: Disk> raft::Storage for Log<D> {
 }
 
 #[cfg(test)]
-#[path = "tests/log.rs"]
+#[path = "../tests/log.rs"]
 mod tests;
