@@ -4,6 +4,7 @@
 
 mod agent;
 mod change;
+mod liveness;
 mod million;
 mod pmtu;
 mod refusal;

@@ -22,6 +22,9 @@ pub struct Config {
     /// Idle times other than the usual ones, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub timeouts: BTreeMap<String, String>,
+    /// How often nodes beat, if other than usual: `fast`, `extreme`, `25ms x 4`.
+    #[serde(skip)]
+    pub beats: Option<String>,
 }
 
 /// A virtual address or prefix.
@@ -153,7 +156,12 @@ impl Config {
                 data: directory.join("data").display().to_string(),
                 run: directory.join("run").display().to_string(),
             },
-            cluster: Cluster { id: 7, key: "000102030405060708090a0b0c0d0e0f", slots: 16384 },
+            cluster: Cluster {
+                id: 7,
+                key: "000102030405060708090a0b0c0d0e0f",
+                slots: 16384,
+                beats: self.beats.as_deref(),
+            },
             tables: Tables { flows4: 65536, flows6: 16384 },
             interface: [Interface { name: "eth0", mode: "native" }],
             member: (1..=topology.nodes)
@@ -199,7 +207,7 @@ impl Backend {
 #[derive(Serialize)]
 struct File<'a> {
     node: Node<'a>,
-    cluster: Cluster,
+    cluster: Cluster<'a>,
     tables: Tables,
     interface: [Interface; 1],
     member: Vec<Member>,
@@ -229,10 +237,12 @@ struct Node<'a> {
 }
 
 #[derive(Serialize)]
-struct Cluster {
+struct Cluster<'a> {
     id: u32,
     key: &'static str,
     slots: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beats: Option<&'a str>,
 }
 
 #[derive(Serialize)]
