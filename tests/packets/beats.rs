@@ -125,37 +125,30 @@ fn requests_of_a_peer_that_is_known_are_believed() {
 fn what_no_beat_can_be_is_refused() {
     let (one, two) = acquainted();
     let good = ask(&one, 2);
-    let byte = |at: usize, value: u8| {
-        move |beat: &mut Beat| {
-            let shift = at % 8 * 8;
-            beat.words[at / 8] = beat.words[at / 8] & !(0xff << shift) | u64::from(value) << shift;
-        }
-    };
-    let word = |at: usize, value: u64| move |beat: &mut Beat| beat.words[at] = value;
-    let cases: Vec<(&str, Box<dyn Fn(&mut Beat)>, Reason)> = vec![
-        ("another version", Box::new(byte(2, 2)), Reason::BeatVersion),
-        ("neither request nor answer", Box::new(byte(3, 0)), Reason::BeatMalformed),
-        ("another kind", Box::new(byte(3, 3)), Reason::BeatMalformed),
-        ("from a node that is not asked", Box::new(byte(4, 3)), Reason::BeatForeign),
-        ("from the receiver itself", Box::new(byte(4, 2)), Reason::BeatForeign),
-        ("from node 0", Box::new(byte(4, 0)), Reason::BeatForeign),
-        ("from node 255", Box::new(byte(4, 255)), Reason::BeatForeign),
-        ("for another node", Box::new(byte(5, 3)), Reason::BeatForeign),
-        ("an unknown key", Box::new(byte(6, 77)), Reason::BeatTag),
-        ("no key", Box::new(byte(6, 0)), Reason::BeatTag),
-        ("state 4", Box::new(byte(7, 4)), Reason::BeatMalformed),
-        ("another cluster", Box::new(byte(8, 8)), Reason::BeatForeign),
-        ("no incarnation", Box::new(move |beat| beat.words[1] &= 0xffff_ffff), Reason::BeatMalformed),
-        ("no number", Box::new(word(3, 0)), Reason::BeatMalformed),
-        ("a request that answers", Box::new(word(5, 1)), Reason::BeatMalformed),
-        ("health 101", Box::new(byte(80, 101)), Reason::BeatMalformed),
-        ("load 101", Box::new(byte(81, 101)), Reason::BeatMalformed),
-        ("shed level 4", Box::new(byte(82, 4)), Reason::BeatMalformed),
-        ("a reserved byte", Box::new(byte(83, 1)), Reason::BeatMalformed),
-    ];
-    for (says, change, reason) in cases {
-        let mut bad = good;
-        change(&mut bad);
+    // Which byte becomes what.
+    for (says, at, value, reason) in [
+        ("another version", 2, 2, Reason::BeatVersion),
+        ("neither request nor answer", 3, 0, Reason::BeatMalformed),
+        ("another kind", 3, 3, Reason::BeatMalformed),
+        ("from a node that is not asked", 4, 3, Reason::BeatForeign),
+        ("from the receiver itself", 4, 2, Reason::BeatForeign),
+        ("from node 0", 4, 0, Reason::BeatForeign),
+        ("from node 255", 4, 255, Reason::BeatForeign),
+        ("for another node", 5, 3, Reason::BeatForeign),
+        ("an unknown key", 6, 77, Reason::BeatTag),
+        ("no key", 6, 0, Reason::BeatTag),
+        ("state 4", 7, 4, Reason::BeatMalformed),
+        ("another cluster", 8, 8, Reason::BeatForeign),
+        ("no incarnation", 12, 0, Reason::BeatMalformed),
+        ("no number", 24, 0, Reason::BeatMalformed),
+        ("a request that answers", 40, 1, Reason::BeatMalformed),
+        ("health 101", 80, 101, Reason::BeatMalformed),
+        ("load 101", 81, 101, Reason::BeatMalformed),
+        ("shed level 4", 82, 4, Reason::BeatMalformed),
+        ("a reserved byte", 83, 1, Reason::BeatMalformed),
+    ] {
+        let (mut bad, shift) = (good, at % 8 * 8);
+        bad.words[at / 8] = bad.words[at / 8] & !(0xff << shift) | value << shift;
         bad.seal(&one.watch);
         refused(says, &two, &frame(Family::V4, 1, 2, &bad), reason);
     }

@@ -7,6 +7,7 @@ mod announced;
 mod change;
 mod holders;
 mod kills;
+mod liveness;
 mod million;
 mod pmtu;
 mod refusal;
