@@ -288,6 +288,13 @@ fn a_beat_has_its_length() {
             lies[udp + 5] = len;
             refused("UDP that lies", &two, &lies, Reason::BeatMalformed);
         }
+        // The low byte of IP's length, which bytes behind the packet make good.
+        let at = if family == Family::V4 { 14 + 3 } else { 14 + 5 };
+        for by in [-8, -1, 1, 8] {
+            let mut lies = [&frame[..], &[0; 8]].concat();
+            lies[at] = lies[at].checked_add_signed(by).expect("far from its ends");
+            refused("IP that lies", &two, &lies, Reason::BeatMalformed);
+        }
         for len in 14..frame.len() {
             let cut = if family == Family::V4 { Reason::MalformedIpv4 } else { Reason::MalformedIpv6 };
             refused("a frame that is cut off", &two, &frame[..len], cut);
