@@ -97,7 +97,7 @@ reasons! {
     BeatTaken "beat-taken" Drop "A peer's answer to a beat, taken note of.";
     BeatMalformed "beat-malformed" Drop "A beat that is cut off, or says what cannot be.";
     BeatVersion "beat-version" Drop "A beat of another version.";
-    BeatForeign "beat-foreign" Drop "A beat of another cluster, or for another node.";
+    BeatForeign "beat-foreign" Drop "A beat of another cluster, for another node, or from one that this node does not ask.";
     BeatTag "beat-tag" Drop "A beat with an unknown key or a wrong tag.";
     BeatReplayed "beat-replayed" Drop "A beat that was seen before, or answers no recent request of this agent.";
     Unwrapped "unwrapped" Pass "A tunnel packet, taken apart for this host.";

@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod consensus;
 pub mod dataplane;
 pub mod doctor;
 pub mod liveness;

@@ -12,18 +12,22 @@ use redirector::config::Config;
 use redirector::dataplane::flows::read_event;
 use redirector::dataplane::image::{Image, address, mapped};
 use redirector::dataplane::install::Settled;
+use redirector::dataplane::liveness::LivenessMaps;
 use redirector::dataplane::memory::MemoryTables;
 use redirector::dataplane::{batch, install, load, maps::Maps};
+use redirector_ebpf::abi::PORTS;
 use redirector_ebpf::hash::HashKey;
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::tables::Pool;
 use redirector_ebpf::tables::event::FlowEvent;
+use redirector_ebpf::tables::liveness::link;
 use redirector_ebpf::tables::path::RESOLVED;
 
 /// A loaded program and its maps.
 pub(crate) struct Kernel {
     ebpf: Ebpf,
     maps: Maps,
+    liveness: LivenessMaps,
     hash_key: HashKey,
 }
 
@@ -79,9 +83,10 @@ impl Kernel {
         let mut ebpf = load::open(&directory, config, 0).unwrap_or_else(|error| panic!("{error:?}"));
         load::program(&mut ebpf, "redirector").unwrap_or_else(|error| panic!("{error:?}"));
         let mut maps = Maps::open(&directory).unwrap_or_else(|error| panic!("{error:?}"));
+        let liveness = LivenessMaps::open(&directory).unwrap_or_else(|error| panic!("{error:?}"));
         std::fs::remove_dir_all(&pins).expect("the maps live on without their pins");
         install::install(&mut maps, &host.image).unwrap_or_else(|error| panic!("{error:?}"));
-        let mut kernel = Self { ebpf, maps, hash_key: host.image.node.hash_key };
+        let mut kernel = Self { ebpf, maps, liveness, hash_key: host.image.node.hash_key };
         kernel.bend(host);
         kernel
     }
@@ -112,6 +117,27 @@ impl Kernel {
             maps.pool_tables.set(table, &rows, 0).expect("put a table in place");
             maps.pools.set(u32::from(id), Pool { table, ..*pool }, 0).expect("set a pool");
         }
+        self.watch(host);
+    }
+
+    /// What beats go by.
+    fn watch(&mut self, host: &MemoryTables) {
+        self.liveness.set_watch(&host.watch).expect("set the rules");
+        let (said, told) = (&host.condition, self.liveness.condition());
+        told.vitals.store(said.vitals.load());
+        told.applied.store(said.applied.load());
+        told.slots.store(said.slots.load());
+        told.pools.store(said.pools.load());
+        for (node, port) in (0..=u8::MAX).flat_map(|node| (0..PORTS as u8).map(move |port| (node, port))) {
+            let (sent, kept) = (&host.sent[link(node, port) as usize], self.liveness.sent(node, port));
+            kept.nonce_base.store(sent.nonce_base.load());
+            kept.sequence.store(sent.sequence.load());
+        }
+    }
+
+    /// The maps of liveness.
+    pub(crate) fn liveness(&self) -> &LivenessMaps {
+        &self.liveness
     }
 
     /// Sends a frame through the program: what it returns, and the frame afterwards.

@@ -2,6 +2,7 @@
 //!
 //! Both keep their flow tables through a whole seed, so that what a packet leaves behind is compared as well.
 
+mod beats;
 mod decapsulation;
 mod jumbo;
 mod kernel;

@@ -37,6 +37,8 @@ fn flows_are_told_of_when_they_are_proven_and_when_they_close() {
     let client = |port: u16| (std::net::Ipv4Addr::new(10, 9, 0, 1), port).into();
     let tcp = |port| tcp_between(client(port), "198.51.100.1:443".parse().unwrap());
     let udp = |port| udp_between(client(port), "198.51.100.1:5060".parse().unwrap());
+    let client6 = "[2001:db8:9::1]:40000".parse().unwrap();
+    let tcp6 = || tcp_between(client6, "[2001:db8:100::1]:443".parse().unwrap());
     let fin = |packet: Packet| packet.flags(|header| header.fin = true);
     // What is sent one after the other, and what is to be told of it.
     let steps: Vec<(&str, Packet, &[State])> = vec![
@@ -51,6 +53,9 @@ fn flows_are_told_of_when_they_are_proven_and_when_they_close() {
         ("and closes but once", fin(tcp(1)), &[]),
         ("a SYN opens it again", tcp(1).syn(), &[]),
         ("and it is proven again", tcp(1), &[State::Established]),
+        ("IPv6: a SYN proves nothing", tcp6().syn(), &[]),
+        ("the answer's acknowledgement does", tcp6(), &[State::Established]),
+        ("and the flow closes", fin(tcp6()), &[State::Closing]),
     ];
     for (says, packet, states) in steps {
         let frame = packet.bytes();

@@ -1,6 +1,7 @@
 //! What the tests share: packets to send, a decoder that is not ours, a node's tables, and chance that repeats.
 
 pub mod backend;
+pub mod beat;
 pub mod cluster;
 pub mod decode;
 pub mod fuzz;
@@ -9,3 +10,4 @@ pub mod neighbour;
 pub mod node;
 pub mod packet;
 pub mod random;
+pub mod watching;

@@ -1,5 +1,6 @@
 //! Packet cases: what goes in, what the tables say, and what must come out, judged by a decoder that is not ours.
 
+mod beats;
 mod carriage;
 mod decapsulation;
 mod fragments;

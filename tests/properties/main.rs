@@ -6,3 +6,4 @@ mod disputes;
 mod flow_table;
 mod hash;
 mod hops;
+mod liveness;

@@ -3,8 +3,11 @@
 //! Each topic has a lab of its own. One is up at a time, since each takes what the machine has: see [`scene::Scene::up`].
 
 mod agent;
+mod announced;
 mod change;
+mod holders;
 mod kills;
+mod liveness;
 mod million;
 mod pmtu;
 mod refusal;

@@ -13,7 +13,7 @@ use xtask::lab::{Config, Topology};
 
 use crate::scene::Scene;
 
-/// Maps that packets change, or that hold no values of the agent's.
+/// Maps that packets and time change, or that hold no values of the agent's.
 const OF_PACKETS: &[&str] = &[
     "FLOWS",
     "TUPLES",
@@ -24,6 +24,10 @@ const OF_PACKETS: &[&str] = &[
     "SERVICE_TRAFFIC",
     "BACKEND_TRAFFIC",
     "CAPTURED",
+    "CONDITION",
+    "SENT",
+    "HEARD",
+    "PULSE",
     "link-",
 ];
 

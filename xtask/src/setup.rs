@@ -49,13 +49,14 @@ const fn program(name: &'static str, package: &'static str, purpose: Purpose, wh
     Program { name, package, purpose, why }
 }
 
-const PROGRAMS: [Program; 7] = [
+const PROGRAMS: [Program; 8] = [
     program("ip", "iproute2", Purpose::Demo, "makes the lab's network namespaces"),
     program("ethtool", "ethtool", Purpose::Demo, "switches off offloads that XDP cannot see through"),
     program("nft", "nftables", Purpose::Demo, "cuts the lab's hosts off from each other"),
     program("keepalived", "keepalived", Purpose::Bench, "is what failover is measured beside"),
     program("qemu-system-x86_64", "qemu-system-x86", Purpose::Test, "boots the oldest kernel that is promised"),
     program("busybox", "busybox-static", Purpose::Test, "is the userspace on that kernel"),
+    program("bird", "bird2", Purpose::Test, "announces the routes to VIPs by BGP"),
     program("cpio", "cpio", Purpose::Test, "packs that userspace"),
 ];
 

@@ -26,13 +26,24 @@ pub fn is_beat<F: Frame>(frame: &F, packet: &Packet) -> bool {
 /// Takes a beat, or turns a request into its answer. `beat` is a place to work in.
 #[inline(always)]
 pub fn receive<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: &Packet, beat: &mut Beat) -> Reason {
-    if !read(frame, usize::from(packet.l4) + 8, beat) {
+    if !is_whole(frame, packet) || !read(frame, usize::from(packet.l4) + 8, beat) {
         return Reason::BeatMalformed;
     }
     match judge(tables, beat) {
         Reason::BeatAnswered => send_back(frame, tables, packet, beat),
         reason => reason,
     }
+}
+
+/// Bytes of a beat with its UDP header.
+const UDP_BYTES: u16 = 8 + BYTES as u16;
+
+/// Whether IP and UDP tell the length of a beat: an answer keeps what they tell.
+#[inline(always)]
+fn is_whole<F: Frame>(frame: &F, packet: &Packet) -> bool {
+    let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
+    l3 + usize::from(packet.l3_len) == l4 + usize::from(UDP_BYTES)
+        && frame.read::<Udp>(l4).is_some_and(|udp| udp.len == UDP_BYTES.to_be())
 }
 
 /// Reads a beat's words.
@@ -64,16 +75,16 @@ fn take<T: Tables>(tables: &T, beat: &mut Beat) -> Result<Reason, Reason> {
     let node = tables.node().ok_or(Reason::NoTables)?;
     let watch = tables.watch().ok_or(Reason::NoTables)?;
     let (ingress, _) = tables.ingress().ok_or(Reason::NoTables)?;
-    beat.check(watch, node.cluster, node.id)?;
-    let peer = beat.source();
-    let link = link(peer, ingress);
+    let link = link(beat.source(), ingress);
     let heard = tables.heard(link).ok_or(Reason::NoTables)?;
     let sent = tables.sent(link).ok_or(Reason::NoTables)?;
-    // A node that this one does not ask on this port is no member of it.
+    // A node that this one does not ask on this port is no member of it. First of all, since before the agent has asked
+    // anybody there may be no keys yet, and its members' beats are no forgeries.
     let own = sent.sequence.load();
     if own == 0 {
         return Err(Reason::BeatForeign);
     }
+    beat.check(watch, node.cluster, node.id)?;
     let now = tables.fine_now();
     if beat.is_answer() {
         let number = beat.nonce().wrapping_sub(sent.nonce_base.load());
@@ -195,7 +206,7 @@ fn turn_round<F: Frame>(frame: &mut F, packet: &Packet, own_mac: u64, beat: &Bea
         sum += (word & 0xffff_ffff) + (word >> 32);
         i += 1;
     }
-    let len = (8 + BYTES as u16).to_be();
+    let len = UDP_BYTES.to_be();
     let ports = crate::packet::headers::Ports { src: udp.ports.dst, dst: udp.ports.src };
     sum += u64::from(ports.src) + u64::from(ports.dst) + 2 * u64::from(len) + u64::from(17u16.to_be());
     frame.write(l4, Udp { ports, len, checksum: udp_checksum(sum) })

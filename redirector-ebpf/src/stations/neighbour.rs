@@ -86,17 +86,16 @@ pub fn hear<F: Frame, T: Tables>(frame: &mut F, tables: &T, port: &Port) -> Ques
         return Question::Nothing;
     }
     match frame.read::<Arp>(14) {
-        Some(arp) if arp.operation == ARP_REQUEST => {
-            if answer::request(frame, tables, port, ethernet.src, arp).is_some() {
-                return Question::Request;
-            }
-        }
+        Some(arp) if arp.operation == ARP_REQUEST => match answer::request(frame, tables, port, ethernet.src, arp) {
+            Some(()) => Question::Request,
+            None => Question::Nothing,
+        },
         Some(arp) if arp.operation == ARP_REPLY && arp.sender_mac == ethernet.src && to_me => {
             learn(tables, port, Address::mapped(join(arp.sender)), arp.sender_mac);
+            Question::Nothing
         }
-        _ => {}
+        _ => Question::Nothing,
     }
-    Question::Nothing
 }
 
 /// Makes a [`Question::Solicitation`] the advertisement that answers it; `None` where the frame cannot be grown.

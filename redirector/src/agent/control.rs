@@ -29,6 +29,8 @@ pub enum Request {
     Status,
     /// How do your peers live?
     Nodes,
+    /// How far are your peers with your flows?
+    Replication,
     /// What would this change?
     Diff {
         /// The file's name, for mistakes.
@@ -62,6 +64,11 @@ pub enum Answer {
     },
     /// How its peers live.
     Nodes(LivenessStatus),
+    /// What replication has counted.
+    Replication {
+        /// As JSON of their own: numbers as keys would not survive the tag that tells answers apart.
+        counters: serde_json::Value,
+    },
     /// It was not done.
     Refused {
         /// Why.
@@ -172,6 +179,12 @@ pub(super) async fn answer(node: &mut Node, request: Request) -> Answer {
                 None => refused("the agent does not watch its peers yet".to_owned()),
             };
         }
+        Request::Replication => {
+            return match node.replication() {
+                Some(counters) => Answer::Replication { counters: serde_json::to_value(counters).unwrap_or_default() },
+                None => refused("flows are not replicated here".to_owned()),
+            };
+        }
         Request::Status => Ok(Vec::new()),
         Request::Diff { name, text } => node.diff(&name, &text),
         Request::Apply { name, text, expect } => node.apply(&name, &text, expect).await.map(|applied| applied.changes),
@@ -187,9 +200,17 @@ pub(super) async fn answer(node: &mut Node, request: Request) -> Answer {
 /// # Errors
 /// Where nobody answers, or it refuses.
 pub fn ask(socket: &Path, request: &Request) -> Result<Answer> {
+    ask_within(ANSWER, socket, request)
+}
+
+/// The same of what can be done without, such as by an agent that is stopped.
+///
+/// # Errors
+/// As [`ask`], also where the answer takes longer than that.
+pub fn ask_within(time: Duration, socket: &Path, request: &Request) -> Result<Answer> {
     let mut stream = UnixStream::connect(socket)
         .with_context(|| format!("no agent answers at {}: `redirector run` starts it", socket.display()))?;
-    stream.set_read_timeout(Some(ANSWER))?;
+    stream.set_read_timeout(Some(time))?;
     let mut text = serde_json::to_vec(request)?;
     text.push(b'\n');
     stream.write_all(&text).context("the agent does not take the request")?;

@@ -1,7 +1,7 @@
 //! Liveness within the agent: keeps the kernel's rules and lists in step with the configuration, feeds the detector with
 //! what the maps say, and lets peers be alive where it says so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -14,11 +14,12 @@ use siphasher::sip::SipHasher24;
 use siphasher::sip128::SipHasher24 as SipHasher128;
 use tokio::sync::watch;
 
+use super::talk::Delivered;
 use crate::config::{Config, Key};
 use crate::dataplane::flows::now;
 use crate::dataplane::image::Image;
 use crate::dataplane::liveness::LivenessMaps;
-use crate::liveness::{Action, Detector, LinkPlan, Observation, Own, Plan, Sender, Spread};
+use crate::liveness::{AGENT_SILENT, Action, Detector, LinkPlan, Observation, Own, Plan, Sender, Spread, State};
 use crate::vip::View;
 
 /// What answers may take, as a share of the interval.
@@ -26,15 +27,8 @@ const GRACE_DIVISOR: u32 = 4;
 /// The least that answers may take.
 const GRACE_MIN: Duration = Duration::from_micros(500);
 
-/// What the other rooms know that liveness asks: whether a peer has all flows that it should have from here, and whether
-/// this node has all that it should have from its peers.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Delivered {
-    /// Peers that have not been given everything yet.
-    pub(super) owed: BTreeSet<u8>,
-    /// Whether this node lacks flows of a peer that lives.
-    pub(super) lacking: bool,
-}
+/// How long a node that returns waits at most for flows that others have, before it serves without them.
+const FLOWS: Duration = Duration::from_secs(10);
 
 /// Liveness of a node.
 pub(super) struct Liveness {
@@ -44,6 +38,8 @@ pub(super) struct Liveness {
     allowed: BTreeMap<u8, bool>,
     links: Vec<(u8, u8)>,
     timeout: u64,
+    me: u8,
+    lacking_since: Option<u64>,
     own: Own,
 }
 
@@ -134,7 +130,7 @@ fn keys(config: &Config, key: [u8; 16]) -> ([[u64; 2]; 2], [u8; 2]) {
 }
 
 impl Liveness {
-    /// Starts asking; peers that were alive stay so.
+    /// Starts asking; peers that were alive stay so, and those that were suspected.
     pub(super) fn start(directory: &Path, config: &Config, key: [u8; 16], image: &Image) -> Result<Self> {
         let maps = LivenessMaps::open(directory)?;
         let sender = Sender::start(directory)?;
@@ -145,16 +141,20 @@ impl Liveness {
             allowed: BTreeMap::new(),
             links: Vec::new(),
             timeout: 0,
+            me: config.node.id,
+            lacking_since: None,
             own: Own::Returning,
         };
         liveness.configure(config, key, image)?;
-        let alive = liveness.maps.alive();
-        for node in liveness.allowed.clone().into_keys() {
-            if let (Some((row, _)), true) = (liveness.maps.admission(node), alive.is_alive(node)) {
+        for &node in liveness.allowed.keys() {
+            let (Some((row, admission)), Some(peer)) =
+                (liveness.maps.admission(node), liveness.detector.peer_mut(node))
+            else {
+                continue;
+            };
+            if admission.term != 0 {
                 let incarnation = liveness.maps.watched(row).incarnation.load() as u32;
-                if let Some(peer) = liveness.detector.peer_mut(node) {
-                    peer.adopt(incarnation);
-                }
+                peer.adopt(incarnation, !liveness.maps.is_admitted(node));
             }
         }
         liveness.sign();
@@ -225,11 +225,11 @@ impl Liveness {
         }
     }
 
-    /// Looks at all peers, and lets in who may be.
-    pub(super) fn step(&mut self, delivered: &Delivered) {
-        let (time, alive) = (now(), self.maps.alive());
+    /// Looks at all peers, and lets in who may be. `delivered` is none where flows are not replicated.
+    pub(super) fn step(&mut self, delivered: Option<&Delivered>) {
+        let time = now();
         for (&node, &allowed) in &self.allowed {
-            let seen = self.observe(node, allowed, time, &alive, delivered);
+            let seen = self.observe(node, allowed, time, delivered);
             let Some(peer) = self.detector.peer_mut(node) else { continue };
             let before = peer.state;
             match peer.observe(Duration::from_nanos(time), &seen) {
@@ -241,14 +241,45 @@ impl Liveness {
                 tracing::info!(node, from = ?before, to = ?peer.state, "a peer's state changed");
             }
         }
-        let own = self.detector.own(!delivered.lacking);
+        let lacks = self.lacks(delivered, time);
+        let own = self.detector.own(!lacks);
         if own != self.own {
             tracing::info!(from = ?self.own, to = ?own, "this node's state changed");
             self.own = own;
         }
-        let said = if delivered.lacking { state::RETURNING } else { state::ACTIVE };
+        let said = if lacks { state::RETURNING } else { state::ACTIVE };
         let vitals = Vitals { state: said, health: 100, load: 0, shed: 0, agent_age: 0 };
         self.maps.condition().vitals.store(vitals.word());
+    }
+
+    /// Whether this node must not serve yet: others that live do not count it alive, and it has not got all their flows.
+    /// A node that the others go on counting alive lost nothing, even if its agent is new.
+    fn lacks(&mut self, delivered: Option<&Delivered>, time: u64) -> bool {
+        let voices: Vec<(u8, bool)> = self
+            .links
+            .iter()
+            .map(|(node, port)| (*node, self.maps.heard(*node, *port)))
+            .filter(|(_, heard)| time.saturating_sub(heard.at.load()) <= self.timeout)
+            .filter(|(_, heard)| u128::from(Vitals::of(heard.vitals.load()).agent_age) < AGENT_SILENT.as_millis())
+            .map(|(node, heard)| {
+                let view = AliveNodes { words: std::array::from_fn(|word| heard.view[word].load()) };
+                (node, view.is_alive(self.me))
+            })
+            .collect();
+        let is_out = voices.iter().any(|(_, counted)| !counted);
+        let missing = |delivered: &Delivered| voices.iter().any(|(node, _)| !delivered.from.contains(node));
+        if !is_out || !delivered.is_some_and(missing) {
+            self.lacking_since = None;
+            return false;
+        }
+        let since = *self.lacking_since.get_or_insert(time);
+        if time.saturating_sub(since) < FLOWS.as_nanos() as u64 {
+            return true;
+        }
+        if self.own == Own::Returning {
+            tracing::warn!("peers have not delivered all their flows in {FLOWS:?}: this node serves without them");
+        }
+        false
     }
 
     /// Who is alive in whose eyes. Peers that have not been heard of within the timeout have no voice.
@@ -262,19 +293,19 @@ impl Liveness {
             let told = AliveNodes { words: std::array::from_fn(|word| heard.view[word].load()) };
             view.peers.insert(*node, told);
             let said = Vitals::of(heard.vitals.load()).state;
-            view.unwilling.set(*node, said != state::ACTIVE);
+            view.unwilling.set(*node, said == state::DRAINING);
         }
         view
     }
 
-    fn observe(&self, node: u8, allowed: bool, time: u64, alive: &AliveNodes, delivered: &Delivered) -> Observation {
+    fn observe(&self, node: u8, allowed: bool, time: u64, delivered: Option<&Delivered>) -> Observation {
         let mut seen = Observation {
             allowed,
             answers: false,
             incarnation: 0,
             vitals: Vitals::default(),
-            on: alive.is_alive(node),
-            delivered: !delivered.owed.contains(&node),
+            on: self.maps.is_admitted(node),
+            delivered: delivered.is_none_or(|delivered| delivered.to.contains(&node)) || self.waited(node, time),
         };
         let mut latest = 0;
         for (_, port) in self.links.iter().filter(|(link, _)| *link == node) {
@@ -292,6 +323,22 @@ impl Liveness {
             }
         }
         seen
+    }
+
+    /// Whether a peer that returns has waited for flows long enough.
+    fn waited(&self, node: u8, time: u64) -> bool {
+        let peer = self.detector.peers().get(&node).filter(|peer| peer.state == State::Returning);
+        peer.is_some_and(|peer| Duration::from_nanos(time).saturating_sub(peer.since) > FLOWS)
+    }
+
+    /// Whether this node serves all that it should.
+    pub(super) fn is_active(&self) -> bool {
+        self.own != Own::Returning
+    }
+
+    /// Alive bits, and the digest of the slot table.
+    pub(super) fn alive(&self) -> (AliveNodes, u64) {
+        (self.maps.alive(), self.maps.condition().slots.load())
     }
 
     /// What there is to tell.

@@ -12,6 +12,7 @@ mod committed;
 pub mod control;
 mod liveness;
 mod node;
+mod talk;
 
 use std::path::Path;
 use std::time::Duration;
@@ -33,6 +34,9 @@ const TIDY: Duration = Duration::from_secs(5);
 
 /// How often the agent gives a sign of life and looks at its peers.
 const PULSE: Duration = Duration::from_millis(20);
+
+/// How long the agent takes to say farewell at most.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How often next hops are asked for again that the kernel does not keep by itself.
 const REFRESH: Duration = Duration::from_secs(20);
@@ -90,6 +94,8 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
         }
     }
     vips.end().await;
+    // Peers notice by themselves, a little later, where this takes too long.
+    let _ = tokio::time::timeout(FAREWELL, node.end()).await;
     tracing::info!("the agent ends; the data plane stays and goes on");
     Ok(())
 }

@@ -9,13 +9,15 @@ use tokio::sync::watch;
 
 use super::committed::{self, Committed};
 use super::control;
-use super::liveness::{Delivered, Liveness, LivenessStatus};
+use super::liveness::{Liveness, LivenessStatus};
+use super::talk::Talk;
 use crate::config::{self, Config, Mistakes, XdpMode};
 use crate::dataplane::flows::now;
 use crate::dataplane::image::{self, Image, ImageError, Link, Links, NextHop};
 use crate::dataplane::maps::{Maps, MapsError};
 use crate::dataplane::{install, load};
 use crate::netlink::{self, Kept, Neighbour};
+use crate::replication;
 use crate::vip::{Fitness, View};
 
 /// A change that was made.
@@ -71,6 +73,7 @@ pub struct Node {
     maps: Maps,
     kept_by_agent: Vec<NextHop>,
     liveness: Option<Liveness>,
+    talk: Option<Talk>,
     attached: bool,
     began: Duration,
     _held: File,
@@ -228,6 +231,7 @@ impl Node {
             maps,
             kept_by_agent,
             liveness: None,
+            talk: None,
             attached: true,
             began,
             _held,
@@ -242,6 +246,7 @@ impl Node {
         let directory = load::directory(&self.config.node.pins);
         self.liveness = Some(Liveness::start(&directory, &self.config, self.key, &self.image)?);
         load::start_timer(&mut load::open(&directory, &self.config, 0)?)?;
+        self.talk = Talk::start(&self.config, &directory);
         Ok(())
     }
 
@@ -265,7 +270,8 @@ impl Node {
         view.members.extend(self.config.members.iter().map(|member| member.id).chain([me]));
         view.alive.set(me, true);
         let drains = self.config.members.iter().any(|member| member.id == me && !member.alive);
-        view.fitness = match (self.attached, drains) {
+        let serves = self.attached && self.liveness.as_ref().is_some_and(Liveness::is_active);
+        view.fitness = match (serves, drains) {
             (false, _) => Fitness::Unfit,
             (true, true) => Fitness::Draining,
             (true, false) => Fitness::Ready,
@@ -275,10 +281,13 @@ impl Node {
 
     /// Gives a sign of life, and lets peers be alive that may be.
     pub(super) fn look_at_peers(&mut self) {
-        if let Some(liveness) = &mut self.liveness {
-            liveness.sign();
-            liveness.step(&Delivered::default());
+        let Some(liveness) = &mut self.liveness else { return };
+        liveness.sign();
+        if let Some(talk) = &mut self.talk {
+            let (alive, digest) = liveness.alive();
+            talk.view(&self.image.slots, alive, digest);
         }
+        liveness.step(self.talk.as_ref().and_then(Talk::delivered).as_ref());
     }
 
     /// An interface lost its carrier, or has it again.
@@ -294,6 +303,18 @@ impl Node {
         match netlink::interfaces().await {
             Ok(all) => all.iter().for_each(|interface| self.carrier(interface.index, interface.carrier)),
             Err(error) => tracing::error!(%error, "the kernel's interfaces cannot be read"),
+        }
+    }
+
+    /// What replication has counted, where there is any.
+    pub(super) fn replication(&self) -> Option<replication::Counters> {
+        self.talk.as_ref().and_then(Talk::counters)
+    }
+
+    /// Ends talking to the peers.
+    pub(super) async fn end(&mut self) {
+        if let Some(talk) = self.talk.take() {
+            talk.end().await;
         }
     }
 
@@ -351,6 +372,9 @@ impl Node {
         (self.config, self.image, self.committed) = (next, image, committed);
         if let Some(liveness) = &mut self.liveness {
             liveness.configure(&self.config, self.key, &self.image)?;
+        }
+        if let Some(talk) = &mut self.talk {
+            talk.configure(&self.config);
         }
         Ok(Applied { version: self.committed.version, changes })
     }

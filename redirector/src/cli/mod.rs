@@ -42,7 +42,7 @@ enum Command {
     Apply(spec::Apply),
     /// Show what `apply` would change, and the version to apply it to.
     Diff(spec::Diff),
-    /// Show nodes, services, backends, paths, owners, flows, vips or stats.
+    /// Show nodes, services, backends, paths, owners, flows, vips, replication or stats.
     Get(get::Get),
     /// Show the BPF maps, decoded.
     Maps(maps::Maps),

@@ -77,7 +77,7 @@ impl Asking {
         match control::ask(&control::path(&config), request)? {
             Answer::Done { node, version, changes } => Ok((node, version, changes)),
             Answer::Refused { reason } => bail!("{reason}"),
-            Answer::Nodes(_) => bail!("the agent answers what was not asked"),
+            Answer::Nodes(_) | Answer::Replication { .. } => bail!("the agent answers what was not asked"),
         }
     }
 }

@@ -84,6 +84,14 @@ fn members(config: &Config, notes: &Notes) {
     let other = "give each node its own";
     unique(notes, members.iter().map(|member| member.id), |i| format!("member[{i}].id"), other);
     unique(notes, members.iter().map(|member| member.address), |i| format!("member[{i}].address"), other);
+    for (i, member) in members.iter().enumerate() {
+        let interfaces = std::iter::once(&member.interface).chain(member.links.iter().map(|link| &link.interface));
+        let field = |n: usize| match n.checked_sub(1) {
+            None => format!("member[{i}].interface"),
+            Some(n) => format!("member[{i}].link[{n}].interface"),
+        };
+        unique(notes, interfaces, field, "beats tell links by interface: name another, or remove the link");
+    }
     let unread = (0..members.len()).any(|i| notes.is_wrong(&format!("member[{i}].id")));
     let id = config.node.id;
     if !members.is_empty() && !unread && members.iter().all(|member| member.id != id) {

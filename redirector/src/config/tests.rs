@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod cases;
+mod liveness;
 
 const EXAMPLE: &str = include_str!("../../example.toml");
 

@@ -98,6 +98,12 @@ impl LivenessMaps {
         rows.take_while(|(row, _)| *row < NODES).find(|(_, row)| row.node == node && node != 0)
     }
 
+    /// Whether a node was let in, and the timer has not turned it off since. The alive bit follows with the next round.
+    pub fn is_admitted(&self, node: u8) -> bool {
+        let term = self.admission(node).map_or(0, |(_, admission)| u64::from(admission.term));
+        term != 0 && self.latch(node).term.load() != term
+    }
+
     /// Makes the list hold these nodes, each reached over its ports. Who is in it already keeps row and term. Says how many
     /// rows count.
     pub fn list(&self, nodes: &[(u8, u16)]) -> u32 {

@@ -30,7 +30,7 @@ const FORGIVEN: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// Nothing was heard of it yet.
+    /// It does not answer, and nothing says that it did.
     Unknown,
     /// Configured not to be used.
     Away,
@@ -55,7 +55,7 @@ pub struct Observation {
     pub incarnation: u32,
     /// What it said of itself.
     pub vitals: Vitals,
-    /// Whether its alive bit is on.
+    /// Whether nothing has turned it off since it was let in.
     pub on: bool,
     /// Whether all flows that it should have from this node have been delivered.
     pub delivered: bool,
@@ -83,6 +83,8 @@ pub struct Peer {
     pub suspicions: u64,
     /// How often it came back as the same incarnation: it had not died.
     pub false_suspicions: u64,
+    /// Whether it was suspected after it was let in last.
+    fallen: bool,
     incarnation: u32,
     flaps: u32,
     not_before: Duration,
@@ -97,6 +99,7 @@ impl Peer {
             admitted: false,
             suspicions: 0,
             false_suspicions: 0,
+            fallen: false,
             incarnation: 0,
             flaps: 0,
             not_before: Duration::ZERO,
@@ -123,9 +126,7 @@ impl Peer {
             return None;
         }
         if !seen.answers || seen.incarnation == 0 {
-            if !matches!(self.state, State::Unknown | State::Suspect) {
-                self.enter(State::Unknown, now);
-            }
+            self.enter(if self.fallen { State::Suspect } else { State::Unknown }, now);
             return None;
         }
         let ready = matches!(seen.vitals.state, state::ACTIVE | state::DRAINING) && seen.delivered;
@@ -133,7 +134,7 @@ impl Peer {
             self.enter(State::Returning, now);
             return None;
         }
-        if self.suspicions > 0 && self.incarnation == seen.incarnation {
+        if std::mem::take(&mut self.fallen) && self.incarnation == seen.incarnation {
             self.false_suspicions += 1;
         }
         self.incarnation = seen.incarnation;
@@ -142,15 +143,15 @@ impl Peer {
         Some(Action::Admit(seen.incarnation))
     }
 
-    /// An agent that starts finds a peer let in already.
-    pub fn adopt(&mut self, incarnation: u32) {
-        self.admitted = true;
+    /// An agent that starts finds a peer let in already, as this incarnation; it may have fallen since.
+    pub fn adopt(&mut self, incarnation: u32, fallen: bool) {
+        (self.admitted, self.fallen) = (!fallen, fallen);
         self.incarnation = incarnation;
-        self.state = State::Alive;
+        self.state = if fallen { State::Suspect } else { State::Alive };
     }
 
     fn suspected(&mut self, now: Duration) {
-        self.admitted = false;
+        (self.admitted, self.fallen) = (false, true);
         self.suspicions += 1;
         self.not_before = now + (DAMPING * 2u32.saturating_pow(self.flaps.min(16))).min(DAMPING_MAX);
         self.flaps += 1;

@@ -1,7 +1,7 @@
 //! The thread that asks: real-time priority, absolute times, no allocation that grows, and nothing shared that it waits for.
 //!
 //! It wakes at every interval, or at every [`LOOK`] if that is shorter, to see whether alive bits changed: a change is told
-//! to the agent, and beaten out to all peers at once. When it was late by more than an interval it leaves the rounds in
+//! to the agent, and beaten out at once to all peers that answer. When it was late by more than an interval it leaves the rounds in
 //! between out, so that its own stall looks like nobody's death.
 
 use std::collections::BTreeMap;
@@ -202,13 +202,13 @@ impl Work {
                     self.read_next_hops();
                     self.reread = time + REREAD;
                 }
-                self.ask(time);
+                self.ask(time, false);
                 let missed = (time - round) / interval;
                 self.figures.sender.skipped += missed;
                 round += (missed + 1) * interval;
             }
             if self.look() {
-                self.ask(now());
+                self.ask(now(), true);
             }
             self.record();
             if time >= publish {
@@ -267,8 +267,9 @@ impl Work {
         }
     }
 
-    /// Sends a request on every link.
-    fn ask(&mut self, time: u64) {
+    /// Sends a request on every link, or between two rounds on those whose last was answered: else what is remembered of
+    /// a link would reach back less far than its rounds, and a silent peer's time be over early.
+    fn ask(&mut self, time: u64, between: bool) {
         let Some(plan) = &self.plan else { return };
         let condition = self.maps.condition();
         let mut vitals = Vitals::of(condition.vitals.load());
@@ -281,7 +282,11 @@ impl Work {
         for link in &self.links {
             let LinkPlan { node, path, interface, mac } = &link.plan;
             let sent = self.maps.sent(*node, path.port);
-            let number = sent.sequence.load() + 1;
+            let last = sent.sequence.load();
+            if between && self.maps.heard(*node, path.port).answered.load() != last {
+                continue;
+            }
+            let number = last + 1;
             let mut beat = Beat::default();
             beat.set_head(&plan.watch, plan.cluster, Kind::Request, plan.node, *node);
             beat.set_turn(number, self.nonce_base.wrapping_add(number), 0, time);

@@ -240,3 +240,29 @@ fn routes_and_features_are_read() {
         assert!(xdp_features(lo).await.expect("features").is_none_or(|features| !features.native));
     });
 }
+
+#[test]
+fn own_routes_come_and_go_and_others_stay() {
+    with_veth(|_| async {
+        let own = [(address("192.0.2.1"), 32), (address("2001:db8::1"), 128), (address("198.51.100.0"), 28)];
+        assert_eq!(owned_routes(201, 201).await.expect("a table that is not there is empty"), []);
+        ip("route add 192.0.2.9/32 dev near table 201");
+        for _ in 0..2 {
+            for prefix in own {
+                put_route(prefix, 201, 201).await.expect("put in");
+            }
+        }
+        let mut found = owned_routes(201, 201).await.expect("a list");
+        found.sort();
+        let mut expected = own.to_vec();
+        expected.sort();
+        assert_eq!(found, expected);
+        for prefix in own.into_iter().chain(own) {
+            drop_route(prefix, 201, 201).await.expect("taken out, or gone already");
+        }
+        assert_eq!(owned_routes(201, 201).await.expect("a list"), []);
+        let others =
+            Command::new("ip").args(["route", "show", "table", "201"]).output().expect("iproute2 is installed");
+        assert!(String::from_utf8_lossy(&others.stdout).contains("192.0.2.9"), "{others:?}");
+    });
+}

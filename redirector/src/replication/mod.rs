@@ -28,6 +28,8 @@ pub mod receive;
 mod shell;
 pub mod store;
 mod stream;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 mod worker;
 

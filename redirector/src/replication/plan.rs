@@ -11,7 +11,8 @@ pub const RECENT: u64 = 5;
 pub struct View {
     /// The slots; their number is a power of two, or none.
     pub slots: Vec<Slot>,
-    /// Who is alive.
+    /// Who is alive. A node that is left out has its flows copied to the next rank, where they stay until they are over,
+    /// so this should not follow every suspicion.
     pub alive: AliveNodes,
 }
 

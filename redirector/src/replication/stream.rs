@@ -22,7 +22,7 @@ use super::plan::SlotSet;
 const KEEPALIVE: Duration = Duration::from_secs(1);
 /// Longest wait after failures.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// Wait after the first failure.
+/// Wait after the second failure in a row; after the first there is none.
 const BACKOFF: Duration = Duration::from_millis(50);
 /// Wait after a batch that sending again does not help.
 const REFUSED: Duration = Duration::from_secs(5);
@@ -245,11 +245,13 @@ impl Peer {
         flight.flows.into_iter().rev().for_each(|(flow, _)| self.pending.push_front(flow));
     }
 
-    /// Waits longer after each failure.
+    /// Waits longer after each failure in a row.
     pub(super) fn back_off(&mut self, now: u64) {
-        let wait = BACKOFF.saturating_mul(1 << self.failures.min(10)).min(BACKOFF_MAX);
+        if self.failures > 0 {
+            let wait = BACKOFF.saturating_mul(1 << (self.failures - 1).min(10)).min(BACKOFF_MAX);
+            self.not_before = now + wait.as_nanos() as u64;
+        }
         self.failures += 1;
-        self.not_before = now + wait.as_nanos() as u64;
     }
 
     /// Waits long: the peer does not want what it gets.

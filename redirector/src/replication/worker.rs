@@ -22,7 +22,10 @@ const ANSWERS: usize = 256;
 /// How often it is looked who is connected, and counters are put down.
 const LOOK: Duration = Duration::from_millis(50);
 /// How often names and idle times are read without anybody saying that they changed.
-const NAMES: Duration = Duration::from_secs(5);
+const NAMES: Duration = Duration::from_secs(10);
+
+/// How often it is told of one and the same trouble.
+const WARNING: Duration = Duration::from_secs(10);
 
 /// What came of a batch.
 struct Answered {
@@ -40,6 +43,7 @@ pub(super) struct Worker {
     answered: (Sender<Answered>, Receiver<Answered>),
     looked: Instant,
     named: Instant,
+    warned: Option<Instant>,
 }
 
 impl Worker {
@@ -52,7 +56,17 @@ impl Worker {
     ) -> Self {
         let machine = Machine::new(shared.own, pace, shared.live.clone());
         let now = Instant::now();
-        Self { shared, machine, runtime, changed, prevailed, answered: bounded(ANSWERS), looked: now, named: now }
+        Self {
+            shared,
+            machine,
+            runtime,
+            changed,
+            prevailed,
+            answered: bounded(ANSWERS),
+            looked: now,
+            named: now,
+            warned: None,
+        }
     }
 
     /// Runs until replication ends.
@@ -91,7 +105,10 @@ impl Worker {
         }
         self.prevailed.try_iter().for_each(|key| self.machine.handle_prevailed(key, now()));
         if self.shared.heard.loss.swap(false, Relaxed) {
-            tracing::warn!("changes of flows were lost on their way from the data plane: the flow tables are walked");
+            if self.warned.is_none_or(|at| at.elapsed() > WARNING) {
+                self.warned = Some(Instant::now());
+                tracing::warn!("changes of flows were lost between data plane and agent: the flow tables are walked");
+            }
             self.machine.handle_loss();
         }
         let known = self.shared.known();

@@ -5,15 +5,15 @@
 //! members suspect it: this node's own view is one voice, the views that peers beat out are the others. Where no majority
 //! is in sight, a probe for the VIP must stay unanswered besides.
 //!
-//! ```text
-//!            fit            the best that is in         every better one is out,
-//!   Off ───────────► Asking ◄────────────── Standby ───────────────────────┐ by a majority
-//!    ▲                 │ answered ▲                                        ▼
-//!    │                 ▼          │ no majority        unanswered      ┌► Held ──► announced
-//!    │              Refused ──────┴──────────────────► (Asking) ───────┘   │ a better one is in again
-//!    └── not fit ── (from any) ─── damped, by a majority ──────────────►   ▼
-//!                                                        answered ◄── Yielding (holds on until somebody else answers)
-//! ```
+//! | state | left when |
+//! |---|---|
+//! | off | this node becomes ready: a better one is in → standby, else → asking |
+//! | standby | a majority says that every better one is out → held; it seems so without a majority → asking |
+//! | asking | probes stay unanswered → held; somebody answers → refused; a better one is in → standby |
+//! | refused | damped → held; without a majority after a while → asking; a better one is in → standby |
+//! | held | a better one is in, or this node drains → yielding |
+//! | yielding | damped, and somebody else answers a probe → standby or off; every better one is out again → held |
+//! | any | this node is unfit → off |
 //!
 //! So two may hold a VIP for a moment, which does no harm since every node serves it; nobody holding it lasts no longer
 //! than detection, or detection and the probes.
@@ -346,5 +346,4 @@ fn hold(vip: IpAddr, actions: &mut Vec<Action>) -> State {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

@@ -5,6 +5,7 @@ mod flows;
 mod nodes;
 mod owners;
 mod paths;
+mod replication;
 mod services;
 mod stats;
 mod vips;
@@ -21,7 +22,7 @@ use crate::dataplane::maps::{Maps, MapsError, read};
 pub(super) use services::ranges;
 pub(super) use vips::lines as vip_lines;
 
-/// Show nodes, services, backends, paths, owners, flows, vips or stats.
+/// Show nodes, services, backends, paths, owners, flows, vips, replication or stats.
 #[derive(Debug, clap::Args)]
 pub(super) struct Get {
     #[command(subcommand)]
@@ -51,6 +52,8 @@ enum What {
     /// Virtual addresses.
     #[command(visible_alias = "vip")]
     Vips(Plain),
+    /// How far peers are with the flows that they are to have.
+    Replication(Plain),
     /// What became of packets, and how full the flow tables are.
     Stats(stats::Stats),
 }
@@ -74,6 +77,7 @@ impl Get {
             What::Vips(Plain { target, output }) => {
                 output.list(vips::list(&View::open(&target)?, target.config()?.as_ref())?)
             }
+            What::Replication(Plain { target, output }) => replication::show(&target, output),
             What::Owners(command) => command.run(),
             What::Flows(command) => command.run(),
             What::Stats(command) => command.run(),

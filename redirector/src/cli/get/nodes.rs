@@ -2,6 +2,7 @@
 //! what the agent has measured stands beside it where it answers.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::Result;
 use redirector_ebpf::abi::PORTS;
@@ -20,6 +21,9 @@ use crate::dataplane::flows::now;
 use crate::dataplane::image::ip;
 use crate::dataplane::maps::{MapsError, read};
 use crate::liveness::AGENT_SILENT;
+
+/// How long an agent is waited for, which may be stopped.
+const ANSWER: Duration = Duration::from_secs(1);
 
 #[derive(Serialize)]
 pub(super) struct Node {
@@ -125,7 +129,7 @@ pub(super) fn show(view: &View, target: &Target, output: Output) -> Result<()> {
 /// What the agent has to say, if there is one.
 fn ask(target: &Target) -> Option<LivenessStatus> {
     let config = target.config().ok()??;
-    match control::ask(&control::path(&config), &Request::Nodes) {
+    match control::ask_within(ANSWER, &control::path(&config), &Request::Nodes) {
         Ok(Answer::Nodes(status)) => Some(status),
         _ => None,
     }

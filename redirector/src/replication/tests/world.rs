@@ -1,17 +1,26 @@
 //! The nodes and what is between them.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
 
+use redirector_ebpf::hash::HashKey;
 use redirector_ebpf::packet::{Address, Tuple, protocol};
 use redirector_ebpf::tables::flow::{Entry, Record, State as FlowState};
-use redirector_ebpf::tables::names::NameKey;
+use redirector_ebpf::tables::names::{NameKey, kind};
 use redirector_ebpf::tables::{AliveNodes, Slot};
 
-use super::super::*;
-use crate::dataplane::flows::Put;
-use crate::replication::plan::wants;
+use crate::dataplane::flows::{Flow, Put};
+use crate::dataplane::registry::Registry;
+use crate::replication::PeerCounters;
+use crate::replication::key::FlowKey;
+use crate::replication::live::Live;
+use crate::replication::machine::{Identity, Machine, Outgoing, Pace};
+use crate::replication::plan::{View, wants};
 use crate::replication::receive::Receiver;
+use crate::replication::store::Flows;
+use crate::replication::wire::Answer;
 
 pub(super) const MILLISECOND: u64 = 1_000_000;
 pub(super) const SECOND: u64 = 1_000 * MILLISECOND;
@@ -20,7 +29,7 @@ pub(super) const PENDING: usize = 1_000;
 const TICK: u64 = 5 * MILLISECOND;
 const DELAY: u64 = 2 * MILLISECOND;
 const TIMEOUT: u64 = 300 * MILLISECOND;
-const CLUSTER: u32 = 7;
+pub(super) const CLUSTER: u32 = 7;
 const SLOTS: usize = 64;
 const HASH_KEY: HashKey = [3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41];
 const IDLE: [u16; 8] = [0, 40, 7_200, 40, 40, 40, 40, 0];
@@ -92,7 +101,7 @@ pub(super) struct Node {
     pub(super) receiver: Receiver,
     pub(super) live: Arc<Live>,
     pub(super) flows: Table,
-    names: Registry,
+    pub(super) names: Registry,
     alive: bool,
     deaf: bool,
     damage: bool,
@@ -137,7 +146,7 @@ fn tuple(port: u16) -> Tuple {
     Tuple { src: address(1), dst: address(2), sport: port, dport: 443, protocol: protocol::TCP }
 }
 
-fn key(port: u16) -> FlowKey {
+pub(super) fn key(port: u16) -> FlowKey {
     FlowKey::new(&tuple(port), false)
 }
 
@@ -149,7 +158,7 @@ enum Message {
 
 pub(super) struct World {
     pub(super) nodes: BTreeMap<u8, Node>,
-    now: u64,
+    pub(super) now: u64,
     view: View,
     cuts: BTreeSet<(u8, u8)>,
     messages: Vec<(u64, Message)>,
@@ -174,7 +183,7 @@ impl World {
         &self.nodes[&id]
     }
 
-    fn node_mut(&mut self, id: u8) -> &mut Node {
+    pub(super) fn node_mut(&mut self, id: u8) -> &mut Node {
         self.nodes.get_mut(&id).expect("a node")
     }
 

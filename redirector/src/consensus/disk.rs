@@ -1,0 +1,77 @@
+//! Where records are kept. A disk knows keys and bytes; what they mean, and whether they are whole, is the log's matter.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::RangeInclusive;
+
+use super::frame::Kind;
+
+/// What a record is filed under: its kind, and its log index where it has one.
+pub type Key = (u8, u64);
+
+/// The key of a record.
+pub fn key(kind: Kind, index: u64) -> Key {
+    (kind as u8, index)
+}
+
+/// Records to write and to drop, all or nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Records that go.
+    pub drops: Vec<RangeInclusive<Key>>,
+    /// Records that come, after the others have gone.
+    pub puts: Vec<(Key, Vec<u8>)>,
+}
+
+/// A place for records.
+pub trait Disk {
+    /// All records.
+    ///
+    /// # Errors
+    /// Where the disk fails, or what is on it cannot be read as records.
+    fn read(&mut self) -> io::Result<BTreeMap<Key, Vec<u8>>>;
+
+    /// Changes records. When it returns without an error they outlive a power cut; with one, either all has changed or
+    /// nothing, and the same batch may be written again.
+    ///
+    /// # Errors
+    /// Where the disk fails or is full.
+    fn write(&mut self, batch: &Batch) -> io::Result<()>;
+
+    /// Puts what is there out of the way, for whoever wants to look at it, and begins empty.
+    ///
+    /// # Errors
+    /// Where the disk fails.
+    fn set_aside(&mut self) -> io::Result<()>;
+}
+
+/// A disk in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// The records; they may be damaged from outside.
+    pub records: BTreeMap<Key, Vec<u8>>,
+    /// Whether writes fail as on a full disk.
+    pub is_full: bool,
+}
+
+impl Disk for Memory {
+    fn read(&mut self) -> io::Result<BTreeMap<Key, Vec<u8>>> {
+        Ok(self.records.clone())
+    }
+
+    fn write(&mut self, batch: &Batch) -> io::Result<()> {
+        if self.is_full {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        for range in &batch.drops {
+            self.records.retain(|key, _| !range.contains(key));
+        }
+        self.records.extend(batch.puts.iter().cloned());
+        Ok(())
+    }
+
+    fn set_aside(&mut self) -> io::Result<()> {
+        self.records.clear();
+        Ok(())
+    }
+}

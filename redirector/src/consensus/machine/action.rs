@@ -1,0 +1,187 @@
+//! What goes into a machine and what comes out of it.
+
+use serde::{Deserialize, Serialize};
+
+use super::{COMMAND_BYTES, Role};
+use crate::consensus::state::{Command, Refusal};
+
+/// Who a machine is.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cluster.
+    pub cluster: u32,
+    /// This node.
+    pub node: u8,
+    /// The other nodes that it was told of.
+    pub peers: Vec<u8>,
+    /// Where its agent is reached.
+    pub address: String,
+    /// The share of the slots that it would like as a new member.
+    pub weight: u32,
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// Where chance comes from; another one with every start.
+    pub seed: u128,
+    /// Entries after which a snapshot is taken.
+    pub snapshot_every: u64,
+}
+
+/// Names a proposal towards whoever proposed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProposalId(pub u64);
+
+/// What a machine wants done or known.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Send this to a node, if it can be reached.
+    Send {
+        /// The node.
+        to: u8,
+        /// A letter.
+        bytes: Vec<u8>,
+    },
+    /// A command was committed and has been applied to the state.
+    Applied {
+        /// Its index.
+        index: u64,
+        /// What it was.
+        command: Command,
+        /// Whether it changed anything.
+        outcome: Result<(), Refusal>,
+    },
+    /// A proposal of this machine was committed.
+    Committed {
+        /// Which one.
+        proposal: ProposalId,
+        /// Its index.
+        index: u64,
+        /// Whether it changed anything.
+        outcome: Result<(), Refusal>,
+        /// On how many voters' disks it is known to be.
+        durable_on: usize,
+        /// Of how many.
+        of: usize,
+    },
+    /// A proposal of this machine changes nothing, now or later.
+    Refused {
+        /// Which one.
+        proposal: ProposalId,
+        /// Why.
+        why: NotTaken,
+    },
+    /// A proposal of this machine may be committed later, or not: it may be repeated.
+    Unknown {
+        /// Which one.
+        proposal: ProposalId,
+    },
+    /// The state, the role or the seats are others now.
+    StateChanged,
+    /// Something for the journal.
+    Told(Event),
+}
+
+/// Why a proposal is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum NotTaken {
+    /// Another node leads.
+    #[error("node {0} leads")]
+    NotLeader(u8),
+    /// Too few voters are reached.
+    #[error("no majority of the voters is reached: nothing can be changed until more nodes are back")]
+    NoQuorum,
+    /// The node is not part of the cluster yet, or not any more.
+    #[error("this node has no seat in the cluster: `redirector bootstrap` begins one, a member lets it join")]
+    NoSeat,
+    /// Its disk takes no writes.
+    #[error("this node's disk takes no writes")]
+    Disk,
+    /// Another change of seats comes first.
+    #[error("another change of who has a seat is under way: try again")]
+    Busy,
+    /// A leader does not unseat itself: it has asked another one to lead.
+    #[error("this node leads; it has asked another one to take over: try again")]
+    Leads,
+    /// It was replaced by what another leader proposed.
+    #[error("another leader has replaced it: try again")]
+    Dropped,
+    /// It is longer than a message may be.
+    #[error("it is longer than {COMMAND_BYTES} bytes")]
+    TooLong,
+}
+
+impl NotTaken {
+    /// Whether the same proposal may be taken in a moment.
+    pub fn may_pass(self) -> bool {
+        matches!(self, Self::NotLeader(_) | Self::NoQuorum | Self::Busy | Self::Leads | Self::Dropped)
+    }
+}
+
+/// What happened, for the journal.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Event {
+    /// Another role.
+    #[error("{role:?} in term {term}")]
+    Role {
+        /// The role.
+        role: Role,
+        /// The term.
+        term: u64,
+    },
+    /// Records were found to be damaged.
+    #[error(
+        "damaged records of the log were found: {entries} entries, {snapshots} snapshots; peers are asked for them"
+    )]
+    Damaged {
+        /// How many entries.
+        entries: usize,
+        /// How many snapshots.
+        snapshots: usize,
+    },
+    /// All of them have been fetched.
+    #[error("the damaged records of the log have been fetched from node {from}")]
+    Repaired {
+        /// The peer that had the last of them.
+        from: u8,
+    },
+    /// The disk has been set aside.
+    #[error("the log is lost ({why}); it is set aside, and this node comes back as a learner")]
+    Reborn {
+        /// What was lost.
+        why: String,
+    },
+    /// The disk takes no writes.
+    #[error("the log's disk takes no writes: {0}")]
+    DiskFails(String),
+    /// It does again.
+    #[error("the log's disk takes writes again")]
+    DiskWorks,
+    /// The machine has stopped.
+    #[error("agreement has stopped on this node: {0}")]
+    Stopped(String),
+}
+
+/// Why a cluster is not begun.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    /// The node has a log already.
+    #[error("this node is part of a cluster already: a cluster begins once")]
+    Begun,
+    /// The disk fails.
+    #[error("the log cannot be written")]
+    Io(#[from] std::io::Error),
+}
+
+/// A disk without a seat, as its node tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// The disk.
+    pub disk: u128,
+    /// The node's incarnation.
+    pub incarnation: u64,
+    /// Where its agent is reached.
+    pub address: String,
+    /// The share of the slots that it would like.
+    pub weight: u32,
+    /// When it was last heard.
+    pub(super) tick: u64,
+}

@@ -1,0 +1,134 @@
+//! What becomes of entries that are committed, and of the log behind them.
+
+use std::sync::Arc;
+
+use raft::Storage as _;
+use raft::eraftpb::{self, ConfChangeSingle, ConfChangeType, ConfChangeV2, EntryType};
+
+use super::running::{Pending, Running};
+use super::{Action, NotTaken, Own};
+use crate::consensus::disk::Disk;
+use crate::consensus::frame::FrameError;
+use crate::consensus::state::{Command, Refusal, State};
+use crate::consensus::wire::{Snapshot, node_of, number};
+
+impl<D: Disk> Running<D> {
+    /// Applies what is committed.
+    pub(super) fn apply(&mut self, own: &mut Own, entries: Vec<eraftpb::Entry>) {
+        for entry in entries {
+            if self.stopped.is_some() {
+                return;
+            }
+            let outcome = self.apply_one(own, &entry);
+            if let Some(Pending { term, proposal, .. }) = self.pending.remove(&entry.index) {
+                own.out.push(match outcome {
+                    Some(outcome) if term == entry.term => {
+                        let of = self.voters.len();
+                        let durable_on = self.copies(entry.index);
+                        Action::Committed { proposal, index: entry.index, outcome, durable_on, of }
+                    }
+                    _ => Action::Refused { proposal, why: NotTaken::Dropped },
+                });
+            }
+        }
+    }
+
+    /// Applies an entry; none if it has no command.
+    fn apply_one(&mut self, own: &mut Own, entry: &eraftpb::Entry) -> Option<Result<(), Refusal>> {
+        let changes_seats = entry.get_entry_type() != EntryType::EntryNormal;
+        let bytes = if changes_seats { &entry.context } else { &entry.data };
+        if bytes.is_empty() {
+            Arc::make_mut(&mut own.state).skip(entry.index);
+            return None;
+        }
+        let command = match Command::open(bytes) {
+            Ok(command) => command,
+            Err(error) => {
+                self.stopped = Some(format!("log entry {} cannot be applied: {}", entry.index, explain(error)));
+                return None;
+            }
+        };
+        let change = change_of_seats(&own.state, &command);
+        let state = Arc::make_mut(&mut own.state);
+        let outcome = match (&change, changes_seats) {
+            // Between proposal and now the node got a seat, which raft was not told to take away.
+            (Some(change), false) => {
+                state.skip(entry.index);
+                Err(Refusal::Stale(node_of(change.changes[0].node_id)))
+            }
+            _ => state.apply(entry.index, &command),
+        };
+        if let (Ok(()), Some(change)) = (&outcome, change) {
+            match self.raw.apply_conf_change(&change) {
+                Ok(seats) => {
+                    (self.voters, self.learners) = (seats.voters, seats.learners);
+                    self.voters.sort_unstable();
+                    self.learners.sort_unstable();
+                }
+                Err(error) => self.stopped = Some(format!("log entry {}: {error}", entry.index)),
+            }
+        }
+        own.out.push(Action::Applied { index: entry.index, command, outcome: outcome.clone() });
+        own.out.push(Action::StateChanged);
+        Some(outcome)
+    }
+
+    /// On how many voters' disks a committed entry is known to be.
+    fn copies(&self, index: u64) -> usize {
+        let has = |seat: &&u64| self.raft().prs().get(**seat).is_some_and(|progress| progress.matched >= index);
+        let known = self.voters.iter().filter(has).count();
+        known.max(self.voters.len() / 2 + 1)
+    }
+
+    /// A snapshot of what is applied.
+    pub(super) fn snapshot(&self, state: &Arc<State>) -> Option<Snapshot> {
+        let term = self.log().term(state.version).ok().filter(|&term| term > 0)?;
+        let (voters, learners) = (self.voters.clone(), self.learners.clone());
+        (!voters.is_empty()).then(|| Snapshot { term, voters, learners, state: State::clone(state) })
+    }
+
+    /// Takes a snapshot when one is due, and drops what is well before it.
+    pub(super) fn compact(&mut self, own: &mut Own) {
+        let kept = self.log().snapshot().map_or(0, |(snapshot, _)| snapshot.index());
+        let is_due = own.state.version >= kept + own.config.snapshot_every
+            || self.log().needs_newer_snapshot() && own.state.version > kept;
+        if self.held.is_some() || self.stopped.is_some() || !is_due {
+            return;
+        }
+        if let Some(snapshot) = self.snapshot(&own.state)
+            && let Err(error) = self.raw.mut_store().compact(snapshot)
+        {
+            own.disk_fails(&error);
+        }
+    }
+}
+
+/// What a command means for raft, in a state.
+pub(super) fn change_of_seats(state: &State, command: &Command) -> Option<ConfChangeV2> {
+    let seat = |id: &u8| state.members.get(id).and_then(|member| member.seat);
+    let (kind, seat) = match command {
+        Command::Join { id, disk, .. } => (ConfChangeType::AddLearnerNode, number(*id, *disk)),
+        Command::Promote { id, disk } => (ConfChangeType::AddNode, number(*id, *disk)),
+        Command::Retire { id, disk } => (ConfChangeType::RemoveNode, number(*id, *disk)),
+        Command::Leave(id) => (ConfChangeType::RemoveNode, number(*id, seat(id)?.disk)),
+        _ => return None,
+    };
+    let mut single = ConfChangeSingle::default();
+    single.set_change_type(kind);
+    single.node_id = seat;
+    let mut change = ConfChangeV2::default();
+    change.set_changes(vec![single].into());
+    Some(change)
+}
+
+/// Whether a change takes a disk's seat away.
+pub(super) fn unseats(change: &ConfChangeV2, seat: u64) -> bool {
+    change.changes.iter().any(|single| single.node_id == seat && single.get_change_type() == ConfChangeType::RemoveNode)
+}
+
+fn explain(error: FrameError) -> String {
+    match error {
+        FrameError::Damaged => "it is damaged; restart this node to fetch it from its peers".to_owned(),
+        error => error.to_string(),
+    }
+}

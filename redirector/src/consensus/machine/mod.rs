@@ -1,0 +1,362 @@
+//! A node's part in agreement, without sockets, clocks or threads.
+//!
+//! ```text
+//! handle_message(from, bytes) ─┐              ┌─► Send: a message to a node
+//! propose(command) ────────────┼─► Machine ───┼─► Applied: a command was committed, on every node alike
+//! tick() ──────────────────────┘    │  ▲      ├─► Committed, Refused, Unknown: what became of a proposal
+//!                                   ▼  │      └─► Told: for the journal
+//!                                   disk
+//! ```
+//!
+//! A machine begins in one of three ways. With an empty disk it greets its peers, until one of them gives it a learner's
+//! seat; only [`Machine::bootstrap`] begins a cluster. With a whole log it goes on where it was. With damaged entries or a
+//! damaged snapshot it fetches them from its peers first, and is as good as down until it has them. Where the vote is lost,
+//! or nobody has what is damaged, the disk is set aside and the machine begins with an empty one, as someone else.
+//!
+//! While the disk fails or is full the machine neither votes nor acknowledges, and goes on when the disk does.
+//!
+//! The same inputs give the same outputs: time is counted in ticks, and chance comes from the seed.
+
+mod action;
+mod commit;
+mod draws;
+mod guard;
+mod repair;
+mod running;
+mod status;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use action::{Action, BootstrapError, Config, Event, NotTaken, ProposalId, Stranger};
+pub use status::{Counters, Peer, Role, Status};
+
+use super::disk::Disk;
+use super::frame::FrameError;
+use super::log::{Damage, Identity, Log, OpenError, Opening};
+use super::state::{Command, State};
+use super::wire::{Body, Letter, Snapshot, number};
+use draws::Draws;
+use repair::{Done, Repair};
+use running::Running;
+
+/// Ticks between a leader's heartbeats.
+pub const HEARTBEAT: usize = 5;
+
+/// Ticks without a leader after which a node may stand for election; drawn from here to twice as many.
+pub const ELECTION: usize = 25;
+
+/// Ticks between attempts at what may fail: a full disk, a peer that is not there yet.
+const AGAIN: u64 = 25;
+
+/// Ticks after which a proposal that is neither committed nor replaced is called unknown.
+const PATIENCE: u64 = 250;
+
+/// The longest command, so that it fits a message with room to spare.
+const COMMAND_BYTES: usize = 8 << 20;
+
+/// A node's part in agreement.
+pub struct Machine<D: Disk> {
+    own: Own,
+    phase: Phase<D>,
+}
+
+/// What a machine has in every phase.
+struct Own {
+    config: Config,
+    draws: Draws,
+    tick: u64,
+    state: Arc<State>,
+    out: Vec<Action>,
+    counters: Counters,
+    proposals: u64,
+    heard: BTreeMap<u8, u64>,
+    strangers: BTreeMap<u8, Stranger>,
+    disk_fails: bool,
+}
+
+enum Phase<D: Disk> {
+    /// A disk that shall become an empty log.
+    Blank {
+        disk: D,
+        /// Whether what is on it is to be set aside before.
+        has_remains: bool,
+    },
+    Repairing(Box<Repair<D>>),
+    Running(Box<Running<D>>),
+    Stopped,
+}
+
+impl<D: Disk> Machine<D> {
+    /// A machine on its disk.
+    ///
+    /// # Errors
+    /// [`OpenError`], where the disk must be left as it is.
+    pub fn new(config: Config, disk: D) -> Result<Self, OpenError> {
+        let opening = Opening::of(disk, config.cluster, config.node)?;
+        let mut own = Own {
+            draws: Draws::new(config.seed),
+            config,
+            tick: 0,
+            state: Arc::default(),
+            out: Vec::new(),
+            counters: Counters::default(),
+            proposals: 0,
+            heard: BTreeMap::new(),
+            strangers: BTreeMap::new(),
+            disk_fails: false,
+        };
+        let phase = match opening {
+            Opening::Fresh(disk) => Phase::Blank { disk, has_remains: false },
+            Opening::Lost(disk, why) => own.reborn(disk, why),
+            Opening::There(log, damage) => own.begin(*log, damage),
+        };
+        let mut machine = Self { own, phase };
+        machine.try_blank();
+        machine.look_for_stop();
+        Ok(machine)
+    }
+
+    /// Begins a cluster of this node alone, with the state that `genesis` gives for its disk's UUID.
+    ///
+    /// # Errors
+    /// [`BootstrapError`].
+    pub fn bootstrap(&mut self, genesis: impl FnOnce(u128) -> State) -> Result<(), BootstrapError> {
+        self.try_blank();
+        match std::mem::replace(&mut self.phase, Phase::Stopped) {
+            Phase::Running(running) if running.log().snapshot().is_none() && !running.has_heard_a_leader() => {
+                let mut log = running.into_log();
+                let identity = log.identity();
+                let voters = vec![number(identity.node, identity.disk)];
+                let snapshot = Snapshot { term: 1, voters, learners: Vec::new(), state: genesis(identity.disk) };
+                let written = log.persist(Some(snapshot), &[], None);
+                self.phase = self.own.begin(log, Damage::default());
+                Ok(written?)
+            }
+            blank @ Phase::Blank { .. } => {
+                self.phase = blank;
+                Err(BootstrapError::Io(std::io::ErrorKind::StorageFull.into()))
+            }
+            phase => {
+                self.phase = phase;
+                Err(BootstrapError::Begun)
+            }
+        }
+    }
+
+    /// Takes a message that the transport says is from this node.
+    pub fn handle_message(&mut self, from: u8, bytes: &[u8]) {
+        let letter = match Letter::open(self.own.config.cluster, bytes) {
+            Ok(letter) if from != self.own.config.node => letter,
+            refused => {
+                self.own.counters.refuse(refused.err().unwrap_or(FrameError::Foreign));
+                return;
+            }
+        };
+        self.own.heard.insert(from, self.own.tick);
+        match (letter.body, &mut self.phase) {
+            (Body::Hello { incarnation, address, weight }, _) => {
+                let (disk, tick) = (letter.disk, self.own.tick);
+                self.own.strangers.insert(from, Stranger { disk, incarnation, address, weight, tick });
+            }
+            (Body::Raft(step), Phase::Running(running)) => running.handle(&mut self.own, from, letter.disk, step),
+            (Body::Fetch { entries, snapshot }, Phase::Running(running)) => {
+                let commit = running.raft().raft_log.committed;
+                let now = || running.snapshot(&self.own.state);
+                let body = repair::answer(running.log(), commit, &entries, snapshot, now);
+                self.own.send(from, running.log().identity().disk, body);
+            }
+            (Body::Fetch { entries, snapshot }, Phase::Repairing(repair)) => {
+                let (disk, body) = repair.answer(&entries, snapshot);
+                self.own.send(from, disk, body);
+            }
+            (Body::Fetched { entries, commit, snapshot }, Phase::Repairing(repair)) => {
+                let done = repair.take(&mut self.own, from, entries, commit, snapshot);
+                self.end_repair(done);
+            }
+            _ => self.own.counters.out_of_turn += 1,
+        }
+        self.look_for_stop();
+    }
+
+    /// Proposes a command. What becomes of it is told by an action, once.
+    pub fn propose(&mut self, command: &Command) -> ProposalId {
+        self.own.proposals += 1;
+        let proposal = ProposalId(self.own.proposals);
+        match &mut self.phase {
+            Phase::Running(running) => running.propose(&mut self.own, proposal, command),
+            _ => self.own.out.push(Action::Refused { proposal, why: NotTaken::NoSeat }),
+        }
+        self.look_for_stop();
+        proposal
+    }
+
+    /// Asks another voter to lead, if this node does.
+    pub fn resign(&mut self) {
+        if let Phase::Running(running) = &mut self.phase {
+            running.resign(&mut self.own);
+        }
+    }
+
+    /// Lets one tick pass.
+    pub fn tick(&mut self) {
+        self.own.tick += 1;
+        match &mut self.phase {
+            Phase::Blank { .. } if self.own.tick.is_multiple_of(AGAIN) => self.try_blank(),
+            Phase::Running(running) => running.tick(&mut self.own),
+            Phase::Repairing(repair) => {
+                let done = repair.tick(&mut self.own);
+                self.end_repair(done);
+            }
+            Phase::Blank { .. } | Phase::Stopped => {}
+        }
+        self.look_for_stop();
+    }
+
+    /// What is to be done or known since the last call.
+    pub fn poll(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.own.out)
+    }
+
+    /// Who it is.
+    pub fn config(&self) -> &Config {
+        &self.own.config
+    }
+
+    /// What is agreed on, as far as this node knows.
+    pub fn state(&self) -> &Arc<State> {
+        &self.own.state
+    }
+
+    /// Disks without a seat that were heard of lately, by node.
+    pub fn strangers(&self) -> impl Iterator<Item = (u8, &Stranger)> {
+        let is_one = |(id, stranger): &(&u8, &Stranger)| {
+            let seat = self.own.state.members.get(id).and_then(|member| member.seat);
+            seat.is_none_or(|seat| seat.disk != stranger.disk) && self.own.tick - stranger.tick <= 4 * AGAIN
+        };
+        self.own.strangers.iter().filter(is_one).map(|(&id, stranger)| (id, stranger))
+    }
+
+    /// The disk, while there is one to speak of; for tests that damage it.
+    pub fn disk_mut(&mut self) -> Option<&mut D> {
+        match &mut self.phase {
+            Phase::Blank { disk, .. } => Some(disk),
+            Phase::Repairing(repair) => Some(repair.log_mut().disk_mut()),
+            Phase::Running(running) => Some(running.log_mut().disk_mut()),
+            Phase::Stopped => None,
+        }
+    }
+
+    /// Makes an empty log of a disk that has none.
+    fn try_blank(&mut self) {
+        match std::mem::replace(&mut self.phase, Phase::Stopped) {
+            Phase::Blank { disk, has_remains } => self.phase = self.own.blank(disk, has_remains),
+            phase => self.phase = phase,
+        }
+    }
+
+    fn end_repair(&mut self, done: Done) {
+        if done == Done::NotYet {
+            return;
+        }
+        match std::mem::replace(&mut self.phase, Phase::Stopped) {
+            Phase::Repairing(repair) => {
+                let (log, damage) = repair.into_parts();
+                self.phase = match done {
+                    Done::GaveUp => self.own.reborn(log.into_disk(), "no peer has what is damaged".to_owned()),
+                    _ => self.own.begin(log, damage),
+                };
+                self.try_blank();
+            }
+            phase => self.phase = phase,
+        }
+    }
+
+    fn look_for_stop(&mut self) {
+        if let Phase::Running(running) = &mut self.phase
+            && let Some(why) = running.why_stopped()
+        {
+            running.give_up_on_proposals(&mut self.own, 0);
+            self.own.out.push(Action::Told(Event::Stopped(why.clone())));
+            self.own.counters.stopped = Some(why);
+            self.phase = Phase::Stopped;
+        }
+    }
+}
+
+impl Own {
+    /// What follows when a disk's promises are lost.
+    fn reborn<D: Disk>(&mut self, disk: D, why: String) -> Phase<D> {
+        self.counters.reborn += 1;
+        self.out.push(Action::Told(Event::Reborn { why }));
+        self.state = Arc::default();
+        Phase::Blank { disk, has_remains: true }
+    }
+
+    /// Makes an empty log, under a new UUID.
+    fn blank<D: Disk>(&mut self, mut disk: D, has_remains: bool) -> Phase<D> {
+        if has_remains && let Err(error) = disk.set_aside() {
+            self.disk_fails(&error);
+            return Phase::Blank { disk, has_remains };
+        }
+        let identity = Identity { cluster: self.config.cluster, node: self.config.node, disk: self.draws.uuid() };
+        match Log::create(disk, identity) {
+            Ok(log) => self.begin(log, Damage::default()),
+            Err((disk, error)) => {
+                self.disk_fails(&error);
+                Phase::Blank { disk, has_remains: false }
+            }
+        }
+    }
+
+    /// Goes on with a log.
+    fn begin<D: Disk>(&mut self, log: Log<D>, damage: Damage) -> Phase<D> {
+        if let Some((snapshot, _)) = log.snapshot() {
+            self.state = Arc::new(snapshot.state.clone());
+        }
+        if damage.is_empty() {
+            return match Running::start(self, log) {
+                Ok(running) => Phase::Running(Box::new(running)),
+                Err(why) => {
+                    self.counters.stopped = Some(why.clone());
+                    self.out.push(Action::Told(Event::Stopped(why)));
+                    Phase::Stopped
+                }
+            };
+        }
+        let (entries, snapshots) = (damage.entries.len(), usize::from(damage.snapshot.is_some()));
+        self.counters.damaged += entries + snapshots;
+        self.out.push(Action::Told(Event::Damaged { entries, snapshots }));
+        if self.peers().is_empty() {
+            return self.reborn(log.into_disk(), "records are damaged and there is no peer to ask".to_owned());
+        }
+        Phase::Repairing(Box::new(Repair::new(log, damage)))
+    }
+
+    /// All other nodes that are known of.
+    fn peers(&self) -> Vec<u8> {
+        let known = self.config.peers.iter().chain(self.state.members.keys()).copied();
+        let peers: std::collections::BTreeSet<u8> = known.filter(|&id| id != self.config.node).collect();
+        peers.into_iter().collect()
+    }
+
+    fn send(&mut self, to: u8, disk: u128, body: Body) {
+        let bytes = Letter { disk, body }.seal(self.config.cluster);
+        self.out.push(Action::Send { to, bytes });
+    }
+
+    fn disk_fails(&mut self, error: &std::io::Error) {
+        self.counters.disk_failures += 1;
+        if !self.disk_fails {
+            self.disk_fails = true;
+            self.out.push(Action::Told(Event::DiskFails(error.to_string())));
+        }
+    }
+
+    fn disk_works(&mut self) {
+        if self.disk_fails {
+            self.disk_fails = false;
+            self.out.push(Action::Told(Event::DiskWorks));
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! What a leader proposes of itself, from the state and from what all nodes report.
+//!
+//! | seen | proposed |
+//! |---|---|
+//! | a majority of the others has suspected a node for a while | it is down |
+//! | a node that is down is heard again and nobody suspects it; or its maps are new | it is returning |
+//! | a returning node has the flows of all slots that it is ranked in | it is up |
+//! | slots are not ranked as they should be | first more ranks, then, once the flows are there, the right order |
+//! | a slot's previous owner has been asked for long enough | it is forgotten |
+//! | every node has installed a step of a pool's change | the next step |
+//! | a disk without a seat belongs to a member | the old seat is taken away, a learner's is given, then the vote |
+//!
+//! One step of each kind is under way at a time. A planner knows no clock: it is told the time, in milliseconds of any
+//! clock that never goes back. Nothing in it outlives a leader: the next one sees the same and comes to the same.
+
+mod pools;
+mod slots;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::frame::{self, FrameError, Kind};
+use super::machine::{Role, Status, Stranger};
+use super::state::{Command, RowSet, Standing, State};
+
+/// What a node tells the leader, now and then and whenever it changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// The nodes that it suspects.
+    pub suspects: BTreeSet<u8>,
+    /// The nodes whose data plane answers while their agent has been silent for too long.
+    pub silent: BTreeSet<u8>,
+    /// The version of the state that its data plane goes by.
+    pub installed: u64,
+    /// The flows are here of all slots that rank it and have not changed since this version.
+    pub resynced: u64,
+    /// By pool, rows that have flows off their current backend. A pool that is not named has not been looked at since
+    /// the version that is installed.
+    pub restless: BTreeMap<String, RowSet>,
+}
+
+impl Report {
+    /// Its form on the wire.
+    pub fn seal(&self, cluster: u32) -> Vec<u8> {
+        frame::seal(Kind::Report, cluster.into(), self)
+    }
+
+    /// Reads the wire's form.
+    ///
+    /// # Errors
+    /// [`FrameError`].
+    pub fn open(cluster: u32, bytes: &[u8]) -> Result<Self, FrameError> {
+        frame::open(Kind::Report, cluster.into(), bytes)
+    }
+}
+
+/// How patient a planner is, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// A node is down after it was suspected for so long.
+    pub down: u64,
+    /// A node returns after nobody has suspected it for so long.
+    pub back: u64,
+    /// A report that is older says nothing.
+    pub report: u64,
+    /// Previous owners are asked for so long.
+    pub forwarding: u64,
+    /// Rows of one pool are settled bit by bit this far apart, while some have old flows.
+    pub settling: u64,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { down: 10_000, back: 2_000, report: 1_000, forwarding: 60_000, settling: 30_000 }
+    }
+}
+
+/// Which steps must not be under way together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Concern {
+    /// Whether nodes serve.
+    Standing,
+    /// Who owns slots.
+    Slots,
+    /// Whose previous owners are asked.
+    Forwarding,
+    /// How pools change.
+    Pools,
+    /// Who has a seat.
+    Seats,
+}
+
+/// What a planner sees of the machine.
+pub struct View<'a> {
+    /// The state.
+    pub state: &'a State,
+    /// The machine.
+    pub status: &'a Status,
+    /// Disks without a seat.
+    pub strangers: BTreeMap<u8, &'a Stranger>,
+    /// Nodes that may become members: those that the configuration names.
+    pub welcome: &'a BTreeSet<u8>,
+}
+
+/// Entries that a learner may lack when it gets its vote.
+const LEARNT: u64 = 16;
+
+/// A leader's plans.
+pub struct Planner {
+    patience: Patience,
+    reports: BTreeMap<u8, (u64, Report)>,
+    suspected_since: BTreeMap<u8, u64>,
+    well_since: BTreeMap<u8, u64>,
+    under_way: BTreeSet<Concern>,
+    target: slots::Target,
+    forwarding: slots::Forwarding,
+    settled_at: BTreeMap<String, u64>,
+}
+
+impl Planner {
+    /// A planner that has heard nothing yet.
+    pub fn new(patience: Patience) -> Self {
+        Self {
+            patience,
+            reports: BTreeMap::new(),
+            suspected_since: BTreeMap::new(),
+            well_since: BTreeMap::new(),
+            under_way: BTreeSet::new(),
+            target: slots::Target::default(),
+            forwarding: slots::Forwarding::default(),
+            settled_at: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a node's report.
+    pub fn handle_report(&mut self, from: u8, report: Report, now: u64) {
+        self.reports.insert(from, (now, report));
+    }
+
+    /// The step of a concern has come to an end, whatever it was.
+    pub fn finished(&mut self, concern: Concern) {
+        self.under_way.remove(&concern);
+    }
+
+    /// What to propose now; [`Planner::finished`] is owed for each.
+    pub fn plan(&mut self, view: &View<'_>, now: u64) -> Vec<(Concern, Command)> {
+        self.watch(view.state, now);
+        if view.status.role != Role::Leader {
+            self.under_way.clear();
+            return Vec::new();
+        }
+        let mut plans = Vec::new();
+        for concern in [Concern::Standing, Concern::Slots, Concern::Forwarding, Concern::Pools, Concern::Seats] {
+            if self.under_way.contains(&concern) {
+                continue;
+            }
+            let command = match concern {
+                Concern::Standing => self.standing(view.state, now),
+                Concern::Slots => self.slots(view.state, now),
+                Concern::Forwarding => self.forwarding.step(view.state, now, self.patience.forwarding),
+                Concern::Pools => self.pools(view.state, now),
+                Concern::Seats => seats(view),
+            };
+            if let Some(command) = command {
+                self.under_way.insert(concern);
+                plans.push((concern, command));
+            }
+        }
+        plans
+    }
+
+    /// A node's report, unless it is too old.
+    fn report(&self, id: u8, now: u64) -> Option<&Report> {
+        self.reports.get(&id).filter(|(at, _)| now - at <= self.patience.report).map(|(_, report)| report)
+    }
+
+    /// Whether most of the other nodes that are there say something of a node.
+    fn most_say(&self, state: &State, id: u8, now: u64, says: impl Fn(&Report) -> &BTreeSet<u8>) -> bool {
+        let others = state.members.iter().filter(|&(&other, member)| other != id && member.is_present());
+        let (mut all, mut those) = (0, 0);
+        for (&other, _) in others {
+            all += 1;
+            those += usize::from(self.report(other, now).is_some_and(|report| says(report).contains(&id)));
+        }
+        those * 2 > all
+    }
+
+    /// Notes since when nodes are suspected, and since when they are well.
+    fn watch(&mut self, state: &State, now: u64) {
+        for &id in state.members.keys() {
+            let is_suspect = self.most_say(state, id, now, |report| &report.suspects);
+            let is_suspect_to_anyone = state
+                .members
+                .keys()
+                .any(|&other| self.report(other, now).is_some_and(|one| one.suspects.contains(&id)));
+            note(&mut self.suspected_since, id, is_suspect, now);
+            let is_well = !is_suspect_to_anyone && self.report(id, now).is_some();
+            note(&mut self.well_since, id, is_well, now);
+        }
+    }
+
+    fn standing(&mut self, state: &State, now: u64) -> Option<Command> {
+        let for_long = |since: &BTreeMap<u8, u64>, id, long| since.get(&id).is_some_and(|&at| now - at >= long);
+        self.set_target(state, now);
+        state.members.iter().find_map(|(&id, member)| {
+            let incarnation = member.incarnation;
+            if member.is_present() && for_long(&self.suspected_since, id, self.patience.down) {
+                return Some(Command::NodeDown { id, incarnation });
+            }
+            let report = self.report(id, now)?;
+            let is_back = member.standing == Standing::Down && for_long(&self.well_since, id, self.patience.back);
+            if report.incarnation > incarnation || is_back && report.incarnation == incarnation {
+                return Some(Command::NodeReturning { id, incarnation: report.incarnation });
+            }
+            let is_ready = member.standing == Standing::Returning && report.incarnation == incarnation;
+            (is_ready && self.has_its_flows(state, id, report)).then_some(Command::NodeUp { id, incarnation })
+        })
+    }
+}
+
+fn note(since: &mut BTreeMap<u8, u64>, id: u8, holds: bool, now: u64) {
+    if holds {
+        since.entry(id).or_insert(now);
+    } else {
+        since.remove(&id);
+    }
+}
+
+fn seats(view: &View<'_>) -> Option<Command> {
+    let learnt = view.status.peers.iter().find_map(|peer| {
+        let seat = view.state.members.get(&peer.id)?.seat.filter(|seat| !seat.votes)?;
+        let matched =
+            peer.matched.filter(|matched| peer.is_heard && matched + LEARNT >= view.status.last && *matched > 0);
+        matched.map(|_| Command::Promote { id: peer.id, disk: seat.disk })
+    });
+    learnt.or_else(|| {
+        view.strangers.iter().find_map(|(&id, stranger)| {
+            let member = view.state.members.get(&id);
+            match member.and_then(|member| member.seat) {
+                Some(seat) => Some(Command::Retire { id, disk: seat.disk }),
+                None if member.is_some() || view.welcome.contains(&id) => Some(Command::Join {
+                    id,
+                    disk: stranger.disk,
+                    address: stranger.address.clone(),
+                    weight: stranger.weight,
+                    incarnation: stranger.incarnation,
+                }),
+                None => None,
+            }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests;

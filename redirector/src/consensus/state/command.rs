@@ -1,0 +1,369 @@
+//! The commands of the log, and what each does to a state.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::pool::{Definition, Pool, Rows};
+use super::{Member, Seat, Standing, State, slots};
+use crate::consensus::frame::{self, FrameError, Kind};
+use crate::ownership::Ranks;
+
+/// A change that is proposed. In the log and on the wire its variants go by number: new ones come last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Another configuration.
+    Apply {
+        /// TOML.
+        text: String,
+        /// The version that it is meant to follow.
+        expect: Option<u64>,
+        /// The pools of the text.
+        pools: BTreeMap<String, Definition>,
+    },
+    /// Who holds each VIP, and who after it.
+    PlanVips(BTreeMap<String, Vec<u8>>),
+    /// A node is dead: those behind it in its slots' ranks move up.
+    NodeDown {
+        /// Which one.
+        id: u8,
+        /// The incarnation that is dead.
+        incarnation: u64,
+    },
+    /// A node is back, or has lost its maps: it owns nothing until its flows are there.
+    NodeReturning {
+        /// Which one.
+        id: u8,
+        /// Its incarnation now.
+        incarnation: u64,
+    },
+    /// The flows of a node's slots are there.
+    NodeUp {
+        /// Which one.
+        id: u8,
+        /// The incarnation that has them.
+        incarnation: u64,
+    },
+    /// A node shall give its slots away.
+    Drain(
+        /// Which one.
+        u8,
+    ),
+    /// It may have slots again.
+    Undrain(
+        /// Which one.
+        u8,
+    ),
+    /// Other shares of the slots.
+    SetWeights(BTreeMap<u8, u32>),
+    /// Other owners of neighbouring slots.
+    Move {
+        /// The first slot.
+        first: u32,
+        /// Its ranks, those of the next slot, and so on.
+        ranks: Vec<Ranks>,
+    },
+    /// The previous owners of slots that have not changed since this index are asked no more.
+    Forget {
+        /// The index.
+        unchanged_since: u64,
+    },
+    /// A pool's change goes on by one step.
+    PoolStep {
+        /// The pool.
+        pool: String,
+        /// Index of the step that this one follows.
+        since: u64,
+        /// The step.
+        advance: Advance,
+    },
+    /// A disk gets a learner's seat, and its node becomes a member if it is none.
+    Join {
+        /// The node.
+        id: u8,
+        /// The disk's UUID.
+        disk: u128,
+        /// Where its agent is reached.
+        address: String,
+        /// Its share of the slots against the others', if it is new.
+        weight: u32,
+        /// Its incarnation.
+        incarnation: u64,
+    },
+    /// A learner votes from now on.
+    Promote {
+        /// The node.
+        id: u8,
+        /// The disk's UUID.
+        disk: u128,
+    },
+    /// A disk that was lost has no seat any more; its node stays a member.
+    Retire {
+        /// The node.
+        id: u8,
+        /// The disk's UUID.
+        disk: u128,
+    },
+    /// A node is a member no more.
+    Leave(
+        /// Which one.
+        u8,
+    ),
+}
+
+/// How a pool's change goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Advance {
+    /// The new backends become current.
+    Switch,
+    /// No flow of these rows is off current.
+    Agree(Rows),
+    /// The dispute of the rows that were agreed on ends.
+    Settle,
+}
+
+/// Why a command changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// Someone else has changed the configuration meanwhile.
+    #[error("version {present} is in force, not {expected}: look at `diff` again")]
+    Version {
+        /// The version in force.
+        present: u64,
+        /// The version that was expected.
+        expected: u64,
+    },
+    /// The node is no member.
+    #[error("node {0} is not a member of the cluster")]
+    Unknown(u8),
+    /// The command is about another incarnation or disk of the node, or about a state that it has left.
+    #[error("node {0} has moved on: this was meant for what it was before")]
+    Stale(u8),
+    /// It would leave nobody to vote.
+    #[error("node {0} is the last voter: the cluster would end with it")]
+    LastVoter(u8),
+    /// It would leave nobody to own slots.
+    #[error("node {0} is the last one that owns slots: undrain or join another one first")]
+    LastOwner(u8),
+    /// Ranks or slots that cannot be.
+    #[error("slots from {first} cannot be ranked so")]
+    Ranks {
+        /// The first slot.
+        first: u32,
+    },
+    /// The pool's change does not stand there any more.
+    #[error("the pool's change does not stand where this step begins")]
+    OutOfTurn,
+    /// Too many changes of a pool are unsettled.
+    #[error("pool `{0}` has too many changes that are not settled: wait until old flows have ended")]
+    Unsettled(String),
+    /// The seat is taken by another disk.
+    #[error("node {0} has a seat with another disk: it must be retired first")]
+    Seated(u8),
+}
+
+impl Command {
+    /// Its form in the log.
+    pub fn seal(&self) -> Vec<u8> {
+        frame::seal(Kind::Command, 0, self)
+    }
+
+    /// Reads the log's form.
+    ///
+    /// # Errors
+    /// [`FrameError`].
+    pub fn open(bytes: &[u8]) -> Result<Self, FrameError> {
+        frame::open(Kind::Command, 0, bytes)
+    }
+
+    /// Whether it changes who has a seat.
+    pub fn changes_seats(&self) -> bool {
+        matches!(self, Self::Join { .. } | Self::Promote { .. } | Self::Retire { .. } | Self::Leave(_))
+    }
+}
+
+/// Does what a command says, or nothing.
+pub(super) fn apply(state: &mut State, index: u64, command: &Command) -> Result<(), Refusal> {
+    match command {
+        Command::Apply { text, expect, pools } => specify(state, index, text, *expect, pools),
+        Command::PlanVips(vips) => plan_vips(state, vips),
+        Command::NodeDown { id, incarnation } => down(state, index, *id, *incarnation),
+        Command::NodeReturning { id, incarnation } => returning(state, index, *id, *incarnation),
+        Command::NodeUp { id, incarnation } => up(state, *id, *incarnation),
+        Command::Drain(id) => drain(state, *id),
+        Command::Undrain(id) => member(state, *id).map(|member| member.draining = false),
+        Command::SetWeights(weights) => set_weights(state, weights),
+        Command::Move { first, ranks } => move_slots(state, index, *first, ranks),
+        Command::Forget { unchanged_since } => {
+            slots::forget(state, *unchanged_since, index);
+            Ok(())
+        }
+        Command::PoolStep { pool, since, advance } => pool_step(state, index, pool, *since, advance),
+        Command::Join { id, disk, address, weight, incarnation } => {
+            let seat = Some(Seat { disk: *disk, votes: false });
+            let (address, weight, incarnation) = (address.clone(), *weight, *incarnation);
+            let standing = Standing::Returning;
+            join(state, *id, Member { address, weight, seat, standing, draining: false, incarnation })
+        }
+        Command::Promote { id, disk } => {
+            let seat = member(state, *id)?.seat.as_mut().filter(|seat| seat.disk == *disk);
+            seat.map(|seat| seat.votes = true).ok_or(Refusal::Stale(*id))
+        }
+        Command::Retire { id, disk } => retire(state, *id, *disk),
+        Command::Leave(id) => leave(state, index, *id),
+    }
+}
+
+fn member(state: &mut State, id: u8) -> Result<&mut Member, Refusal> {
+    state.members.get_mut(&id).ok_or(Refusal::Unknown(id))
+}
+
+fn specify(
+    state: &mut State,
+    index: u64,
+    text: &str,
+    expect: Option<u64>,
+    pools: &BTreeMap<String, Definition>,
+) -> Result<(), Refusal> {
+    let present = state.specification.version;
+    if let Some(expected) = expect.filter(|expected| *expected != present) {
+        return Err(Refusal::Version { present, expected });
+    }
+    let full = |(name, pool): &(&String, &Pool)| {
+        !pool.takes_change() && pools.get(*name).is_some_and(|definition| definition != pool.latest())
+    };
+    if let Some((name, _)) = state.pools.iter().find(full) {
+        return Err(Refusal::Unsettled(name.clone()));
+    }
+    state.pools.retain(|name, _| pools.contains_key(name));
+    for (name, definition) in pools {
+        match state.pools.get_mut(name) {
+            Some(pool) => pool.change(definition, index),
+            None => drop(state.pools.insert(name.clone(), Pool::settled(definition.clone(), index))),
+        }
+    }
+    if state.specification.text != text {
+        state.specification.version += 1;
+        text.clone_into(&mut state.specification.text);
+    }
+    Ok(())
+}
+
+fn plan_vips(state: &mut State, vips: &BTreeMap<String, Vec<u8>>) -> Result<(), Refusal> {
+    match vips.values().flatten().find(|id| !state.members.contains_key(id)) {
+        Some(&id) => Err(Refusal::Unknown(id)),
+        None => {
+            state.vips.clone_from(vips);
+            Ok(())
+        }
+    }
+}
+
+fn down(state: &mut State, index: u64, id: u8, incarnation: u64) -> Result<(), Refusal> {
+    let member = member(state, id)?;
+    if member.incarnation != incarnation || !member.is_present() {
+        return Err(Refusal::Stale(id));
+    }
+    member.standing = Standing::Down;
+    slots::take_out(state, id, index);
+    Ok(())
+}
+
+fn returning(state: &mut State, index: u64, id: u8, incarnation: u64) -> Result<(), Refusal> {
+    let member = member(state, id)?;
+    let has_lost_its_maps = incarnation > member.incarnation;
+    let is_back = incarnation == member.incarnation && !member.is_present();
+    if !has_lost_its_maps && !is_back {
+        return Err(Refusal::Stale(id));
+    }
+    (member.standing, member.incarnation) = (Standing::Returning, incarnation);
+    slots::take_out(state, id, index);
+    Ok(())
+}
+
+fn up(state: &mut State, id: u8, incarnation: u64) -> Result<(), Refusal> {
+    let member = member(state, id)?;
+    if member.incarnation != incarnation || member.standing != Standing::Returning {
+        return Err(Refusal::Stale(id));
+    }
+    member.standing = Standing::Up;
+    Ok(())
+}
+
+fn drain(state: &mut State, id: u8) -> Result<(), Refusal> {
+    member(state, id)?;
+    if !state.members.iter().any(|(&other, member)| other != id && member.due() > 0) {
+        return Err(Refusal::LastOwner(id));
+    }
+    member(state, id).map(|member| member.draining = true)
+}
+
+fn set_weights(state: &mut State, weights: &BTreeMap<u8, u32>) -> Result<(), Refusal> {
+    if let Some(&id) = weights.keys().find(|id| !state.members.contains_key(id)) {
+        return Err(Refusal::Unknown(id));
+    }
+    for (id, &weight) in weights {
+        member(state, *id)?.weight = weight;
+    }
+    Ok(())
+}
+
+fn move_slots(state: &mut State, index: u64, first: u32, ranks: &[Ranks]) -> Result<(), Refusal> {
+    let present = |id: u8| id == 0 || state.is_present(id);
+    let fits = (first as usize).checked_add(ranks.len()).is_some_and(|end| end <= state.slots.len());
+    if !fits || !ranks.iter().all(|&ranks| slots::are_ranks(ranks) && ranks.into_iter().all(present)) {
+        return Err(Refusal::Ranks { first });
+    }
+    slots::rank(state, first as usize, ranks, index);
+    Ok(())
+}
+
+fn pool_step(state: &mut State, index: u64, name: &str, since: u64, advance: &Advance) -> Result<(), Refusal> {
+    let pool = state.pools.get_mut(name).filter(|pool| pool.since == since).ok_or(Refusal::OutOfTurn)?;
+    match advance {
+        Advance::Switch => pool.switch(index),
+        Advance::Agree(rows) => pool.agree(rows.clone(), index),
+        Advance::Settle => pool.settle(index),
+    }
+}
+
+fn join(state: &mut State, id: u8, new: Member) -> Result<(), Refusal> {
+    if id == 0 || id == u8::MAX {
+        return Err(Refusal::Unknown(id));
+    }
+    match state.members.get_mut(&id) {
+        Some(member) if member.seat.is_some() => return Err(Refusal::Seated(id)),
+        Some(member) => (member.address, member.seat) = (new.address, new.seat),
+        None => drop(state.members.insert(id, new)),
+    }
+    Ok(())
+}
+
+/// Whether others would be left to vote without a node.
+fn others_vote(state: &State, id: u8) -> bool {
+    let votes = |member: &Member| member.seat.is_some_and(|seat| seat.votes);
+    state.members.iter().any(|(&other, member)| other != id && votes(member))
+}
+
+fn retire(state: &mut State, id: u8, disk: u128) -> Result<(), Refusal> {
+    let member = member(state, id)?;
+    if member.seat.is_none_or(|seat| seat.disk != disk) {
+        return Err(Refusal::Stale(id));
+    }
+    if !others_vote(state, id) {
+        return Err(Refusal::LastVoter(id));
+    }
+    self::member(state, id)?.seat = None;
+    Ok(())
+}
+
+fn leave(state: &mut State, index: u64, id: u8) -> Result<(), Refusal> {
+    member(state, id)?;
+    if !others_vote(state, id) {
+        return Err(Refusal::LastVoter(id));
+    }
+    state.members.remove(&id);
+    slots::take_out(state, id, index);
+    state.vips.values_mut().for_each(|holders| holders.retain(|&holder| holder != id));
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! Three nodes with real sockets, threads and files. Waits have bounds that only a fault reaches.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::net::{genesis, text};
+use crate::config::IdentityFiles;
+use crate::consensus::driver::{self, Handle, ProposeError, Settings};
+use crate::consensus::machine::{Config, NotTaken, Role};
+use crate::consensus::planner::{Patience, Report};
+use crate::consensus::state::{Command, MemberState, Refusal};
+use crate::pki;
+use crate::transport::{self, Identity, Transport};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+struct Cluster {
+    scratch: PathBuf,
+    nodes: BTreeMap<u8, (Handle, Transport)>,
+    starts: u128,
+}
+
+impl Cluster {
+    async fn of(nodes: u8) -> Self {
+        let scratch = std::env::temp_dir().join(format!("redirector-consensus-{}-{nodes}", std::process::id()));
+        std::fs::create_dir_all(scratch.join("ca")).unwrap();
+        pki::init(&scratch.join("ca"), 7, false).unwrap();
+        let mut cluster = Self { scratch, nodes: BTreeMap::new(), starts: 0 };
+        for id in 1..=nodes {
+            cluster.start(id, nodes).await;
+        }
+        cluster.nodes[&1].0.bootstrap(Box::new(|disk| genesis(1, disk))).await.unwrap();
+        cluster
+    }
+
+    async fn start(&mut self, id: u8, nodes: u8) {
+        self.starts += 1;
+        let out = self.scratch.join(format!("start{}", self.starts));
+        std::fs::create_dir_all(&out).unwrap();
+        let issued = pki::issue(&self.scratch.join("ca"), id.into(), &out, 30).unwrap();
+        let ca = self.scratch.join("ca/ca.crt");
+        let files = IdentityFiles { ca, certificate: issued.certificate, private_key: issued.key };
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let identity = Identity::read(&files).unwrap();
+        let (transport, inboxes) = transport::start(identity, id, listen, Vec::new()).unwrap();
+        let peers: Vec<u8> = (1..=nodes).filter(|&peer| peer != id).collect();
+        let machine = Config {
+            cluster: 7,
+            node: id,
+            peers: peers.clone(),
+            address: transport.local_address().to_string(),
+            weight: 1,
+            incarnation: 1,
+            seed: self.starts << 64 | u128::from(std::process::id()),
+            snapshot_every: 100,
+        };
+        let file = self.scratch.join(format!("node{id}.redb"));
+        let welcome = peers.into_iter().collect();
+        let settings = Settings { machine, file, patience: Patience::default(), welcome, alone: None };
+        let handle = driver::start(settings, transport.clone(), inboxes.consensus).unwrap();
+        self.nodes.insert(id, (handle, transport));
+        let members: Vec<_> = self.nodes.iter().map(|(&id, (_, transport))| (id, transport.local_address())).collect();
+        for (&own, (_, transport)) in &self.nodes {
+            transport.set_members(members.iter().copied().filter(|member| member.0 != own).collect());
+        }
+    }
+
+    async fn end(&mut self, id: u8) {
+        let (handle, transport) = self.nodes.remove(&id).unwrap();
+        handle.end().await;
+        transport.close().await;
+    }
+
+    /// Waits until something holds of every node, each of which reports that it is done with everything.
+    async fn until(&self, what: &str, holds: impl Fn(&Handle) -> bool) {
+        let waited = timeout(PATIENCE, async {
+            while !self.nodes.values().all(|(handle, _)| holds(handle)) {
+                for (handle, _) in self.nodes.values() {
+                    let version = handle.state().borrow().version;
+                    let report = Report { incarnation: 1, installed: version, resynced: version, ..Report::default() };
+                    handle.report(report);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        let shown = || self.nodes.values().map(|(handle, _)| handle.overview().borrow().clone()).collect::<Vec<_>>();
+        assert!(waited.await.is_ok(), "{what}: {:#?}", shown());
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.scratch);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_join_agree_lose_one_and_take_it_back() {
+    let mut cluster = Cluster::of(3).await;
+    cluster
+        .until("everyone votes, serves and owns slots", |handle| {
+            let state = handle.state().borrow().clone();
+            let overview = handle.overview().borrow().clone();
+            let is_done = |id: &u8| state.members.get(id).is_some_and(|one| one.state() == MemberState::Up);
+            overview.status.peers.iter().filter(|peer| peer.votes).count() == 3
+                && [1, 2, 3].iter().all(is_done)
+                && state.has_two_owners_each()
+        })
+        .await;
+    for (id, (handle, _)) in &cluster.nodes {
+        let done = handle.propose(text(&format!("from node {id}"))).await.unwrap();
+        assert!(done.durable_on >= 2 && done.of == 3, "{done:?}");
+    }
+    let version = cluster.nodes[&1].0.state().borrow().specification.version;
+    let stale = Command::Apply { text: "stale".to_owned(), expect: Some(1), pools: BTreeMap::new() };
+    let refused = cluster.nodes[&2].0.propose(stale).await;
+    assert!(matches!(refused, Err(ProposeError::Refused(Refusal::Version { expected: 1, .. }))), "{refused:?}");
+
+    let leader = cluster.nodes[&1].0.overview().borrow().status.leader.unwrap();
+    cluster.end(leader).await;
+    let other = *cluster.nodes.keys().next().unwrap();
+    let after = cluster.nodes[&other].0.propose(text("without the old leader")).await.unwrap();
+    assert!(after.version > version && (after.durable_on, after.of) == (2, 3));
+    cluster.start(leader, 3).await;
+    cluster.until("the old leader follows", |handle| handle.state().borrow().version >= after.index).await;
+    assert_eq!(cluster.nodes[&leader].0.overview().borrow().counters.reborn, 0);
+
+    let last = *cluster.nodes.keys().next().unwrap();
+    for id in cluster.nodes.keys().copied().filter(|&id| id != last).collect::<Vec<_>>() {
+        cluster.end(id).await;
+    }
+    let (handle, _) = &cluster.nodes[&last];
+    let mut overview = handle.overview();
+    timeout(PATIENCE, overview.wait_for(|overview| overview.status.role != Role::Leader)).await.unwrap().unwrap();
+    let refused = handle.propose(text("alone")).await;
+    assert_eq!(refused, Err(ProposeError::NotTaken(NotTaken::NoQuorum)));
+    cluster.end(last).await;
+}

@@ -1,0 +1,5 @@
+//! Tests of machines together.
+
+mod cluster;
+mod driver;
+pub(super) mod net;
