@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use xtask::lab::{Topology, VIPS4, VIPS6};
+use xtask::lab::{Seen, Topology, VIPS4, VIPS6};
 use xtask::traffic::{ECHO_PORT, HTTP_PORT, LongConnections, LongReport, Stream, StreamReport, Streaming};
 
 use crate::agent::adopted;
@@ -44,9 +44,7 @@ impl Traffic {
 
 fn cluster(name: &str) -> Result<Scene> {
     let topology = Topology::for_test(name);
-    let scene = Scene::up(&topology, every_kind(&topology, &["l2", "ipip"]))?;
-    wait_until("every node sees every other", || Ok(scene.suspicions()?.is_empty()))?;
-    Ok(scene)
+    Scene::up(&topology, every_kind(&topology, &["l2", "ipip"]))
 }
 
 fn nothing_broke(long: &LongReport) -> Result<()> {
@@ -57,26 +55,55 @@ fn nothing_broke(long: &LongReport) -> Result<()> {
 /// Each node in turn, while the two others take the packets in.
 #[test]
 fn a_silent_death_breaks_no_connection() -> Result<()> {
-    let scene = cluster("silent")?;
+    each_dies_in_turn(&cluster("silent")?, |scene, others| {
+        scene.lab.steer(VIPS4, others)?;
+        scene.lab.steer(VIPS6, others)
+    })
+}
+
+/// Each node in turn, while packets come in at whichever holds their VIP; so what the dead one held is taken over.
+#[test]
+fn the_death_of_a_vip_s_holder_breaks_no_connection() -> Result<()> {
+    let topology = Topology::for_test("holder");
+    let scene = Scene::without_agents(&topology, every_kind(&topology, &["l2", "ipip"]).with_holders())?;
+    scene.lab.on_link()?;
+    scene.lab.start_agents()?;
+    for node in scene.lab.nodes() {
+        ensure!(!scene.lab.held(&node)?.is_empty(), "{node} holds no VIP");
+    }
+    each_dies_in_turn(&scene, |_, _| Ok(()))
+}
+
+/// Kills each node, sees that no flow stays silent and no connection breaks, and lets it come back. `prepare` says where
+/// packets come in while only the others live.
+fn each_dies_in_turn(scene: &Scene, prepare: impl Fn(&Scene, &[&str]) -> Result<()>) -> Result<()> {
     let nodes = scene.lab.nodes();
-    let traffic = Traffic::start(&scene)?;
+    let traffic = Traffic::start(scene)?;
     for victim in &nodes {
         let others: Vec<&str> = nodes.iter().filter(|node| *node != victim).map(String::as_str).collect();
-        scene.lab.steer(VIPS4, &others)?;
-        scene.lab.steer(VIPS6, &others)?;
+        prepare(scene, &others)?;
         wait_until("answers come to every flow", || Ok(traffic.flows()))?;
-        let lines = traffic.long.lines();
+        let (lines, left) = (traffic.long.lines(), scene.lab.held(victim)?);
         let died = scene.lab.kill(victim)?;
         thread::sleep(Duration::from_millis(500).saturating_sub(died.elapsed()));
         wait_until(&format!("all flows outlive {victim}"), || Ok(traffic.flows()))?;
         wait_until("connections go on", || Ok(traffic.long.lines() > lines + 4 * CONNECTIONS as u64))?;
+        wait_until(&format!("the others hold what {victim} held: {left:?}"), || {
+            let held: Vec<_> = others.iter().map(|other| scene.lab.held(other)).collect::<Result<_>>()?;
+            Ok(left.iter().all(|vip| held.iter().flatten().filter(|held| *held == vip).count() == 1))
+        })?;
         for other in &others {
-            wait_until(&format!("{other} notices that {victim} is dead"), || {
-                Ok(scene.seen(other)?.iter().any(|seen| seen.name == *victim && !seen.alive))
+            wait_until(&format!("{other} suspects {victim}, and nobody else"), || {
+                let states = scene.lab.seen(other)?.into_iter().map(|Seen { name, state, alive }| (name, state, alive));
+                let wanted = |node: &String| match node == victim {
+                    true => (node.clone(), "suspect".to_owned(), false),
+                    false => (node.clone(), "alive".to_owned(), true),
+                };
+                Ok(states.eq(nodes.iter().map(wanted)))
             })?;
         }
         scene.lab.heal()?;
-        wait_until(&format!("{victim} is back"), || Ok(scene.suspicions()?.is_empty()))?;
+        scene.lab.whole()?;
     }
     let (stream, long) = traffic.finish()?;
     nothing_broke(&long)?;
@@ -126,7 +153,7 @@ fn an_agent_that_stalls_is_not_taken_for_a_dead_node() -> Result<()> {
 fn nobody_is_suspected(scene: &Scene) -> Result<()> {
     let begun = Instant::now();
     while begun.elapsed() < SUSPECTED_BY_THEN {
-        let suspicions = scene.suspicions()?;
+        let suspicions = scene.lab.suspicions()?;
         ensure!(suspicions.is_empty(), "{suspicions:?}");
         thread::sleep(Duration::from_millis(100));
     }

@@ -23,13 +23,6 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// The part of an entry of `get nodes -o json` that says whether a node is seen alive.
-#[derive(Debug, serde::Deserialize)]
-pub(crate) struct Seen {
-    pub(crate) name: String,
-    pub(crate) alive: bool,
-}
-
 /// A lab that redirects.
 pub(crate) struct Scene {
     pub(crate) lab: Lab,
@@ -93,23 +86,6 @@ impl Scene {
         Ok(())
     }
 
-    /// Whom nodes do not see alive, in words.
-    pub(crate) fn suspicions(&self) -> Result<Vec<String>> {
-        let mut suspicions = Vec::new();
-        for node in self.lab.nodes() {
-            let suspects = self.seen(&node)?.into_iter().filter(|seen| !seen.alive);
-            suspicions.extend(suspects.map(|seen| format!("{node} does not see {}", seen.name)));
-        }
-        Ok(suspicions)
-    }
-
-    /// The nodes as one of them sees them.
-    pub(crate) fn seen(&self, by: &str) -> Result<Vec<Seen>> {
-        let nodes: Vec<Seen> = serde_json::from_str(&self.done(by, &["get", "nodes", "-o", "json"])?)?;
-        ensure!(nodes.len() == self.lab.nodes().len(), "{by} knows of {nodes:?} only");
-        Ok(nodes)
-    }
-
     /// The rows of a node's pools, by the pool's name.
     pub(crate) fn rows(&self, node: &str) -> Result<Vec<(String, Vec<Row>)>> {
         let maps = self.maps(node)?;
@@ -156,7 +132,7 @@ pub(crate) fn every_kind(topology: &Topology, modes: &[&str]) -> Config {
     for (number, (mode, affinity)) in (1..).zip(kinds) {
         for vip in [IpAddr::from(vip4(number)), vip6(number).into()] {
             let name = format!("{mode}-{affinity}-{}", if vip.is_ipv4() { "v4" } else { "v6" });
-            config.vip.push(Vip { address: vip.to_string(), unmatched: "reject".into(), echo: "answer".into() });
+            config.vip.push(Vip::new(vip));
             for (protocol, port) in [("tcp", HTTP_PORT), ("udp", ECHO_PORT)] {
                 config.service.push(Service {
                     name: format!("{name}-{protocol}"),
@@ -182,7 +158,7 @@ pub(crate) fn pool_of(config: &Config, vip: IpAddr) -> &str {
 
 /// Every VIP with this port.
 pub(crate) fn targets(config: &Config, port: u16) -> Vec<SocketAddr> {
-    config.vip.iter().filter_map(|vip| Some(SocketAddr::new(vip.address.parse().ok()?, port))).collect()
+    config.targets(port)
 }
 
 /// What a command said.

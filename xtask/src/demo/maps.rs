@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Deserialize;
 
 use super::walks::{Check, Walk, Walks};
@@ -48,28 +48,26 @@ struct Stats {
 
 impl Maps {
     pub(super) fn read(lab: &Lab, walks: &Walks) -> Result<Self> {
-        let (mut listed, mut counters) = (BTreeMap::new(), BTreeMap::new());
+        let (mut listed, mut by_reason) = (BTreeMap::new(), BTreeMap::new());
         for node in lab.nodes() {
-            let flows: Vec<Listed> = ask(lab, &node, &["get", "flows"])?;
+            let flows: Vec<Listed> = lab.ask(&node, &["get", "flows"])?;
             listed.insert(
                 node.clone(),
                 flows.into_iter().map(|flow| ((flow.source, flow.destination), flow.backend)).collect(),
             );
-            let Stats { mut reasons } = ask(lab, &node, &["get", "stats"])?;
-            reasons.retain(|_, count| *count > 0);
-            counters.insert(node, reasons);
+            by_reason.insert(node.clone(), counters(lab, &node)?);
         }
         let mut explained = Vec::new();
         for index in 0..walks.services.len() {
             for walk in walks.of(index).take(ASKED) {
-                explained.push((walk.clone(), ask(lab, walk.entered(), &words(walk))?));
+                explained.push((walk.clone(), lab.ask(walk.entered(), &words(walk))?));
             }
         }
         let why = match walks.carried_over().next() {
             Some(walk) => Some(step::read(&mut lab.redirector(walk.entered(), &words(walk))?)?),
             None => None,
         };
-        Ok(Self { listed, explained, why, counters })
+        Ok(Self { listed, explained, why, counters: by_reason })
     }
 
     /// Whether the maps say what was seen.
@@ -91,6 +89,13 @@ impl Maps {
     }
 }
 
+/// A node's packets by reason, without reasons that none had.
+pub(super) fn counters(lab: &Lab, node: &str) -> Result<BTreeMap<String, u64>> {
+    let Stats { mut reasons } = lab.ask(node, &["get", "stats"])?;
+    reasons.retain(|_, count| *count > 0);
+    Ok(reasons)
+}
+
 /// Shared services have no owner.
 fn agrees(walks: &Walks, walk: &Walk, why: &Why) -> bool {
     let owner_agrees = !walks.services[walk.service].owned || why.owner.as_deref() == Some(walk.served());
@@ -100,10 +105,4 @@ fn agrees(walks: &Walks, walk: &Walk, why: &Why) -> bool {
 fn words(walk: &Walk) -> [String; 4] {
     let (client, vip) = walk.flow;
     ["why".into(), "tcp".into(), client.to_string(), vip.to_string()]
-}
-
-fn ask<T: for<'de> Deserialize<'de>>(lab: &Lab, node: &str, args: &[impl AsRef<str>]) -> Result<T> {
-    let mut command = lab.redirector(node, args)?;
-    let text = step::read(command.args(["-o", "json"]))?;
-    serde_json::from_str(&text).with_context(|| format!("{command:?} on {node} says what is not understood here"))
 }

@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: a cluster of redirectors, real requests through it, and where they went.
+//! `cargo xtask demo`: a cluster of redirectors, real requests through it, where they went, and what clients feel when a
+//! node dies.
 //!
 //! Three accounts of every flow are held against one another: what the client was told, what a witness on the fabric saw,
 //! and what the nodes' maps say.
@@ -7,15 +8,16 @@
 //! requests ── answers ──┐
 //!         └── witness ──┴─ walks ── checks ── picture, JSON, exit status
 //!                 maps ─────────────┘
+//! users ── death ── return ── checks ── terminal, JSON, exit status
 //! ```
 
+mod death;
 mod maps;
 mod picture;
 mod walks;
 
 use std::fs;
 use std::io::{IsTerminal, Write, stdout};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,16 +30,19 @@ use crate::lab::{self, Config, Lab, Topology};
 use crate::setup::{self, Purpose};
 use crate::step;
 use crate::traffic::{HTTP_PORT, Load, LoadReport, Response};
+use death::Death;
 use maps::Maps;
 use walks::{Check, Walks};
 
 const LAB: &str = "demo";
+/// 10 ms × 3.
+const BEATS: &str = "fast";
 /// Requests to each of the four services.
 const REQUESTS_EACH: u32 = 300;
 const PER_SECOND: u32 = 400;
 const REQUESTS_MIN: u64 = 1000;
 
-/// Brings up a cluster, sends requests through it and shows where they went.
+/// Brings up a cluster, sends requests through it, shows where they went, and lets a node die and come back.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Leave the lab up, to play with
@@ -55,6 +60,7 @@ struct Outcome<'a> {
     requests_ok: u64,
     #[serde(flatten)]
     walks: walks::Totals,
+    death: &'a Death,
     checks: &'a [Check],
     load: &'a LoadReport,
     seconds: f32,
@@ -68,7 +74,8 @@ pub fn command(args: Args) -> Result<()> {
         step::run(step::cargo().args(["build", "--release", "--package", "redirector"]))
     })?;
     let topology = Topology::new(LAB);
-    let config = Config::standard(&topology);
+    let beats = Some(BEATS.to_owned());
+    let config = Config { beats, ..Config::standard(&topology).with_echo().with_holders() };
     let mut lab =
         stage("lab: a client, 3 nodes and 3 backends in network namespaces", || lab::bring_up(&topology, &config))?;
     if args.keep {
@@ -84,13 +91,23 @@ pub fn command(args: Args) -> Result<()> {
     checks.extend(maps.checks(&walks));
     println!();
     picture::draw(&walks, &maps);
+    let death = stage("the node that holds a VIP dies while clients use it", || Death::watch(&lab, &config))?;
+    checks.extend(death.checks());
+    println!();
     picture::checks(&checks);
 
     if let Some(path) = &args.json {
         let seconds = begun.elapsed().as_secs_f32();
         let (requests_sent, requests_ok) = (load.sent, load.ok);
-        let outcome =
-            Outcome { requests_sent, requests_ok, walks: walks.totals(), checks: &checks, load: &load, seconds };
+        let outcome = Outcome {
+            requests_sent,
+            requests_ok,
+            walks: walks.totals(),
+            death: &death,
+            checks: &checks,
+            load: &load,
+            seconds,
+        };
         let text = serde_json::to_string_pretty(&outcome)?;
         fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -116,11 +133,7 @@ fn stage<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// Sends the requests, to the services in turn, and returns the answers.
 fn send(lab: &Lab, config: &Config) -> Result<(LoadReport, Vec<Response>)> {
-    let mut targets = Vec::new();
-    for service in &config.service {
-        let vip = service.vip.parse().with_context(|| format!("the VIP {} is no address", service.vip))?;
-        targets.push(SocketAddr::new(vip, HTTP_PORT));
-    }
+    let targets = config.targets(HTTP_PORT);
     let total = REQUESTS_EACH * targets.len() as u32;
     let duration = Duration::from_secs_f64(f64::from(total) / f64::from(PER_SECOND));
     let load = Load::new(targets, PER_SECOND, duration);

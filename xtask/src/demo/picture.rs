@@ -65,6 +65,7 @@ pub(super) fn what_to_try(lab: &Lab) -> Result<()> {
     println!("\nthe lab `{name}` stays up; try");
     println!("    {exec} c1 -- curl http://{}/", vip4(1));
     println!("    {exec} n1 -- {}", words.join(" "));
+    println!("    cargo xtask lab fault --name {name} kill n1; cargo xtask lab heal --name {name}");
     println!("    cargo xtask lab down --name {name}");
     Ok(())
 }

@@ -24,7 +24,7 @@ pub(super) struct Walk {
     pub(super) journey: Journey,
 }
 
-/// A service, as far as its flows' ways depend on it.
+/// A service over TCP, as far as its flows' ways depend on it.
 #[derive(Clone, Debug)]
 pub(super) struct Service {
     pub(super) name: String,
@@ -84,6 +84,7 @@ impl Walks {
         let services: Vec<Service> = config
             .service
             .iter()
+            .filter(|service| service.protocol == "tcp")
             .map(|service| Service {
                 name: service.name.clone(),
                 vip: service.vip.clone(),

@@ -79,26 +79,12 @@ impl Lab {
         Ok(command)
     }
 
-    /// Starts all agents and waits until each answers.
+    /// Starts all agents and waits until the cluster is whole.
     pub fn start_agents(&self) -> Result<()> {
         let nodes = self.nodes();
         let agents: Vec<Process> = nodes.iter().map(|node| self.spawn_agent(node)).collect::<Result<_>>()?;
         nodes.iter().zip(&agents).try_for_each(|(node, agent)| self.agent_ready(node, agent))?;
-        nodes.iter().zip(&agents).try_for_each(|(node, agent)| self.sees_all(node, agent))
-    }
-
-    /// Waits until a node lets all others be alive.
-    fn sees_all(&self, node: &str, agent: &Process) -> Result<()> {
-        wait_for(agent, || {
-            let asked = self.redirector(node, &["get", "nodes", "-o", "json"])?.output()?;
-            let nodes: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap_or_default();
-            let dead: Vec<_> = nodes.as_array().into_iter().flatten().filter(|node| node["alive"] != true).collect();
-            Ok(match (asked.status.success(), dead.as_slice()) {
-                (false, _) => Some(String::from_utf8_lossy(&asked.stderr).trim().to_owned()),
-                (true, []) => None,
-                (true, dead) => Some(format!("it does not let these be alive: {dead:?}")),
-            })
-        })
+        self.whole()
     }
 
     /// Starts one node's agent, as `NODE-agent`, and waits until it answers.
@@ -122,7 +108,7 @@ impl Lab {
 
     /// Waits until a process has attached a program to its host's interface.
     pub(super) fn attached(&self, host: &str, process: &Process) -> Result<()> {
-        wait_for(process, || {
+        wait_for(process, READY, || {
             let link = self.host(host)?.command("ip").args(["-o", "link", "show", "eth0"]).output()?;
             let attached = link.stdout.windows(9).any(|word| word == b" prog/xdp");
             Ok(if attached { None } else { Some("nothing is attached to its eth0".into()) })
@@ -136,7 +122,7 @@ impl Lab {
     /// An agent is ready when its control socket answers; the socket's file alone may be left from one that was killed.
     pub(super) fn agent_ready(&self, node: &str, agent: &Process) -> Result<()> {
         let file = self.config_file(node).display().to_string();
-        wait_for(agent, || {
+        wait_for(agent, READY, || {
             // `get` would be content with the maps, which are there without an agent too.
             let asked = self.redirector(node, &["diff", &file])?.output().context("cannot run `redirector diff`")?;
             Ok(if asked.status.success() {
@@ -149,14 +135,18 @@ impl Lab {
 }
 
 /// Waits until nothing is missing any more for a process to be ready.
-fn wait_for(process: &Process, missing: impl Fn() -> Result<Option<String>>) -> Result<()> {
-    let deadline = Instant::now() + READY;
+pub(super) fn wait_for(
+    process: &Process,
+    patience: Duration,
+    missing: impl Fn() -> Result<Option<String>>,
+) -> Result<()> {
+    let deadline = Instant::now() + patience;
     while let Some(missing) = missing()? {
         let Process { label, .. } = process;
         ensure!(process.alive(), "{label} has ended; its last words:\n{}", process.log_tail());
         ensure!(
             Instant::now() < deadline,
-            "{label} is not ready after {READY:?}: {missing}\nits last words:\n{}",
+            "{label} is not ready after {patience:?}: {missing}\nits last words:\n{}",
             process.log_tail()
         );
         thread::sleep(POLL);

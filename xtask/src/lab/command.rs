@@ -126,6 +126,9 @@ struct Up {
     /// MTU of the nodes' and backends' links
     #[arg(long, default_value_t = 1600)]
     mtu: u16,
+    /// One node holds each VIP and answers ARP for it, instead of the client's routes over all nodes
+    #[arg(long, conflicts_with_all = ["routed", "bare"])]
+    arp: bool,
     /// Network and servers only: start no agents
     #[arg(long)]
     bare: bool,
@@ -167,8 +170,12 @@ fn up(args: Up) -> Result<()> {
         lab.serve_in_processes()?;
         lab
     } else {
-        bring_up(&topology, &Config::standard(&topology))?
+        let config = Config::standard(&topology);
+        bring_up(&topology, &if args.arp { config.with_holders() } else { config })?
     };
+    if args.arp {
+        lab.on_link()?;
+    }
     lab.keep()?;
     println!("lab `{}` is up after {:.1} s", topology.name, begun.elapsed().as_secs_f32());
     print_status(&lab)?;

@@ -1,7 +1,7 @@
 //! The nodes' configuration files.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -42,6 +42,8 @@ pub struct Vip {
     pub unmatched: String,
     /// `answer`, `pass` or `drop`.
     pub echo: String,
+    /// `none`, `arp` or `route`.
+    pub ingress: String,
 }
 
 /// A service on a VIP.
@@ -121,7 +123,7 @@ impl Config {
         for (number, kind, affinity, mode) in [(1, "shared", "shared", plain), (2, "owned", "owned", "ipip")] {
             for vip in [IpAddr::from(vip4(number)), vip6(number).into()] {
                 let name = format!("{kind}{}", if vip.is_ipv4() { 4 } else { 6 });
-                config.vip.push(Vip { address: vip.to_string(), unmatched: "reject".into(), echo: "answer".into() });
+                config.vip.push(Vip::new(vip));
                 config.service.push(Service {
                     name: name.clone(),
                     vip: vip.to_string(),
@@ -145,6 +147,17 @@ impl Config {
         };
         let echo: Vec<Service> = self.service.iter().map(echo).collect();
         self.service.extend(echo);
+        self
+    }
+
+    /// Every VIP that is a single address, with this port.
+    pub fn targets(&self, port: u16) -> Vec<SocketAddr> {
+        self.vip.iter().filter_map(|vip| Some(SocketAddr::new(vip.address.parse().ok()?, port))).collect()
+    }
+
+    /// Has a node hold each VIP, and answer ARP or neighbour discovery for it.
+    pub fn with_holders(mut self) -> Self {
+        self.vip.iter_mut().for_each(|vip| vip.ingress = "arp".into());
         self
     }
 
@@ -197,6 +210,14 @@ impl Config {
             cluster_wide: self,
         };
         toml::to_string(&file).with_context(|| format!("cannot write the configuration of {name} as TOML"))
+    }
+}
+
+impl Vip {
+    /// One that rejects what no service takes, and that somebody routes to the nodes.
+    pub fn new(address: IpAddr) -> Self {
+        let [unmatched, echo, ingress] = ["reject", "answer", "none"].map(str::to_owned);
+        Self { address: address.to_string(), unmatched, echo, ingress }
     }
 }
 

@@ -23,6 +23,7 @@ mod network;
 mod offload;
 mod partition;
 mod process;
+mod state;
 mod stub;
 mod topology;
 mod witness;
@@ -40,6 +41,7 @@ pub use config::{Backend, Config, Pool, Ports, Service, Vip, Way};
 pub use host::Host;
 pub use partition::Cut;
 pub use process::Process;
+pub use state::Seen;
 pub use topology::{CLIENT_ADDRESSES, Fabric, Role, Topology, VIPS4, VIPS6, client_addresses, vip4, vip6};
 pub use witness::{Flow, Journey, Witness};
 
@@ -197,6 +199,17 @@ impl Lab {
         ensure!(!roles.is_empty(), "name the nodes that {vips} shall enter at");
         let at = if self.topology.fabric == Fabric::Routed { Role::Fabric } else { Role::Client };
         self.role(at).ip(&[network::steer(&self.topology, vips, &roles)])
+    }
+
+    /// Has the client look for VIPs by ARP and neighbour discovery, and so send to whichever node holds them, instead of by
+    /// routes over nodes; [`Lab::steer`] takes that back.
+    pub fn on_link(&self) -> Result<()> {
+        let fabric = self.topology.fabric;
+        ensure!(
+            fabric == Fabric::Switched,
+            "VIPs are found by ARP on a segment of the client's, and a routed lab has none"
+        );
+        self.client().ip(&network::on_link())
     }
 
     /// Watches from now on which way the first packets of TCP flows go.

@@ -178,6 +178,11 @@ fn vip_routes(topology: &Topology) -> Vec<String> {
     [steer(topology, VIPS4, &nodes), steer(topology, VIPS6, &nodes)].into()
 }
 
+/// The client's routes where nodes hold the VIPs on its own segment.
+pub(super) fn on_link() -> [String; 2] {
+    [VIPS4, VIPS6].map(|vips| format!("route replace {vips} dev eth0"))
+}
+
 /// The line that sends a VIP, or a prefix of VIPs, through these nodes.
 pub(super) fn steer(topology: &Topology, vips: &str, nodes: &[Role]) -> String {
     let v6 = vips.contains(':');

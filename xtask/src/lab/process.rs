@@ -176,6 +176,11 @@ fn started(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field, the program's name, may hold spaces and parentheses; the third, the state, follows its last one.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?;
-    if matches!(state, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
+    let ended = matches!(fields.next()?, "Z" | "X") && threads(pid) < 2;
+    if ended { None } else { fields.nth(18)?.parse().ok() }
+}
+
+/// How many threads a process has. The first to end stays listed until all have, and files and locks stay theirs as long.
+fn threads(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }

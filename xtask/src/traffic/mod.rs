@@ -13,6 +13,7 @@ mod realtime;
 mod server;
 mod stream;
 mod udp;
+mod users;
 
 use std::thread;
 
@@ -26,6 +27,7 @@ pub use paced::{DatagramReport, Datagrams};
 pub use server::Server;
 pub use stream::{Stream, StreamReport, Streaming};
 pub use udp::ask;
+pub use users::Users;
 
 /// Where servers listen for HTTP.
 pub const HTTP_PORT: u16 = 80;

@@ -10,7 +10,7 @@ use crate::step;
 pub(super) enum Fault {
     /// Silent death of a node that owns the flows and is not their ingress.
     Owner,
-    /// Silent death of the node that holds the VIP.
+    /// Silent death of the node that holds the VIP and owns the flows.
     VipHolder,
     /// Silent death of the leader of the consensus.
     Leader,
@@ -65,7 +65,7 @@ impl Fault {
     pub(super) fn what(self) -> &'static str {
         match self {
             Self::Owner => "silent death of the node that owns the flows; another is their ingress",
-            Self::VipHolder => "silent death of the node that holds the VIP",
+            Self::VipHolder => "silent death of the node that holds the VIP, and owns the flows",
             Self::Leader => "silent death of the leader, which owns the flows",
             Self::Carrier => "the node that owns the flows loses its carrier",
             Self::Agent => "SIGKILL of the agent of the node that owns the flows",
@@ -80,7 +80,6 @@ impl Fault {
     /// Why this build cannot make it, if it cannot.
     pub(super) fn missing(self) -> Option<&'static str> {
         match self {
-            Self::VipHolder => Some("nodes of this build do not hold VIPs: the client's routes name them"),
             Self::Leader => Some("nodes of this build have no leader"),
             Self::Path => Some("paths of this build have no health"),
             Self::Drain => Some("this build has no `redirector drain`"),

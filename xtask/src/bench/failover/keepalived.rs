@@ -16,7 +16,7 @@ use super::figures::Kill;
 use super::shot::Shot;
 use super::{Args, Scene};
 use crate::bench::random::Random;
-use crate::lab::{Lab, Role, Topology, VIPS4, vip4};
+use crate::lab::{Lab, Role, Topology, vip4};
 use crate::step;
 use crate::traffic::{ECHO_PORT, HTTP_PORT, Stream, ask};
 
@@ -43,8 +43,7 @@ impl Keepalived {
         for backend in lab.backends() {
             lab.host(&backend)?.ip(&[format!("address add {vip}/32 dev lo")])?;
         }
-        // The VIP is found by ARP, not by routes.
-        lab.client().ip(&[format!("route del {VIPS4}")])?;
+        lab.on_link()?;
         for (node, number) in lab.nodes().iter().zip(1..) {
             lab.host(node)?.feed("nft", "nftables", &["-f", "-"], &balance(&topology, number))?;
             let file = lab.directory().join(format!("{node}-keepalived.conf"));

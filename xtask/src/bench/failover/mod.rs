@@ -108,7 +108,7 @@ fn scene(args: &Args, fault: Fault) -> Result<Result<Box<dyn Scene>, String>> {
         Fault::Keepalived => Ok(Box::new(Keepalived::up(args)?)),
         _ => match fault.missing() {
             Some(reason) => Err(reason.to_owned()),
-            None => Ok(Box::new(Cluster::up(args)?)),
+            None => Ok(Box::new(Cluster::up(args, fault)?)),
         },
     })
 }
