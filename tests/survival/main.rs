@@ -11,6 +11,7 @@ mod liveness;
 mod million;
 mod pmtu;
 mod refusal;
+mod replicated;
 mod routed;
 mod scene;
 mod services;

@@ -31,6 +31,9 @@ pub struct Config {
     /// How often nodes beat, if other than usual: `fast`, `extreme`, `25ms x 4`.
     #[serde(skip)]
     pub beats: Option<String>,
+    /// Whether flows have no copies.
+    #[serde(skip)]
+    pub unreplicated: bool,
 }
 
 /// A virtual address or prefix.
@@ -207,6 +210,7 @@ impl Config {
                     alive: true,
                 })
                 .collect(),
+            replication: Replication { enabled: !self.unreplicated },
             cluster_wide: self,
         };
         toml::to_string(&file).with_context(|| format!("cannot write the configuration of {name} as TOML"))
@@ -252,6 +256,7 @@ struct File<'a> {
     tables: Tables,
     interface: [Interface; 1],
     member: Vec<Member>,
+    replication: Replication,
     #[serde(flatten)]
     cluster_wide: &'a Config,
 }
@@ -293,6 +298,11 @@ struct Cluster<'a> {
 struct Tables {
     flows4: u32,
     flows6: u32,
+}
+
+#[derive(Serialize)]
+struct Replication {
+    enabled: bool,
 }
 
 #[derive(Serialize)]

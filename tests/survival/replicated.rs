@@ -1,0 +1,108 @@
+//! Established connections whose pool has changed outlive their owner: only copies of flows tell where they belong.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use redirector_ebpf::hash::FlowHash;
+use redirector_ebpf::tables::names::kind;
+use xtask::lab::{Config, Topology, VIPS4, VIPS6};
+use xtask::traffic::{HTTP_PORT, LongConnections, LongReport};
+
+use crate::scene::{PATIENCE, Scene, every_kind, targets, wait_until};
+
+const CONNECTIONS: usize = 120;
+/// What share of the connections sits off its row's present backend before each death.
+const OFF: f64 = 0.3;
+
+/// `backend` gets no new flows, the others do.
+fn drain_only(config: &mut Config, backend: &str) {
+    for member in config.pool.iter_mut().flat_map(|pool| &mut pool.backend) {
+        member.state = if member.name == backend { "draining" } else { "active" }.into();
+    }
+}
+
+/// Flows that live on another backend than new ones of their row would.
+fn off_choice(scene: &Scene, node: &str) -> Result<BTreeSet<(SocketAddr, SocketAddr)>> {
+    let maps = scene.maps(node)?;
+    let key = maps.node.get(&0, 0)?.hash_key;
+    let registry = maps.registry()?;
+    let mut off = BTreeSet::new();
+    for (id, _) in registry.of(kind::POOL) {
+        let rows = maps.rows(&maps.pools.get(&id, 0)?)?;
+        let of_pool = |backend: u16| registry.backends.get(&backend).is_some_and(|row| u32::from(row.pool) == id);
+        for flow in maps.flows.iter(&key).filter(|flow| of_pool(flow.entry.backend())) {
+            let row = FlowHash::of(&key, &flow.record.tuple, flow.v6).row(rows.len() as u32) as usize;
+            if rows[row].current() != flow.entry.backend() {
+                off.insert((flow.source(), flow.destination()));
+            }
+        }
+    }
+    Ok(off)
+}
+
+/// Whether all that a node has told of flows has been acknowledged.
+fn is_delivered(scene: &Scene, node: &str) -> Result<bool> {
+    let counters: serde_json::Value = serde_json::from_str(&scene.done(node, &["get", "replication", "-o", "json"])?)?;
+    let peers: Vec<_> = counters["peers"].as_object().into_iter().flat_map(|peers| peers.values()).collect();
+    Ok(!peers.is_empty() && peers.iter().all(|peer| peer["state"] == "current" && peer["backlog"] == 0))
+}
+
+/// Changes the pool, kills a node, and lets it come back, for each node in turn.
+fn each_dies_after_a_change(scene: &mut Scene, replicated: bool) -> Result<LongReport> {
+    let (nodes, backends) = (scene.lab.nodes(), ["b1", "b2", "b3"]);
+    let web = targets(&scene.config, HTTP_PORT);
+    let client = scene.lab.client();
+    let long = client.run(|| LongConnections::open(&web, CONNECTIONS, Duration::from_millis(50), PATIENCE))??;
+    for (victim, backend) in nodes.iter().zip(backends) {
+        drain_only(&mut scene.config, backend);
+        scene.apply()?;
+        let lines = long.lines();
+        wait_until("every connection was busy since the change", || Ok(long.lines() > lines + 3 * CONNECTIONS as u64))?;
+        let all = |of: fn(&Scene, &str) -> Result<BTreeSet<_>>| -> Result<BTreeSet<_>> {
+            nodes.iter().map(|node| of(scene, node)).try_fold(BTreeSet::new(), |mut all, one| {
+                all.extend(one?);
+                Ok(all)
+            })
+        };
+        let off = all(off_choice)?.len();
+        ensure!(off as f64 >= OFF * CONNECTIONS as f64, "only {off} of {CONNECTIONS} connections are off their choice");
+        if replicated {
+            for node in &nodes {
+                wait_until(&format!("the others have {node}'s flows"), || is_delivered(scene, node))?;
+            }
+        }
+        let others: Vec<&str> = nodes.iter().filter(|node| *node != victim).map(String::as_str).collect();
+        scene.lab.steer(VIPS4, &others)?;
+        scene.lab.steer(VIPS6, &others)?;
+        scene.lab.kill(victim)?;
+        thread::sleep(Duration::from_secs(3));
+        scene.lab.heal()?;
+        scene.lab.whole()?;
+    }
+    Ok(long.finish())
+}
+
+fn scene(name: &str, replicated: bool) -> Result<Scene> {
+    let topology = Topology::for_test(name);
+    let mut config = every_kind(&topology, &["l2"]);
+    config.unreplicated = !replicated;
+    Scene::up(&topology, config)
+}
+
+#[test]
+fn flows_off_their_hash_choice_outlive_any_node() -> Result<()> {
+    let long = each_dies_after_a_change(&mut scene("copies", true)?, true)?;
+    ensure!(long.broken == 0 && long.wrong == 0 && long.opened == CONNECTIONS as u64, "{long:#?}");
+    Ok(())
+}
+
+/// The test of the test: it would find that copies are missing.
+#[test]
+fn without_copies_such_flows_break() -> Result<()> {
+    let long = each_dies_after_a_change(&mut scene("nocopies", false)?, false)?;
+    ensure!(long.broken > 0, "nothing broke, though no flow was replicated: {long:#?}");
+    Ok(())
+}
