@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,9 @@ const REQUEST_BYTES_MAX: u64 = 64 << 20;
 
 /// How long a command waits for its answer.
 const ANSWER: Duration = Duration::from_secs(60);
+
+/// How long an agent that was killed may take until its last thread has gone.
+const PREDECESSOR: Duration = Duration::from_secs(2);
 
 /// What is asked of an agent.
 #[derive(Debug, Serialize, Deserialize)]
@@ -89,12 +92,18 @@ pub fn path(config: &Config) -> PathBuf {
 /// Where another process has it.
 pub fn hold(pins: &Path) -> Result<File> {
     let directory = File::open(pins).with_context(|| format!("cannot open {}", pins.display()))?;
-    match directory.try_lock() {
-        Ok(()) => Ok(directory),
-        Err(TryLockError::WouldBlock) => {
-            bail!("another agent looks after the data plane at {}: end it first", pins.display())
+    let deadline = Instant::now() + PREDECESSOR;
+    loop {
+        match directory.try_lock() {
+            Ok(()) => return Ok(directory),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            Err(TryLockError::WouldBlock) => {
+                bail!("another agent looks after the data plane at {}: end it first", pins.display())
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", pins.display()));
+            }
         }
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", pins.display())),
     }
 }
 
