@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use xtask::lab::{Fabric, Lab, Role, Topology, vip4, vip6};
+use xtask::lab::{Fabric, Lab, Role, Topology, VIPS4, VIPS6, vip4, vip6};
 use xtask::traffic::{ECHO_PORT, HTTP_PORT, Load, LongConnections, Server, ask, fetch};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -85,6 +85,9 @@ fn a_broken_connection_is_noticed() -> Result<()> {
 fn flows_to_vips_enter_at_all_nodes_or_where_they_are_steered() -> Result<()> {
     for (fabric, name) in [(Fabric::Switched, "enters"), (Fabric::Routed, "enterr")] {
         let lab = Lab::up(&Topology { fabric, backends: 0, ..Topology::for_test(name) })?;
+        ensure!(lab.on_link().is_ok() == (fabric == Fabric::Switched), "VIPs are on a segment that is not there");
+        lab.steer(VIPS4, &["n1", "n2", "n3"])?;
+        lab.steer(VIPS6, &["n1", "n2", "n3"])?;
         let (vip4, vip6) = (vip4(1), vip6(1));
         let mut servers = Vec::new();
         for node in lab.nodes() {
