@@ -52,7 +52,7 @@ pub struct Interface {
     pub rp_filter: Option<i64>,
     /// `net.ipv4.conf.X.forwarding`.
     pub forwarding4: Option<bool>,
-    /// `net.ipv6.conf.X.forwarding`.
+    /// `net.ipv6.conf.all.forwarding`, by which the kernel goes for IPv6, whatever an interface's own setting is.
     pub forwarding6: Option<bool>,
 }
 
@@ -125,7 +125,7 @@ pub(super) async fn gather(
         vlan_stripping: flag(Flag::RxVlan),
         rp_filter: stricter(&name, "rp_filter"),
         forwarding4: net_setting(&format!("ipv4/conf/{name}/forwarding")).map(|value| value != 0),
-        forwarding6: net_setting(&format!("ipv6/conf/{name}/forwarding")).map(|value| value != 0),
+        forwarding6: net_setting("ipv6/conf/all/forwarding").map(|value| value != 0),
         name,
         kind,
         up,

@@ -214,7 +214,7 @@ fn stack(interface: &Interface) -> Vec<Finding> {
         let keep = format!("if it learns routes from routers, net.ipv6.conf.{key}.accept_ra=2 too");
         findings.push(
             Finding::warning(name, format!("IPv6 forwarding is {dropped}"))
-                .mend(format!("sysctl -w net.ipv6.conf.{key}.forwarding=1 ({keep})")),
+                .mend(format!("sysctl -w net.ipv6.conf.all.forwarding=1 ({keep})")),
         );
     }
     findings
