@@ -10,6 +10,7 @@ mod kills;
 mod liveness;
 mod million;
 mod pmtu;
+mod quiet;
 mod refusal;
 mod replicated;
 mod routed;

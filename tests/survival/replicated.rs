@@ -17,10 +17,10 @@ const CONNECTIONS: usize = 120;
 /// What share of the connections sits off its row's present backend before each death.
 const OFF: f64 = 0.3;
 
-/// `backend` gets no new flows, the others do.
-fn drain_only(config: &mut Config, backend: &str) {
+/// `backend` alone gets new flows; the others keep theirs.
+fn only_new_on(config: &mut Config, backend: &str) {
     for member in config.pool.iter_mut().flat_map(|pool| &mut pool.backend) {
-        member.state = if member.name == backend { "draining" } else { "active" }.into();
+        member.state = if member.name == backend { "active" } else { "draining" }.into();
     }
 }
 
@@ -57,7 +57,7 @@ fn each_dies_after_a_change(scene: &mut Scene, replicated: bool) -> Result<LongR
     let client = scene.lab.client();
     let long = client.run(|| LongConnections::open(&web, CONNECTIONS, Duration::from_millis(50), PATIENCE))??;
     for (victim, backend) in nodes.iter().zip(backends) {
-        drain_only(&mut scene.config, backend);
+        only_new_on(&mut scene.config, backend);
         scene.apply()?;
         let lines = long.lines();
         wait_until("every connection was busy since the change", || Ok(long.lines() > lines + 3 * CONNECTIONS as u64))?;

@@ -24,6 +24,7 @@ pub use client::{Response, fetch, fetch_when_ready, upload};
 pub use load::{Load, LoadReport};
 pub use long::{LongConnections, LongReport};
 pub use paced::{DatagramReport, Datagrams};
+pub use realtime::CpuTime;
 pub use server::Server;
 pub use stream::{Stream, StreamReport, Streaming};
 pub use udp::ask;

@@ -31,14 +31,14 @@ pub(super) fn sleep_until(due: Duration) {
 
 /// What the machine's CPUs have done since it booted, in clock ticks.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct CpuTime {
+pub struct CpuTime {
     all: u64,
     stolen: u64,
 }
 
 impl CpuTime {
     /// Reads it.
-    pub(super) fn now() -> io::Result<Self> {
+    pub fn now() -> io::Result<Self> {
         Self::parse(&fs::read_to_string("/proc/stat")?).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
@@ -50,7 +50,7 @@ impl CpuTime {
     }
 
     /// The share of the time since then, in percent, that the hypervisor gave to others.
-    pub(super) fn stolen_since(self, before: Self) -> f64 {
+    pub fn stolen_since(self, before: Self) -> f64 {
         match self.all.saturating_sub(before.all) {
             0 => 0.0,
             all => 100.0 * self.stolen.saturating_sub(before.stolen) as f64 / all as f64,

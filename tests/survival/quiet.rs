@@ -1,0 +1,91 @@
+//! Nobody is suspected without cause: a cluster whose machine is busy.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+use xtask::lab::Topology;
+use xtask::traffic::CpuTime;
+
+use crate::scene::{Scene, every_kind};
+
+/// Seconds to be quiet for; ten minutes show more than a test can.
+const SECONDS_ENV: &str = "QUIET_SECONDS";
+const SECONDS: u64 = 10;
+const NODES: u8 = 5;
+/// Of the profile `fast`: who is silent for longer is suspected.
+const TIMEOUT_US: u64 = 30_000;
+/// What the hypervisor takes, beyond which no timeout is quiet.
+const STEAL_MAX: f64 = 1.0;
+
+/// What one node tells of the time.
+#[derive(Debug, Default)]
+struct Told {
+    suspicions: u64,
+    gap_max_us: u64,
+    timer_gap_max_us: u64,
+}
+
+fn told(scene: &Scene, node: &str) -> Result<Told> {
+    let nodes: Value = serde_json::from_str(&scene.done(node, &["get", "nodes", "-o", "json"])?)?;
+    let peers: Vec<&Value> =
+        nodes.as_array().context("a list of nodes")?.iter().map(|node| &node["measured"]).collect();
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let gaps = peers.iter().flat_map(|peer| peer["links"].as_array().into_iter().flatten());
+    let pulse: Value = serde_json::from_str(&scene.done(node, &["maps", "dump", "PULSE", "-o", "json"])?)?;
+    Ok(Told {
+        suspicions: peers.iter().map(|peer| number(&peer["suspicions"])).sum(),
+        gap_max_us: gaps.map(|link| number(&link["gap_us"]["max"])).max().unwrap_or(0),
+        timer_gap_max_us: number(&pulse[0]["value"]["gap_max_us"]),
+    })
+}
+
+fn all_told(scene: &Scene) -> Result<Vec<Told>> {
+    scene.lab.nodes().iter().map(|node| told(scene, node)).collect()
+}
+
+fn suspicions(told: &[Told]) -> u64 {
+    told.iter().map(|told| told.suspicions).sum()
+}
+
+#[test]
+fn a_busy_machine_makes_no_suspects() -> Result<()> {
+    let seconds = std::env::var(SECONDS_ENV).ok().map_or(Ok(SECONDS), |text| text.parse())?;
+    let topology = Topology { nodes: NODES, ..Topology::for_test("quiet") };
+    let mut config = every_kind(&topology, &["l2"]);
+    config.beats = Some("fast".to_owned());
+    let scene = Scene::up(&topology, config)?;
+    let before = suspicions(&all_told(&scene)?);
+    let cpu = CpuTime::now()?;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let busy = || {
+            while !stop.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        };
+        let cpus = thread::available_parallelism().map_or(2, usize::from);
+        (0..cpus).for_each(|_| drop(scope.spawn(busy)));
+        thread::sleep(Duration::from_secs(seconds));
+        stop.store(true, Ordering::Relaxed);
+    });
+    let stolen = CpuTime::now()?.stolen_since(cpu);
+    let after = all_told(&scene)?;
+    let suspicions = suspicions(&after) - before;
+    let gap = after.iter().map(|told| told.gap_max_us).max().unwrap_or(0);
+    let timer = after.iter().map(|told| told.timer_gap_max_us).max().unwrap_or(0);
+    println!(
+        "{seconds} s, {NODES} nodes, fast: {suspicions} suspicions; largest beat gap {gap} us, largest gap of a kernel \
+         timer {timer} us, steal {stolen:.2} %"
+    );
+    match suspicions {
+        0 => Ok(()),
+        _ if stolen > STEAL_MAX || timer > TIMEOUT_US => {
+            println!("inconclusive: the machine itself stalled for longer than the timeout");
+            Ok(())
+        }
+        _ => bail!("{suspicions} suspicions of nodes that lived: {after:#?}"),
+    }
+}
