@@ -57,9 +57,9 @@ pub(crate) fn every_request_is_answered(scene: &Scene) -> Result<()> {
             ensure!(nodes.len() == 1 && recorded.is_empty(), "{pool}: {hops:?}, recorded at {recorded:?}");
         } else {
             let owner = nodes.last().context("a connection past the nodes")?;
-            // Besides its owner, the next one in the slot's ranks may have a copy.
-            let known_right = recorded.contains(owner) && recorded.len() <= 2;
-            ensure!(nodes.len() <= 2 && known_right, "{pool}: {hops:?}, {recorded:?}");
+            // Besides its owner, the next of its slot's ranks has it.
+            let known = recorded.contains(owner) && recorded.len() <= 2;
+            ensure!(nodes.len() <= 2 && known, "{pool}: {hops:?}, recorded at {recorded:?}");
             entered_elsewhere += u32::from(nodes.len() == 2);
         }
     }
