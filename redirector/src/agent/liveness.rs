@@ -20,7 +20,7 @@ use crate::dataplane::flows::now;
 use crate::dataplane::image::Image;
 use crate::dataplane::liveness::LivenessMaps;
 use crate::liveness::{AGENT_SILENT, Action, Detector, LinkPlan, Observation, Own, Plan, Sender, Spread, State};
-use crate::vip::View;
+use crate::vip::{self, View};
 
 /// What answers may take, as a share of the interval.
 const GRACE_DIVISOR: u32 = 4;
@@ -282,20 +282,21 @@ impl Liveness {
         false
     }
 
-    /// Who is alive in whose eyes. Peers that have not been heard of within the timeout have no voice.
+    /// Who is alive in whose eyes.
     pub(super) fn view(&self) -> View {
-        let (time, mut view) = (now(), View { alive: self.maps.alive(), ..View::default() });
-        for (node, port) in &self.links {
-            let heard = self.maps.heard(*node, *port);
-            if time.saturating_sub(heard.at.load()) > self.timeout {
-                continue;
-            }
-            let told = AliveNodes { words: std::array::from_fn(|word| heard.view[word].load()) };
-            view.peers.insert(*node, told);
-            let said = Vitals::of(heard.vitals.load()).state;
-            view.unwilling.set(*node, said == state::DRAINING);
-        }
-        view
+        voices(&self.maps, &self.links, self.timeout)
+    }
+
+    /// Has whoever holds VIPs told of changes without a detour over the agent. `base` is what else a view says.
+    pub(super) fn tell_at_once(&self, vips: vip::Handle, base: View) {
+        let (links, timeout) = (self.links.clone(), self.timeout);
+        self.sender.set_watcher(Box::new(move |maps| {
+            let seen = voices(maps, &links, timeout);
+            let (me, mut view) = (base.alive, base.clone());
+            (view.alive, view.peers, view.unwilling) = (seen.alive, seen.peers, seen.unwilling);
+            view.alive.words.iter_mut().zip(me.words).for_each(|(word, own)| *word |= own);
+            vips.view(view);
+        }));
     }
 
     fn observe(&self, node: u8, allowed: bool, time: u64, delivered: Option<&Delivered>) -> Observation {
@@ -369,6 +370,22 @@ impl Liveness {
             hours: time.saturating_sub(began).as_secs_f64() / 3600.0,
         }
     }
+}
+
+/// Who is alive in whose eyes. Peers that have not been heard of within the timeout have no voice.
+fn voices(maps: &LivenessMaps, links: &[(u8, u8)], timeout: u64) -> View {
+    let (time, mut view) = (now(), View { alive: maps.alive(), ..View::default() });
+    for (node, port) in links {
+        let heard = maps.heard(*node, *port);
+        if time.saturating_sub(heard.at.load()) > timeout {
+            continue;
+        }
+        let told = AliveNodes { words: std::array::from_fn(|word| heard.view[word].load()) };
+        view.peers.insert(*node, told);
+        let said = Vitals::of(heard.vitals.load()).state;
+        view.unwilling.set(*node, said == state::DRAINING);
+    }
+    view
 }
 
 /// A state's name, as it is serialised.

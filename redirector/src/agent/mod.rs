@@ -105,6 +105,7 @@ async fn look_at_peers(vips: &mut Vips, node: &mut Node) {
     node.look_at_peers();
     let view = node.view();
     if vips.is_news(&view) {
+        node.tell_at_once(vips.handle());
         vips.view(view).await;
     }
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use redirector_ebpf::tables::AliveNodes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -18,7 +19,7 @@ use crate::dataplane::maps::{Maps, MapsError};
 use crate::dataplane::{install, load};
 use crate::netlink::{self, Kept, Neighbour};
 use crate::replication;
-use crate::vip::{Fitness, View};
+use crate::vip::{self, Fitness, View};
 
 /// A change that was made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -304,6 +305,15 @@ impl Node {
             Ok(all) => all.iter().for_each(|interface| self.carrier(interface.index, interface.carrier)),
             Err(error) => tracing::error!(%error, "the kernel's interfaces cannot be read"),
         }
+    }
+
+    /// Has who holds VIPs told of changes at once.
+    pub(super) fn tell_at_once(&self, vips: vip::Handle) {
+        let Some(liveness) = &self.liveness else { return };
+        let mut base = self.view();
+        base.alive = AliveNodes::default();
+        base.alive.set(self.config.node.id, true);
+        liveness.tell_at_once(vips, base);
     }
 
     /// What replication has counted, where there is any.

@@ -18,4 +18,5 @@ mod tests;
 
 pub use detector::{AGENT_SILENT, Action, Detector, Observation, Own, Peer, State};
 pub use figures::{Figures, LinkFigures, SenderFigures, Spread};
-pub use sender::{LinkPlan, Plan, Sender, StartError};
+pub use sender::{LinkPlan, Plan, Sender, StartError, Watcher};
+pub(crate) use socket::be_real_time;

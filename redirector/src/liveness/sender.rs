@@ -76,19 +76,21 @@ pub enum StartError {
 }
 
 /// A sender that runs. It ends when it is dropped.
-#[derive(Debug)]
 pub struct Sender {
     shared: Arc<Shared>,
     changes: watch::Receiver<u64>,
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug)]
 struct Shared {
     plan: Mutex<Option<Plan>>,
     figures: Mutex<Figures>,
+    watcher: Mutex<Option<Watcher>>,
     stop: AtomicBool,
 }
+
+/// What is called, in the sender's thread, when alive bits change or what peers say of them.
+pub type Watcher = Box<dyn Fn(&LivenessMaps) + Send>;
 
 impl Sender {
     /// Starts the thread, in the network namespace of this one. It does nothing until it has a plan.
@@ -103,6 +105,7 @@ impl Sender {
         let shared = Arc::new(Shared {
             plan: Mutex::new(None),
             figures: Mutex::new(Figures::default()),
+            watcher: Mutex::new(None),
             stop: AtomicBool::new(false),
         });
         let (changed, changes) = watch::channel(0);
@@ -132,6 +135,11 @@ impl Sender {
     /// Changes whenever alive bits do, or what peers say of them.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
+    }
+
+    /// Has this called at each such change, at once and at the sender's priority: it must return soon.
+    pub fn set_watcher(&self, watcher: Watcher) {
+        *self.shared.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(watcher);
     }
 
     /// What was measured so far.
@@ -328,6 +336,11 @@ impl Work {
         let views = words.fold(0u64, |sum, word| sum.rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ word);
         let turned = std::mem::replace(&mut self.alive, alive) != alive;
         if std::mem::replace(&mut self.views, views) != views || turned {
+            if let Ok(watcher) = self.shared.watcher.try_lock()
+                && let Some(watcher) = &*watcher
+            {
+                watcher(&self.maps);
+            }
             self.changed.send_modify(|changes| *changes += 1);
         }
         turned

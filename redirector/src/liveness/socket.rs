@@ -61,7 +61,7 @@ impl PacketSocket {
 }
 
 /// Gives this thread real-time priority and keeps the process's memory from being paged out; says whether both were done.
-pub(super) fn be_real_time() -> io::Result<()> {
+pub(crate) fn be_real_time() -> io::Result<()> {
     const PRIORITY: libc::c_int = 50;
     let parameters = libc::sched_param { sched_priority: PRIORITY };
     // SAFETY: this thread (0), and a value that outlives the call.

@@ -23,6 +23,7 @@ use crate::config::{Config, Ingress};
 use crate::dataplane::image::{address, ip, mac_bytes};
 use crate::dataplane::load;
 use crate::dataplane::maps::{Maps, MapsError, read, written};
+use crate::liveness::be_real_time;
 
 /// What the thread must know of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,6 +153,10 @@ impl Shell {
     }
 
     fn run(&mut self, inputs: &Receiver<Input>, wake: &OwnedFd) {
+        // A holder's successor is awaited by every client.
+        if let Err(error) = be_real_time() {
+            tracing::warn!(%error, "VIPs are looked after without real-time priority: takeovers may take longer");
+        }
         loop {
             loop {
                 let now = Instant::now();
