@@ -24,6 +24,7 @@ const OF_PACKETS: &[&str] = &[
     "SERVICE_TRAFFIC",
     "BACKEND_TRAFFIC",
     "CAPTURED",
+    "FLOW_EVENTS",
     "CONDITION",
     "SENT",
     "HEARD",

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use super::config::{CLUSTER, PKI};
 use super::{Config, Lab, Process, Role, Vip};
@@ -13,6 +14,8 @@ use crate::step;
 
 /// How long a program may take from its start until it does its work.
 const READY: Duration = Duration::from_secs(20);
+/// How long all nodes may take until each is a voter that serves its share of the slots.
+const AGREED: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(20);
 
 impl Lab {
@@ -79,24 +82,59 @@ impl Lab {
         Ok(command)
     }
 
-    /// Starts all agents and waits until each answers.
+    /// Starts all agents and waits until each answers and all agree: on their files, and on who serves. A cluster that has
+    /// not begun yet begins with the first node.
     pub fn start_agents(&self) -> Result<()> {
         let nodes = self.nodes();
         let agents: Vec<Process> = nodes.iter().map(|node| self.spawn_agent(node)).collect::<Result<_>>()?;
         nodes.iter().zip(&agents).try_for_each(|(node, agent)| self.agent_ready(node, agent))?;
+        if let [first, _, ..] = nodes.as_slice() {
+            self.bootstrap(first)?;
+            nodes.iter().zip(&agents).try_for_each(|(node, agent)| self.agrees(node, agent))?;
+        }
         nodes.iter().zip(&agents).try_for_each(|(node, agent)| self.sees_all(node, agent))
+    }
+
+    /// Begins a cluster, unless it has begun.
+    fn bootstrap(&self, node: &str) -> Result<()> {
+        let begun = self.redirector(node, &["bootstrap"])?.output().context("cannot run `redirector bootstrap`")?;
+        let says = String::from_utf8_lossy(&begun.stderr);
+        ensure!(begun.status.success() || says.contains("a cluster begins once"), "{node}: {says}");
+        Ok(())
+    }
+
+    /// Waits until a node knows all others for voters that serve their share of the slots by its own file.
+    fn agrees(&self, node: &str, agent: &Process) -> Result<()> {
+        let file = self.config_file(node).display().to_string();
+        wait_within(AGREED, agent, || {
+            let nodes = self.asked(node)?;
+            let is_settled = |one: &&Value| one["agreed"]["standing"] == "up" && one["agreed"]["seat"] == "voter";
+            let shares = || nodes.iter().filter_map(|one| one["primary_slots"].as_u64());
+            let (least, most) = (shares().min().unwrap_or(0), shares().max().unwrap_or(0));
+            if nodes.len() < 2 || !nodes.iter().all(|one| is_settled(&one)) || most - least > nodes.len() as u64 {
+                return Ok(Some(format!("it does not know all others for members that serve their share: {nodes:?}")));
+            }
+            let asked = self.redirector(node, &["diff", &file])?.output().context("cannot run `redirector diff`")?;
+            let says = String::from_utf8_lossy(&asked.stdout).into_owned();
+            Ok(if says.starts_with("0 changes") { None } else { Some(format!("its file is not in force: {says}")) })
+        })
+    }
+
+    /// The nodes as one of them sees them; none where it does not answer.
+    fn asked(&self, node: &str) -> Result<Vec<Value>> {
+        let asked = self.redirector(node, &["get", "nodes", "-o", "json"])?.output()?;
+        Ok(serde_json::from_slice(&asked.stdout).unwrap_or_default())
     }
 
     /// Waits until a node lets all others be alive.
     fn sees_all(&self, node: &str, agent: &Process) -> Result<()> {
         wait_for(agent, || {
-            let asked = self.redirector(node, &["get", "nodes", "-o", "json"])?.output()?;
-            let nodes: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap_or_default();
-            let dead: Vec<_> = nodes.as_array().into_iter().flatten().filter(|node| node["alive"] != true).collect();
-            Ok(match (asked.status.success(), dead.as_slice()) {
-                (false, _) => Some(String::from_utf8_lossy(&asked.stderr).trim().to_owned()),
-                (true, []) => None,
-                (true, dead) => Some(format!("it does not let these be alive: {dead:?}")),
+            let nodes = self.asked(node)?;
+            let dead: Vec<_> = nodes.iter().filter(|node| node["alive"] != true).collect();
+            Ok(match dead.as_slice() {
+                [] if nodes.is_empty() => Some("it does not say who is alive".to_owned()),
+                [] => None,
+                dead => Some(format!("it does not let these be alive: {dead:?}")),
             })
         })
     }
@@ -150,13 +188,17 @@ impl Lab {
 
 /// Waits until nothing is missing any more for a process to be ready.
 fn wait_for(process: &Process, missing: impl Fn() -> Result<Option<String>>) -> Result<()> {
-    let deadline = Instant::now() + READY;
+    wait_within(READY, process, missing)
+}
+
+fn wait_within(time: Duration, process: &Process, missing: impl Fn() -> Result<Option<String>>) -> Result<()> {
+    let deadline = Instant::now() + time;
     while let Some(missing) = missing()? {
         let Process { label, .. } = process;
         ensure!(process.alive(), "{label} has ended; its last words:\n{}", process.log_tail());
         ensure!(
             Instant::now() < deadline,
-            "{label} is not ready after {READY:?}: {missing}\nits last words:\n{}",
+            "{label} is not ready after {time:?}: {missing}\nits last words:\n{}",
             process.log_tail()
         );
         thread::sleep(POLL);
