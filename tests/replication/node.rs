@@ -103,7 +103,7 @@ impl Node {
 
     fn put_view_in_force(&self) {
         let image = &self.host.image;
-        self.replication.set_view(View { slots: image.slots.clone(), alive: image.alive });
+        self.replication.set_view(View { slots: image.slots.clone(), alive: image.alive, ..View::default() });
     }
 
     /// Introduces two nodes to each other.

@@ -1,6 +1,7 @@
 //! Agents that die and come back while packets go on.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,14 +56,20 @@ fn killed_agents_are_not_missed_and_come_back_to_what_was_there() -> Result<()> 
     let (web, echo) = (targets(&scene.config, HTTP_PORT), targets(&scene.config, ECHO_PORT));
     let long = client.run(|| LongConnections::open(&web, 48, Duration::from_millis(100), PATIENCE))??;
     let streams = client.run(|| Datagrams::start(&echo, 24, Duration::from_millis(50)))??;
-    let load = Load::new(web.clone(), 1000, Duration::from_secs(10));
+    let load = Load::new(web.clone(), 1000, 10 * PATIENCE);
+    let all_is_done = AtomicBool::new(false);
     let running = thread::scope(|scope| -> Result<_> {
-        let running = scope.spawn(|| client.run(|| load.run()));
-        one_is_killed_and_comes_back(&scene)?;
-        all_are_killed_and_come_back(&scene)?;
-        a_backend_is_added_while_one_is_away(&mut scene)?;
-        the_program_is_replaced(&scene)?;
-        running.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+        let running = scope.spawn(|| client.run(|| load.run_until(&all_is_done, |_, _| ())));
+        let mut change = || {
+            one_is_killed_and_comes_back(&scene)?;
+            all_are_killed_and_come_back(&scene)?;
+            a_backend_is_added_while_one_is_away(&mut scene)?;
+            the_program_is_replaced(&scene)
+        };
+        let changed = change();
+        all_is_done.store(true, Ordering::Relaxed);
+        let running = running.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
+        changed.and(running)
     })?;
     all_answered(&running)?;
     ensure!(running.backends.contains_key("b3"), "the backend that was added got nothing: {running:#?}");

@@ -16,6 +16,10 @@ pub(super) struct Committed {
     pub(super) file: u64,
     /// The configuration's text.
     pub(super) text: String,
+    /// Whether a cluster has agreed on it: then the version is the cluster's, and of the text only what all nodes have in
+    /// common counts.
+    #[serde(default)]
+    pub(super) agreed: bool,
 }
 
 /// Its form on disk.
@@ -37,6 +41,9 @@ fn checksum(record: &Committed) -> u32 {
     hasher.update(&record.version.to_le_bytes());
     hasher.update(&record.file.to_le_bytes());
     hasher.update(record.text.as_bytes());
+    if record.agreed {
+        hasher.update(b"agreed");
+    }
     hasher.finalize()
 }
 
@@ -82,6 +89,29 @@ pub(super) fn write(data: &Path, record: &Committed) -> io::Result<()> {
     File::open(data)?.sync_all()
 }
 
+/// A number that is greater than all that it gave before on this host: seconds of the clock, which may have been set back.
+///
+/// # Errors
+/// Where the disk fails.
+pub(super) fn next_incarnation(data: &Path) -> io::Result<u32> {
+    let path = data.join("incarnation");
+    let last = match fs::read_to_string(&path) {
+        // What is damaged is as good as lost: then the clock alone counts.
+        Ok(text) => text.trim().parse().unwrap_or(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0u32,
+        Err(error) => return Err(error),
+    };
+    let clock = std::time::UNIX_EPOCH.elapsed().map_or(1, |time| time.as_secs() as u32);
+    let next = clock.max(last.saturating_add(1));
+    fs::create_dir_all(data)?;
+    let beside = path.with_extension("next");
+    let mut file = File::create(&beside)?;
+    file.write_all(next.to_string().as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&beside, &path)?;
+    Ok(next)
+}
+
 /// The cluster's key where the configuration has none: drawn once and kept.
 ///
 /// # Errors
@@ -113,7 +143,7 @@ mod tests {
     use super::*;
 
     fn record() -> Committed {
-        Committed { version: 3, file: 4, text: "[node]\nid = 1\n".to_owned() }
+        Committed { version: 3, file: 4, text: "[node]\nid = 1\n".to_owned(), agreed: true }
     }
 
     fn scratch(name: &str) -> PathBuf {
@@ -128,6 +158,16 @@ mod tests {
         assert_eq!(read(&data).unwrap(), None);
         write(&data, &record()).unwrap();
         assert_eq!(read(&data).unwrap(), Some(record()));
+        fs::remove_dir_all(data).unwrap();
+    }
+
+    #[test]
+    fn incarnations_go_up_whatever_the_clock_says() {
+        let data = scratch("incarnation");
+        let first = next_incarnation(&data).unwrap();
+        assert!(next_incarnation(&data).unwrap() > first);
+        fs::write(data.join("incarnation"), (u32::MAX - 9).to_string()).unwrap();
+        assert_eq!(next_incarnation(&data).unwrap(), u32::MAX - 8);
         fs::remove_dir_all(data).unwrap();
     }
 

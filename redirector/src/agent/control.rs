@@ -12,7 +12,9 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{LivenessStatus, Node};
+use super::agreement::{AgreementStatus, Durable};
+use super::follow::{Asked, Change};
+use super::{Applied, LivenessStatus, Node};
 use crate::config::Config;
 
 /// A request longer than this is refused.
@@ -50,6 +52,13 @@ pub enum Request {
         /// The version that it is meant to follow.
         expect: Option<u64>,
     },
+    /// Begin a cluster.
+    Bootstrap,
+    /// Let a node be no member any more.
+    Leave {
+        /// Which one.
+        node: u8,
+    },
 }
 
 /// What an agent answers.
@@ -64,9 +73,17 @@ pub enum Answer {
         version: u64,
         /// What changes or has changed.
         changes: Vec<String>,
+        /// On how many disks it is, where a cluster has agreed on it.
+        #[serde(default)]
+        durable: Option<Durable>,
     },
-    /// How its peers live.
-    Nodes(LivenessStatus),
+    /// How its peers live, and how the cluster agrees.
+    Nodes {
+        /// What liveness has to tell.
+        liveness: LivenessStatus,
+        /// What agreement has; none where there is none.
+        agreement: Option<AgreementStatus>,
+    },
     /// What replication has counted.
     Replication {
         /// As JSON of their own: numbers as keys would not survive the tag that tells answers apart.
@@ -79,14 +96,15 @@ pub enum Answer {
     },
 }
 
-type Asked = (Request, oneshot::Sender<Answer>);
+type Query = (Request, oneshot::Sender<Answer>);
 
 /// The socket of a node.
 pub fn path(config: &Config) -> PathBuf {
     config.node.run.join(format!("{}.sock", config.node.name))
 }
 
-/// Takes the directory of a data plane's pins for this process, until the file is dropped.
+/// Takes the directory of a data plane's pins for this process, until the file is dropped. An agent that was killed lets
+/// go of it once its last write to the disk has ended.
 ///
 /// # Errors
 /// Where another process has it.
@@ -121,7 +139,7 @@ impl Drop for Socket {
 ///
 /// # Errors
 /// Where another agent of this node runs, or the socket cannot be made.
-pub(super) fn listen(config: &Config, requests: mpsc::Sender<Asked>) -> Result<Socket> {
+pub(super) fn listen(config: &Config, requests: mpsc::Sender<Query>) -> Result<Socket> {
     let path = path(config);
     if UnixStream::connect(&path).is_ok() {
         bail!("another agent of node {} answers at {}: end it first", config.node.name, path.display());
@@ -150,7 +168,7 @@ pub(super) fn listen(config: &Config, requests: mpsc::Sender<Asked>) -> Result<S
     Ok(Socket(path))
 }
 
-async fn serve(stream: tokio::net::UnixStream, requests: mpsc::Sender<Asked>) {
+async fn serve(stream: tokio::net::UnixStream, requests: mpsc::Sender<Query>) {
     let (reader, mut writer) = stream.into_split();
     let mut line = String::new();
     let answer = match tokio::io::BufReader::new(reader.take(REQUEST_BYTES_MAX)).read_line(&mut line).await {
@@ -167,7 +185,7 @@ async fn serve(stream: tokio::net::UnixStream, requests: mpsc::Sender<Asked>) {
     }
 }
 
-async fn hand_over(request: Request, requests: &mpsc::Sender<Asked>) -> Answer {
+async fn hand_over(request: Request, requests: &mpsc::Sender<Query>) -> Answer {
     let (answer, answered) = oneshot::channel();
     if requests.send((request, answer)).await.is_err() {
         return refused("the agent is ending".to_owned());
@@ -179,29 +197,64 @@ fn refused(reason: String) -> Answer {
     Answer::Refused { reason }
 }
 
-/// The agent's answer to a request.
-pub(super) async fn answer(node: &mut Node, request: Request) -> Answer {
-    let result = match request {
-        Request::Nodes => {
-            return match node.liveness() {
-                Some(status) => Answer::Nodes(status),
-                None => refused("the agent does not watch its peers yet".to_owned()),
-            };
-        }
-        Request::Replication => {
-            return match node.replication() {
-                Some(counters) => Answer::Replication { counters: serde_json::to_value(counters).unwrap_or_default() },
-                None => refused("flows are not replicated here".to_owned()),
-            };
-        }
-        Request::Status => Ok(Vec::new()),
-        Request::Diff { name, text } => node.diff(&name, &text),
-        Request::Apply { name, text, expect } => node.apply(&name, &text, expect).await.map(|applied| applied.changes),
+/// Answers a request: at once or, where the cluster decides, once it has.
+pub(super) async fn answer(node: &mut Node, request: Request, answer: oneshot::Sender<Answer>) {
+    let name = node.config().node.name.clone();
+    let version = node.version();
+    let done = |version, changes| Answer::Done { node: name.clone(), version, changes, durable: None };
+    let now = match request {
+        Request::Nodes => match node.liveness() {
+            Some(liveness) => Answer::Nodes { liveness, agreement: node.agreement() },
+            None => refused("the agent does not watch its peers yet".to_owned()),
+        },
+        Request::Replication => match node.replication() {
+            Some(counters) => Answer::Replication { counters: serde_json::to_value(counters).unwrap_or_default() },
+            None => refused("flows are not replicated here".to_owned()),
+        },
+        Request::Status => done(version, Vec::new()),
+        Request::Diff { name, text } => node.diff(&name, &text).map_or_else(wrong, |changes| done(version, changes)),
+        Request::Apply { name, text, expect } => match node.apply(&name, &text, expect).await {
+            Ok(Change::Done(applied)) => done(applied.version, applied.changes),
+            Ok(Change::Asked(asked)) => return later(node, asked, answer),
+            Err(error) => wrong(error),
+        },
+        Request::Leave { node: id } => match node.leave(id) {
+            Ok(asked) => return later(node, asked, answer),
+            Err(error) => wrong(error),
+        },
+        Request::Bootstrap => match node.bootstrap() {
+            Ok(bootstrap) => {
+                tokio::spawn(async move {
+                    let done = Answer::Done { node: name, version, changes: Vec::new(), durable: None };
+                    // Whoever asked may have gone away meanwhile.
+                    let _ = answer.send(bootstrap.await.map_or_else(wrong, |()| done));
+                });
+                return;
+            }
+            Err(error) => wrong(error),
+        },
     };
-    match result {
-        Ok(changes) => Answer::Done { node: node.config().node.name.clone(), version: node.version(), changes },
-        Err(error) => refused(format!("{:#}", anyhow::Error::new(error))),
-    }
+    // Whoever asked may have gone away meanwhile.
+    let _ = answer.send(now);
+}
+
+/// Answers once the cluster has decided.
+fn later(node: &Node, asked: Asked, answer: oneshot::Sender<Answer>) {
+    let node = node.config().node.name.clone();
+    tokio::spawn(async move {
+        let decided = asked.decide().await;
+        // Whoever asked may have gone away meanwhile.
+        let _ = answer.send(decided.map_or_else(wrong, |Applied { version, changes, durable }| Answer::Done {
+            node,
+            version,
+            changes,
+            durable,
+        }));
+    });
+}
+
+fn wrong(error: impl std::error::Error + Send + Sync + 'static) -> Answer {
+    refused(format!("{:#}", anyhow::Error::new(error)))
 }
 
 /// Asks the agent at a socket.

@@ -14,8 +14,10 @@ use siphasher::sip::SipHasher24;
 use siphasher::sip128::SipHasher24 as SipHasher128;
 use tokio::sync::watch;
 
+use super::committed;
 use super::talk::Delivered;
 use crate::config::{Config, Key};
+use crate::consensus::state::{Standing, State as Agreed};
 use crate::dataplane::flows::now;
 use crate::dataplane::image::Image;
 use crate::dataplane::liveness::LivenessMaps;
@@ -104,12 +106,6 @@ fn boot_id() -> u64 {
     SipHasher24::new().hash(&text) | 1
 }
 
-fn incarnation() -> Result<u32> {
-    let mut bytes = [0; 4];
-    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no random number for the incarnation: {error}"))?;
-    Ok(u32::from_le_bytes(bytes).max(1))
-}
-
 /// The keys of beats, and their numbers.
 fn keys(config: &Config, key: [u8; 16]) -> ([[u64; 2]; 2], [u8; 2]) {
     let own = SipHasher128::new_with_key(&key).hash(&8u64.to_le_bytes()).as_bytes();
@@ -182,7 +178,10 @@ impl Liveness {
             boot_id: boot_id(),
             interval: interval.as_nanos() as u64,
             grace: (interval / GRACE_DIVISOR).max(GRACE_MIN).as_nanos() as u64,
-            incarnation: if before.incarnation != 0 { before.incarnation } else { incarnation()? },
+            incarnation: match before.incarnation {
+                0 => committed::next_incarnation(&config.node.data).context("no incarnation can be kept")?,
+                there => there,
+            },
             multiplier: config.cluster.beats.multiplier,
             key_ids,
             pad: 0,
@@ -192,7 +191,7 @@ impl Liveness {
         self.timeout = config.cluster.beats.timeout().as_nanos() as u64 + watch.grace;
         self.detector.set_peers(&nodes, clock());
         self.links = image.links.keys().copied().collect();
-        self.maps.condition().slots.store(digest(&image.slots));
+        self.set_slots(&image.slots);
         let link = |((node, port), path): (&(u8, u8), &redirector_ebpf::tables::Path)| LinkPlan {
             node: *node,
             path: *path,
@@ -206,6 +205,32 @@ impl Liveness {
             links: image.links.iter().map(link).collect(),
         });
         Ok(())
+    }
+
+    /// Says in beats which slots are in force.
+    pub(super) fn set_slots(&self, slots: &[Slot]) {
+        self.maps.condition().slots.store(digest(slots));
+    }
+
+    /// Says in beats, and to the next agent, by which version of what is agreed on the maps go; 0: by none.
+    pub(super) fn set_applied(&self, version: u64) {
+        self.maps.condition().applied.store(version);
+    }
+
+    /// The version of what is agreed on that the maps go by.
+    pub(super) fn applied(&self) -> u64 {
+        self.maps.condition().applied.load()
+    }
+
+    /// Which life of this node's maps this is.
+    pub(super) fn incarnation(&self) -> Result<u64> {
+        Ok(self.maps.watch()?.incarnation.into())
+    }
+
+    /// The peers in one of these states.
+    pub(super) fn peers_in<'a>(&'a self, states: &'a [State]) -> impl Iterator<Item = u8> + 'a {
+        let those = self.detector.peers().iter().filter(|(_, peer)| states.contains(&peer.state));
+        those.map(|(&node, _)| node)
     }
 
     /// Changes whenever alive bits do, or what peers say of them.
@@ -225,11 +250,17 @@ impl Liveness {
         }
     }
 
-    /// Looks at all peers, and lets in who may be. `delivered` is none where flows are not replicated.
-    pub(super) fn step(&mut self, delivered: Option<&Delivered>) {
+    /// Looks at all peers, and lets in who may be. `delivered` is none where flows are not replicated, `agreed` where nothing
+    /// is agreed on.
+    pub(super) fn step(&mut self, delivered: Option<&Delivered>, agreed: Option<&Agreed>) {
         let time = now();
         for (&node, &allowed) in &self.allowed {
-            let seen = self.observe(node, allowed, time, delivered);
+            let mut seen = self.observe(node, allowed, time, delivered);
+            if let Some(agreed) = agreed {
+                let member = agreed.members.get(&node).filter(|member| member.standing == Standing::Up);
+                let is_that = |incarnation| seen.incarnation == 0 || incarnation == u64::from(seen.incarnation);
+                seen.agreed = member.is_some_and(|member| is_that(member.incarnation));
+            }
             let Some(peer) = self.detector.peer_mut(node) else { continue };
             let before = peer.state;
             match peer.observe(Duration::from_nanos(time), &seen) {
@@ -241,7 +272,10 @@ impl Liveness {
                 tracing::info!(node, from = ?before, to = ?peer.state, "a peer's state changed");
             }
         }
-        let lacks = self.lacks(delivered, time);
+        let lacks = match agreed {
+            Some(agreed) => !agreed.is_up(self.me),
+            None => self.lacks(delivered, time),
+        };
         let own = self.detector.own(!lacks);
         if own != self.own {
             tracing::info!(from = ?self.own, to = ?own, "this node's state changed");
@@ -305,6 +339,7 @@ impl Liveness {
             answers: false,
             incarnation: 0,
             vitals: Vitals::default(),
+            agreed: true,
             on: self.maps.is_admitted(node),
             delivered: delivered.is_none_or(|delivered| delivered.to.contains(&node)) || self.waited(node, time),
         };

@@ -8,8 +8,10 @@
 //!
 //! When it ends, by whatever signal, the data plane stays as it is and forwards on; the next agent adopts it.
 
+mod agreement;
 mod committed;
 pub mod control;
+mod follow;
 mod liveness;
 mod node;
 mod talk;
@@ -22,8 +24,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
+pub use agreement::{AgreementStatus, Durable, MemberStatus};
 pub use liveness::{LinkStatus, LivenessStatus, PeerStatus};
 pub use node::{Applied, ApplyError, Node, load_alone};
+
+use follow::Change;
 
 use crate::config::XdpMode;
 use crate::netlink::{self, Event};
@@ -50,7 +55,8 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
     let mut watch = netlink::watch()?;
     let mut node = Node::start(&path.display().to_string(), &text, mode).await?;
     node.start_liveness()?;
-    let mut seen = node.changes();
+    node.follow().await;
+    let (mut seen, mut decisions) = (node.changes(), node.decisions());
     let mut vips = Vips::start(node.config())?;
     look_after_vips(&mut vips, &mut node).await;
     let (requests, mut requested) = mpsc::channel(16);
@@ -74,12 +80,17 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
                 }
             },
             Some((request, answer)) = requested.recv() => {
-                // Whoever asked may have gone away meanwhile.
-                let _ = answer.send(control::answer(&mut node, request).await);
+                control::answer(&mut node, request, answer).await;
+                look_after_vips(&mut vips, &mut node).await;
+            }
+            Ok(()) = decisions.changed() => {
+                node.follow().await;
                 look_after_vips(&mut vips, &mut node).await;
             }
             _ = tidy.tick() => {
+                node.follow().await;
                 node.tidy();
+                node.look_after_agreement();
                 look_after_vips(&mut vips, &mut node).await;
             }
             _ = pulse.tick() => look_at_peers(&mut vips, &mut node).await,
@@ -138,14 +149,21 @@ async fn heard(node: &mut Node, event: Event) {
 /// `SIGHUP`: the file is applied as by `apply`.
 async fn reread(node: &mut Node, path: &Path) {
     let name = path.display().to_string();
-    let result = match std::fs::read_to_string(path) {
-        Ok(text) => node.apply(&name, &text, None).await.map_err(|error| format!("{:#}", anyhow::Error::new(error))),
-        Err(error) => Err(error.to_string()),
+    let change = match std::fs::read_to_string(path) {
+        Ok(text) => node.apply(&name, &text, None).await.map_err(anyhow::Error::new),
+        Err(error) => Err(error.into()),
     };
-    match result {
+    let tell = move |result: Result<Applied>| match result {
         Ok(applied) => {
             tracing::info!(version = applied.version, changes = applied.changes.len(), "configuration reread")
         }
-        Err(error) => tracing::error!(%error, file = name, "the file is not applied; what was in force stays"),
+        Err(error) => tracing::error!(file = name, "the file is not applied; what was in force stays: {error:#}"),
+    };
+    match change {
+        Ok(Change::Done(applied)) => tell(Ok(applied)),
+        Ok(Change::Asked(asked)) => {
+            tokio::spawn(async move { tell(asked.decide().await.map_err(anyhow::Error::new)) });
+        }
+        Err(error) => tell(Err(error)),
     }
 }

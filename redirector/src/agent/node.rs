@@ -1,18 +1,24 @@
 //! A node: its configuration in force, its maps, and the changes to both.
 
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use redirector_ebpf::tables::AliveNodes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
+use super::agreement::{Agreement, Durable};
 use super::committed::{self, Committed};
 use super::control;
+use super::follow::Change;
 use super::liveness::{Liveness, LivenessStatus};
 use super::talk::Talk;
 use crate::config::{self, Config, Mistakes, XdpMode};
+use crate::consensus::driver::ProposeError;
 use crate::dataplane::flows::now;
 use crate::dataplane::image::{self, Image, ImageError, Link, Links, NextHop};
 use crate::dataplane::maps::{Maps, MapsError};
@@ -28,6 +34,9 @@ pub struct Applied {
     pub version: u64,
     /// What changed, in words.
     pub changes: Vec<String>,
+    /// On how many disks it is, where a cluster has agreed on it.
+    #[serde(default)]
+    pub durable: Option<Durable>,
 }
 
 /// Why a change was not made. No map was touched, unless the kernel refused a write.
@@ -62,19 +71,34 @@ pub enum ApplyError {
     /// The change could not be made durable.
     #[error("the change was not committed, the disk refused it")]
     Disk(#[from] std::io::Error),
+    /// The cluster has not taken it.
+    #[error(transparent)]
+    Agreement(#[from] ProposeError),
+    /// Only a cluster could decide, and this node is part of none.
+    #[error(
+        "this node takes no part in agreement: it needs `ca`, `certificate` and `private_key` in [cluster], two [[member]] \
+         at least, and a log that can be written; its journal says what is missing"
+    )]
+    Alone,
 }
 
 /// A running node.
 pub struct Node {
-    config: Config,
-    mode: Option<XdpMode>,
-    key: [u8; 16],
-    committed: Committed,
-    image: Image,
-    maps: Maps,
+    pub(super) config: Config,
+    pub(super) mode: Option<XdpMode>,
+    pub(super) key: [u8; 16],
+    pub(super) committed: Committed,
+    pub(super) image: Image,
+    pub(super) maps: Maps,
     kept_by_agent: Vec<NextHop>,
-    liveness: Option<Liveness>,
-    talk: Option<Talk>,
+    pub(super) liveness: Option<Liveness>,
+    pub(super) talk: Option<Talk>,
+    pub(super) agreement: Option<Agreement>,
+    /// The file that `run` was given.
+    pub(super) file: PathBuf,
+    /// Its text, where it was edited and the cluster has not been asked for it yet.
+    pub(super) edited: Option<String>,
+    pub(super) asking: Option<JoinHandle<()>>,
     attached: bool,
     began: Duration,
     _held: File,
@@ -101,7 +125,7 @@ fn key_of(config: &Config) -> Result<[u8; 16]> {
 }
 
 /// What the maps should hold for a configuration, and for flows that are older than it.
-async fn compile(config: &Config, key: [u8; 16], maps: &Maps) -> Result<Image, ApplyError> {
+pub(super) async fn compile(config: &Config, key: [u8; 16], maps: &Maps) -> Result<Image, ApplyError> {
     let mut image = image::compile(config, key, &links().await?, maps.registry()?)?;
     install::keep_old_hops(&mut image);
     install::room(&image)?;
@@ -110,7 +134,7 @@ async fn compile(config: &Config, key: [u8; 16], maps: &Maps) -> Result<Image, A
 
 /// Has the kernel keep an image's next hops, and takes over their MAC addresses before the first packet is sent to them.
 /// Says which of them the agent must ask for again.
-async fn learn_next_hops(maps: &mut Maps, image: &Image) -> Vec<NextHop> {
+pub(super) async fn learn_next_hops(maps: &mut Maps, image: &Image) -> Vec<NextHop> {
     let by_agent = keep(image.neighbours.values()).await;
     let deadline = Instant::now() + LEARN;
     loop {
@@ -165,19 +189,26 @@ fn take_over(maps: &mut Maps, image: &Image, neighbour: &Neighbour) -> usize {
 }
 
 /// Has XDP attached in one way, whatever the file says.
-fn override_mode(config: &mut Config, mode: Option<XdpMode>) {
+pub(super) fn override_mode(config: &mut Config, mode: Option<XdpMode>) {
     if let Some(mode) = mode {
         config.interfaces.iter_mut().for_each(|interface| interface.mode = mode);
     }
 }
 
-/// Loads or adopts the data plane of a configuration and attaches it.
-async fn bring_up(config: &Config, key: [u8; 16]) -> Result<(Maps, Image, Vec<NextHop>)> {
+/// Loads or adopts the data plane of a configuration and attaches it. Where slots and rows are `agreed` on, those that are
+/// there stay until this node knows better.
+async fn bring_up(config: &Config, key: [u8; 16], agreed: bool) -> Result<(Maps, Image, Vec<NextHop>)> {
     let directory = load::directory(&config.node.pins);
     // Makes the maps, or finds them; each port then gets an instance of the program of its own.
     drop(load::open(&directory, config, 0)?);
     let mut maps = Maps::open(&directory)?;
-    let image = compile(config, key, &maps).await?;
+    let mut image = compile(config, key, &maps).await?;
+    let present = maps.slots()?;
+    if agreed && maps.liveness.condition().applied.load() != 0 && present.len() == image.slots.len() {
+        (image.slots, image.agreed) = (present, Some(BTreeMap::new()));
+    } else {
+        maps.liveness.condition().applied.store(0);
+    }
     let kept_by_agent = learn_next_hops(&mut maps, &image).await;
     install::install(&mut maps, &image)?;
     for interface in &config.interfaces {
@@ -203,24 +234,46 @@ impl Node {
         let digest = committed::digest(text);
         let known = committed::read(&file.node.data)
             .with_context(|| format!("cannot read what is committed in {}", file.node.data.display()))?;
+        let agrees = Agreement::is_for(&file);
         let (config, committed) = match known {
-            Some(known) if known.file == digest => match config::parse(&format!("{name}, as committed"), &known.text) {
-                Ok(config) => (config, known),
-                Err(mistakes) => {
-                    tracing::error!(%mistakes, "what is committed is not understood; the file is taken");
-                    (file, Committed { version: known.version + 1, file: digest, text: text.to_owned() })
+            Some(known) if known.agreed && agrees => {
+                match config::merge(&format!("{name}, as agreed"), &known.text, &file) {
+                    Ok(config) => (config, known),
+                    Err(mistakes) => {
+                        tracing::error!(%mistakes, "what was agreed on does not fit this node; the file is taken meanwhile");
+                        (file, known)
+                    }
                 }
-            },
+            }
+            Some(known) if known.file == digest && !known.agreed => {
+                match config::parse(&format!("{name}, as committed"), &known.text) {
+                    Ok(config) => (config, known),
+                    Err(mistakes) => {
+                        tracing::error!(%mistakes, "what is committed is not understood; the file is taken");
+                        (
+                            file,
+                            Committed {
+                                version: known.version + 1,
+                                file: digest,
+                                text: text.to_owned(),
+                                agreed: false,
+                            },
+                        )
+                    }
+                }
+            }
             known => {
                 let version = known.map_or(1, |known| known.version + 1);
-                (file, Committed { version, file: digest, text: text.to_owned() })
+                (file, Committed { version, file: digest, text: text.to_owned(), agreed: false })
             }
         };
         let key = key_of(&config)?;
         let _held = control::hold(&load::prepare(&config.node.pins)?)?;
         let mut config = config;
         override_mode(&mut config, mode);
-        let (maps, image, kept_by_agent) = bring_up(&config, key).await?;
+        let agreed = agrees && committed.agreed;
+        let edited = (agreed && committed.file != digest).then(|| text.to_owned());
+        let (maps, image, kept_by_agent) = bring_up(&config, key, agreed).await?;
         committed::write(&config.node.data, &committed).context("cannot commit the configuration")?;
         let began = Duration::from_nanos(now());
         Ok(Self {
@@ -233,6 +286,10 @@ impl Node {
             kept_by_agent,
             liveness: None,
             talk: None,
+            agreement: None,
+            file: PathBuf::from(name),
+            edited,
+            asking: None,
             attached: true,
             began,
             _held,
@@ -248,6 +305,7 @@ impl Node {
         self.liveness = Some(Liveness::start(&directory, &self.config, self.key, &self.image)?);
         load::start_timer(&mut load::open(&directory, &self.config, 0)?)?;
         self.talk = Talk::start(&self.config, &directory);
+        self.start_agreement();
         Ok(())
     }
 
@@ -282,13 +340,12 @@ impl Node {
 
     /// Gives a sign of life, and lets peers be alive that may be.
     pub(super) fn look_at_peers(&mut self) {
+        self.view_of_flows();
         let Some(liveness) = &mut self.liveness else { return };
         liveness.sign();
-        if let Some(talk) = &mut self.talk {
-            let (alive, digest) = liveness.alive();
-            talk.view(&self.image.slots, alive, digest);
-        }
-        liveness.step(self.talk.as_ref().and_then(Talk::delivered).as_ref());
+        let agreed = self.agreement.as_ref().and_then(Agreement::followed);
+        liveness.step(self.talk.as_ref().and_then(Talk::delivered).as_ref(), agreed);
+        self.report();
     }
 
     /// An interface lost its carrier, or has it again.
@@ -323,6 +380,9 @@ impl Node {
 
     /// Ends talking to the peers.
     pub(super) async fn end(&mut self) {
+        if let Some(agreement) = self.agreement.take() {
+            agreement.end().await;
+        }
         if let Some(talk) = self.talk.take() {
             talk.end().await;
         }
@@ -358,13 +418,19 @@ impl Node {
         Ok(config::diff(&self.config, &next).iter().map(ToString::to_string).collect())
     }
 
-    /// Changes to another configuration, all or nothing.
+    /// Changes to another configuration, all or nothing. In a cluster that agrees, it decides, and every node follows.
     ///
     /// # Errors
     /// [`ApplyError`]; the configuration in force stays.
-    pub async fn apply(&mut self, name: &str, text: &str, expected: Option<u64>) -> Result<Applied, ApplyError> {
+    pub(super) async fn apply(&mut self, name: &str, text: &str, expect: Option<u64>) -> Result<Change, ApplyError> {
+        if self.is_in_agreement() {
+            let change = self.change(name, text, expect)?;
+            // What cannot be in force here is not asked for: most nodes are like this one.
+            compile(&config::merge(name, text, &self.config)?, self.key, &self.maps).await?;
+            return Ok(change);
+        }
         let present = self.committed.version;
-        if let Some(expected) = expected.filter(|expected| *expected != present) {
+        if let Some(expected) = expect.filter(|expected| *expected != present) {
             return Err(ApplyError::Version { present, expected });
         }
         let mut next = config::parse(name, text)?;
@@ -374,22 +440,35 @@ impl Node {
         let image = compile(&next, self.key, &self.maps).await?;
         let committed = match changes.is_empty() {
             true => self.committed.clone(),
-            false => Committed { version: present + 1, file: self.committed.file, text: text.to_owned() },
+            false => {
+                Committed { version: present + 1, file: self.committed.file, text: text.to_owned(), agreed: false }
+            }
         };
         committed::write(&self.config.node.data, &committed)?;
+        self.put_in_force(next, image, committed).await?;
+        Ok(Change::Done(Applied { version: self.committed.version, changes, durable: None }))
+    }
+
+    /// Has all parts of the node go by a configuration that is on disk.
+    pub(super) async fn put_in_force(
+        &mut self,
+        next: Config,
+        image: Image,
+        on_disk: Committed,
+    ) -> Result<(), ApplyError> {
         self.kept_by_agent = learn_next_hops(&mut self.maps, &image).await;
         install::install(&mut self.maps, &image)?;
-        (self.config, self.image, self.committed) = (next, image, committed);
+        (self.config, self.image, self.committed) = (next, image, on_disk);
         if let Some(liveness) = &mut self.liveness {
             liveness.configure(&self.config, self.key, &self.image)?;
         }
         if let Some(talk) = &mut self.talk {
             talk.configure(&self.config);
         }
-        Ok(Applied { version: self.committed.version, changes })
+        Ok(())
     }
 
-    fn only_shared_parts(&self, next: &Config) -> Result<(), ApplyError> {
+    pub(super) fn only_shared_parts(&self, next: &Config) -> Result<(), ApplyError> {
         let now = &self.config;
         let own = [
             ("node", now.node == next.node),

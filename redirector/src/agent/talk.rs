@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use redirector_ebpf::tables::{AliveNodes, Slot};
+use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::replication::{self, Counters, Replication, Settings, State, View};
-use crate::transport::{self, Identity, Transport};
+use crate::transport::{self, Identity, Incoming, Transport};
 
 /// What was said and heard of flows that nodes owe each other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +25,7 @@ pub(super) struct Talk {
     transport: Transport,
     replication: Option<Replication>,
     seen: Option<(AliveNodes, u64)>,
+    agreement: Option<mpsc::Receiver<Incoming>>,
 }
 
 /// Where the agents of all members listen.
@@ -67,7 +69,12 @@ impl Talk {
                 }
             }
         });
-        Some(Self { transport, replication, seen: None })
+        Some(Self { transport, replication, seen: None, agreement: Some(inboxes.consensus) })
+    }
+
+    /// What agreement goes over; its inbox can be had once.
+    pub(super) fn for_agreement(&mut self) -> Option<(Transport, mpsc::Receiver<Incoming>)> {
+        Some((self.transport.clone(), self.agreement.take()?))
     }
 
     /// Takes over a configuration whose tables are in force.
@@ -80,13 +87,14 @@ impl Talk {
     }
 
     /// Says who is alive and which slots are in force, where that is new.
-    pub(super) fn view(&mut self, slots: &[Slot], alive: AliveNodes, slots_digest: u64) {
+    /// Where slots are agreed on and move, all their ranks are to have their flows.
+    pub(super) fn view(&mut self, slots: &[Slot], alive: AliveNodes, slots_digest: u64, to_all_ranks: bool) {
         if self.seen == Some((alive, slots_digest)) {
             return;
         }
         self.seen = Some((alive, slots_digest));
         if let Some(replication) = &self.replication {
-            replication.set_view(View { slots: slots.to_vec(), alive });
+            replication.set_view(View { slots: slots.to_vec(), alive, to_all_ranks });
         }
     }
 

@@ -6,6 +6,7 @@
 mod output;
 mod target;
 
+mod cluster;
 mod decap;
 mod doctor;
 mod get;
@@ -42,6 +43,12 @@ enum Command {
     Apply(spec::Apply),
     /// Show what `apply` would change, and the version to apply it to.
     Diff(spec::Diff),
+    /// Begin a cluster with this node, once: its other members join by themselves.
+    Bootstrap(cluster::Bootstrap),
+    /// Wait until this node has a seat in its cluster.
+    Join(cluster::Join),
+    /// Let a node be no member of the cluster any more.
+    Leave(cluster::Leave),
     /// Show nodes, services, backends, paths, owners, flows, vips, replication or stats.
     Get(get::Get),
     /// Show the BPF maps, decoded.
@@ -67,6 +74,9 @@ pub fn main(arguments: Arguments) -> ExitCode {
         Command::Check(command) => command.run(),
         Command::Apply(command) => command.run(),
         Command::Diff(command) => command.run(),
+        Command::Bootstrap(command) => command.run(),
+        Command::Join(command) => command.run(),
+        Command::Leave(command) => command.run(),
         Command::Get(command) => command.run(),
         Command::Maps(command) => command.run(),
         Command::Why(command) => command.run(),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use super::target::Target;
+use crate::agent::Durable;
 use crate::agent::control::{self, Answer, Request};
 use crate::config;
 
@@ -63,21 +64,29 @@ struct Asking {
     target: Target,
 }
 
+/// What an agent has done, or would do.
+struct Done {
+    node: String,
+    version: u64,
+    changes: Vec<String>,
+    durable: Option<Durable>,
+}
+
 impl Asking {
     fn name(&self) -> String {
         self.file.display().to_string()
     }
 
-    fn ask(&self, request: &Request) -> Result<(String, u64, Vec<String>)> {
+    fn ask(&self, request: &Request) -> Result<Done> {
         // The file tells itself which node it is for, unless another configuration was named.
         let config = match self.target.config()? {
             Some(config) => config,
             None => config::load(&self.file)?,
         };
         match control::ask(&control::path(&config), request)? {
-            Answer::Done { node, version, changes } => Ok((node, version, changes)),
+            Answer::Done { node, version, changes, durable } => Ok(Done { node, version, changes, durable }),
             Answer::Refused { reason } => bail!("{reason}"),
-            Answer::Nodes(_) | Answer::Replication { .. } => bail!("the agent answers what was not asked"),
+            Answer::Nodes { .. } | Answer::Replication { .. } => bail!("the agent answers what was not asked"),
         }
     }
 }
@@ -92,7 +101,7 @@ pub(super) struct Diff {
 impl Diff {
     pub(super) fn run(self) -> Result<()> {
         let request = Request::Diff { name: self.asking.name(), text: read(&self.asking.file)? };
-        let (node, version, changes) = self.asking.ask(&request)?;
+        let Done { node, version, changes, .. } = self.asking.ask(&request)?;
         for change in &changes {
             println!("{change}");
         }
@@ -114,11 +123,12 @@ pub(super) struct Apply {
 impl Apply {
     pub(super) fn run(self) -> Result<()> {
         let request = Request::Apply { name: self.asking.name(), text: read(&self.asking.file)?, expect: self.expect };
-        let (node, version, changes) = self.asking.ask(&request)?;
+        let Done { node, version, changes, durable } = self.asking.ask(&request)?;
         for change in &changes {
             println!("{change}");
         }
-        println!("committed: {} changes, version {version} is in force on {node}", changes.len());
+        let durable = durable.map(|durable| format!(", {durable}")).unwrap_or_default();
+        println!("committed: {} changes, version {version} is in force on {node}{durable}", changes.len());
         Ok(())
     }
 }

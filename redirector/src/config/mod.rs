@@ -59,6 +59,20 @@ pub fn parse(name: &str, text: &str) -> Result<Config, Mistakes> {
     })
 }
 
+/// Reads what all nodes have in common from the configuration of any of them, and puts it in place of `own`'s: members,
+/// VIPs, services, pools, limits, timeouts and replication. What is a node's own in the text is not looked at, so no file
+/// is read. Rules hold for the whole that results.
+pub fn merge(name: &str, text: &str, own: &Config) -> Result<Config, Mistakes> {
+    checked(name, text, |mut root, notes, whole| {
+        let config = read::shared(&mut root, own);
+        root.done();
+        if whole {
+            rules::check(&config, notes);
+        }
+        config
+    })
+}
+
 /// Reads `[decap]`, which is all that a backend's file needs; the tables of a node may be there too and are not judged.
 pub fn load_decap(path: &FilePath) -> Result<Decap, Mistakes> {
     parse_decap(&path.display().to_string(), &text_of(path)?)

@@ -28,6 +28,10 @@ const IDLE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_s
 /// How long rows stay disputed: a second lets every node apply the change, a day outlasts any patience.
 const SETTLE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 
+/// How long a node is suspected before it is down: within a second it may be back by itself, and for an hour of one dead
+/// node nobody wants to be one fault away from an outage.
+const DOWN_AFTER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
 /// How long changes of flows wait: below the time that a batch takes nothing is won, above there is too much to lose.
 const FLUSH: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(1);
 
@@ -46,6 +50,27 @@ pub(super) fn config(root: &mut Reader<'_>, beside: Option<&FilePath>) -> Config
         services: root.tables("service").into_iter().map(service).collect(),
         pools: root.tables("pool").into_iter().map(pool).collect(),
         decap: root.table("decap").map(decap),
+    }
+}
+
+/// Reads what all nodes have in common, and takes the rest from a node's own configuration.
+pub(super) fn shared(root: &mut Reader<'_>, own: &Config) -> Config {
+    for name in ["node", "cluster", "tables", "interface", "decap"] {
+        root.item(name);
+    }
+    Config {
+        node: own.node.clone(),
+        cluster: own.cluster.clone(),
+        tables: own.tables.clone(),
+        interfaces: own.interfaces.clone(),
+        decap: own.decap.clone(),
+        limits: root.table("limits").map_or_else(Limits::default, limits),
+        timeouts: root.table("timeouts").map_or_else(Timeouts::default, timeouts),
+        replication: root.table("replication").map_or_else(Replication::default, replication),
+        members: root.tables("member").into_iter().map(member).collect(),
+        vips: root.tables("vip").into_iter().map(vip).collect(),
+        services: root.tables("service").into_iter().map(service).collect(),
+        pools: root.tables("pool").into_iter().map(pool).collect(),
     }
 }
 
@@ -115,6 +140,7 @@ fn cluster_of_one() -> Cluster {
         beat_keys: Vec::new(),
         identity: None,
         port: 4201,
+        down_after: Duration::from_secs(10),
     }
 }
 
@@ -141,8 +167,9 @@ fn cluster(mut r: Reader<'_>, beside: Option<&FilePath>) -> Cluster {
     let beat_keys = beat_keys(&mut r);
     let identity = identity(&mut r, beside);
     let port = r.number("port", 1..=u16::MAX).unwrap_or(default.port);
+    let down_after = r.duration("down_after", DOWN_AFTER).unwrap_or(default.down_after);
     r.done();
-    Cluster { id, key: key.or(key_of_file), slots, beats, beat_keys, identity, port }
+    Cluster { id, key: key.or(key_of_file), slots, beats, beat_keys, identity, port, down_after }
 }
 
 fn beat_keys(r: &mut Reader<'_>) -> Vec<Key> {

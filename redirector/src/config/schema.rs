@@ -74,6 +74,9 @@ pub struct Cluster {
     pub identity: Option<IdentityFiles>,
     /// The UDP port on which agents talk, the same on every node.
     pub port: u16,
+    /// How long most of the others must have suspected a node before it is agreed that it is down.
+    #[serde(serialize_with = "duration")]
+    pub down_after: Duration,
 }
 
 /// How often nodes ask each other whether they live, and how many unanswered questions make a suspect.

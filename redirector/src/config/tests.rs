@@ -98,6 +98,23 @@ fn the_example_shows_defaults() {
     assert_eq!(config.timeouts, Timeouts::default());
     assert_eq!(config.replication, Replication::default());
     assert_eq!(config.cluster.port, sound().cluster.port);
+    assert_eq!(config.cluster.down_after, sound().cluster.down_after);
+}
+
+#[test]
+fn another_nodes_file_changes_what_all_have_in_common() {
+    let own = sound();
+    let other = changed("id = 1\n[cluster]\nkey =", "id = 2\n[cluster]\nslots = 1000\nkey_file = \"elsewhere\"\nno =")
+        .replacen("[[interface]]\nname = \"eth0\"", "[[interface]]\nname = \"eth7\"", 1)
+        .replacen("name = \"b1\"", "name = \"b9\"", 1);
+    assert!(parse("other.toml", &other).is_err());
+    let merged = merge("other.toml", &other, &own).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    assert_eq!((&merged.node, &merged.cluster, &merged.interfaces), (&own.node, &own.cluster, &own.interfaces));
+    assert_eq!(merged.pools[0].backends[0].name, "b9");
+    let unknown = other.replacen("interface = \"eth0\"", "interface = \"eth7\"", 1);
+    let mistakes = merge("other.toml", &unknown, &own).expect_err("this node has no such interface");
+    assert_eq!(mistakes.list().len(), 1, "{mistakes}");
+    assert!(merge("other.toml", &format!("{other}\n[[servise]]"), &own).is_err());
 }
 
 #[test]

@@ -10,7 +10,9 @@ use redirector_ebpf::packet::{Address, protocol};
 use redirector_ebpf::tables::names::{NameKey, kind as named};
 use redirector_ebpf::tables::path::kind as carried;
 use redirector_ebpf::tables::service::{echo, unmatched};
-use redirector_ebpf::tables::{AliveNodes, Backend, NeighbourKey, Node, Path, Port, Service, ServiceKey, Slot, Vip};
+use redirector_ebpf::tables::{
+    AliveNodes, Backend, NeighbourKey, Node, Path, Port, Row, Service, ServiceKey, Slot, Vip,
+};
 use siphasher::sip128::SipHasher24;
 
 use super::registry::{Full, Registry};
@@ -84,6 +86,9 @@ pub struct Image {
     /// Ways that beats take, by node and port.
     pub links: BTreeMap<(u8, u8), Path>,
     pub slots: Vec<Slot>,
+    /// Rows that the cluster has agreed on, by pool; those of other pools stay as they are. None: this node works out slots
+    /// and rows by itself.
+    pub agreed: Option<BTreeMap<u16, Vec<Row>>>,
     pub alive: AliveNodes,
     pub registry: Registry,
 }

@@ -35,7 +35,7 @@ pub fn install(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
     }
     maps.node.set(0, image.node, 0).map_err(written("NODE"))?;
     alive(maps, image)?;
-    slots(maps, &image.slots)?;
+    slots(maps, image)?;
     for (&id, path) in &image.paths {
         if maps.paths.get(&u32::from(id), 0).map_err(read("PATHS"))? != *path {
             maps.paths.set(u32::from(id), path, 0).map_err(written("PATHS"))?;
@@ -45,11 +45,18 @@ pub fn install(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
     for (&id, backend) in &image.backends {
         maps.backends.set(u32::from(id), backend, 0).map_err(written("BACKENDS"))?;
     }
-    for (&id, target) in &image.pools {
-        change_pool(maps, id, target, Duration::from_secs(u64::from(image.node.idle[4])))?;
-    }
+    pools(maps, image)?;
     vips_and_services(maps, image)?;
     remove_old_names(maps, image)
+}
+
+/// Puts slots and rows that were agreed on into the maps, and nothing else.
+///
+/// # Errors
+/// [`MapsError`], where the kernel refuses a write.
+pub fn follow(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
+    slots(maps, image)?;
+    pools(maps, image)
 }
 
 /// Alive bits as they are configured, where no timer runs that would write them.
@@ -117,12 +124,13 @@ fn ports(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
     Ok(())
 }
 
-/// Switches to a new slot table, if it differs: versions go up, and old primaries become previous owners.
-fn slots(maps: &mut Maps, target: &[Slot]) -> Result<(), MapsError> {
-    let present = maps.slots()?;
-    let next: Vec<Slot> = match present.len() == target.len() {
+/// Switches to a new slot table, if it differs. Where the nodes do not agree on one, versions go up, and old primaries
+/// become previous owners.
+fn slots(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
+    let (present, target) = (maps.slots()?, &image.slots);
+    let next: Vec<Slot> = match present.len() == target.len() && image.agreed.is_none() {
         true => present.iter().zip(target).map(|(old, new)| next_slot(*old, *new)).collect(),
-        false => target.to_vec(),
+        false => target.clone(),
     };
     if next == present {
         return Ok(());
@@ -137,6 +145,33 @@ fn next_slot(old: Slot, new: Slot) -> Slot {
     }
     let previous = if old.ranks[0] == new.ranks[0] { old.previous } else { old.ranks[0] };
     Slot { previous, version: old.version + 1, ..new }
+}
+
+fn pools(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
+    let old_for = Duration::from_secs(u64::from(image.node.idle[4]));
+    for (&id, target) in &image.pools {
+        match image.agreed.as_ref().map(|agreed| agreed.get(&id)) {
+            Some(Some(rows)) => take_rows(maps, id, rows, old_for)?,
+            Some(None) if maps.pools.get(&u32::from(id), 0).map_err(read("POOLS"))?.rows != 0 => {}
+            _ => change_pool(maps, id, target, old_for)?,
+        }
+    }
+    Ok(())
+}
+
+/// Takes over a pool's rows as they were agreed on. Where a dispute begins or goes on to another backend, unknown flows are
+/// old ones from now on for a while.
+fn take_rows(maps: &mut Maps, id: u16, rows: &[Row], old_for: Duration) -> Result<(), MapsError> {
+    let pool = maps.pools.get(&u32::from(id), 0).map_err(read("POOLS"))?;
+    let present = maps.rows(&pool)?;
+    if present == rows {
+        return Ok(());
+    }
+    let is_other = |(old, new): (&Row, &Row)| new.disputed() && (!old.disputed() || old.current() != new.current());
+    let begins = present.len() != rows.len() || present.iter().zip(rows).any(is_other);
+    let disputed = rows.iter().any(|row| row.disputed());
+    let old_until = if begins && disputed { now() + old_for.as_nanos() as u64 } else { pool.old_until };
+    set_rows(maps, id, &pool, rows, old_until)
 }
 
 /// Leads a pool to its target: the first table at once, later ones by a dispute of the rows that change.
@@ -272,8 +307,8 @@ pub struct Settled {
 /// backend once the pool's settle time has passed, and gives numbers back that nothing names any more.
 ///
 /// This node's flow table tells of this node's flows. Only a node without other members ends disputes by it: in a cluster
-/// another owner may still have old flows of the same row, and the nodes have no way yet to agree that none has. There
-/// disputed rows stay with their owners, at the cost of a hop and a flow entry, and keep the numbers of both backends.
+/// another owner may still have old flows of the same row. There nodes tell each other what [`restless`] says, and end
+/// disputes by agreement; without one, disputed rows stay with their owners, at the cost of a hop and a flow entry.
 ///
 /// # Errors
 /// [`MapsError`].
@@ -282,35 +317,56 @@ pub fn settle(maps: &mut Maps, image: &mut Image) -> Result<Settled, MapsError> 
     let idle = image.node.idle;
     let time = now();
     let mut done = Settled { swept: maps.flows.sweep(&key, |flow| is_over(flow, &idle, time)), ..Settled::default() };
+    let is_alone = image.peers.is_empty() && image.agreed.is_none();
+    let busy = if is_alone { restless(maps, image)? } else { Table::new() };
     let mut named: HashSet<u16> = image.backends.keys().copied().collect();
-    for (&id, target) in &image.pools {
+    for &id in image.pools.keys() {
         let pool = maps.pools.get(&u32::from(id), 0).map_err(read("POOLS"))?;
-        let rows = maps.rows(&pool)?;
+        let mut rows = maps.rows(&pool)?;
         if !rows.iter().any(|row| row.disputed()) {
             continue;
         }
-        if !image.peers.is_empty() {
-            named.extend(rows.iter().flat_map(|row| [row.current(), row.previous()]));
-            continue;
+        if let Some(busy) = busy.get(&id) {
+            let next = transition::settle(&rows, |row| !busy[row]);
+            done.rows += rows.iter().zip(&next).filter(|(old, new)| old != new).count();
+            if next != rows {
+                set_rows(maps, id, &pool, &next, pool.old_until)?;
+            }
+            rows = next;
         }
+        named.extend(rows.iter().flat_map(|row| [row.current(), row.previous()]));
+    }
+    named.extend(maps.flows.iter(&key).map(|flow| flow.entry.backend()));
+    done.released = release(maps, image, &named)?;
+    Ok(done)
+}
+
+/// The rows of disputed pools of which flows live off the current backend, in this node's flow table. A pool is left out as
+/// long as its last change is no older than its settle time.
+///
+/// # Errors
+/// [`MapsError`].
+pub fn restless(maps: &Maps, image: &Image) -> Result<Table<u16, Vec<bool>>, MapsError> {
+    let (key, idle, time) = (image.node.hash_key, image.node.idle, now());
+    let mut restless = Table::new();
+    for (&id, target) in &image.pools {
+        let pool = maps.pools.get(&u32::from(id), 0).map_err(read("POOLS"))?;
+        let rows = maps.rows(&pool)?;
         // The change was as long ago as its old flows' time has run.
         let changed = pool.old_until.saturating_sub(u64::from(idle[4]) * 1_000_000_000);
-        let mut busy = vec![time < changed + target.settle.as_nanos() as u64; rows.len()];
+        let is_settling = time < changed + target.settle.as_nanos() as u64;
+        if is_settling || !rows.iter().any(|row| row.disputed()) {
+            continue;
+        }
+        let mut busy = vec![false; rows.len()];
         let of_pool = |backend: u16| image.registry.backends.get(&backend).is_some_and(|row| row.pool == id);
         for flow in maps.flows.iter(&key).filter(|flow| of_pool(flow.entry.backend())) {
             let row = FlowHash::of(&key, &flow.record.tuple, flow.v6).row(pool.rows) as usize;
             busy[row] |= flow.entry.backend() != rows[row].current();
         }
-        let next = transition::settle(&rows, |row| !busy[row]);
-        done.rows += rows.iter().zip(&next).filter(|(old, new)| old != new).count();
-        if next != rows {
-            set_rows(maps, id, &pool, &next, pool.old_until)?;
-        }
-        named.extend(next.iter().flat_map(|row| [row.current(), row.previous()]));
+        restless.insert(id, busy);
     }
-    named.extend(maps.flows.iter(&key).map(|flow| flow.entry.backend()));
-    done.released = release(maps, image, &named)?;
-    Ok(done)
+    Ok(restless)
 }
 
 /// Gives back backends that nothing names, and paths that no backend has.

@@ -7,8 +7,9 @@
 //!                 delivered to └─ suspect ──answers──► returning
 //! ```
 //!
-//! A peer is let in when it answers, says that it is active, and has been given the flows of the slots that it ranks in;
-//! after a suspicion not before a time that doubles with each one, so that a flapping peer is damped.
+//! A peer is let in when it answers, says that it is active, has been given the flows of the slots that it ranks in, and
+//! the cluster, if it agrees on anything, agrees that it serves; after a suspicion not before a time that doubles with each
+//! one, so that a flapping peer is damped.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -59,6 +60,8 @@ pub struct Observation {
     pub on: bool,
     /// Whether all flows that it should have from this node have been delivered.
     pub delivered: bool,
+    /// Whether the cluster agrees that it serves, as this incarnation; true where nothing is agreed on.
+    pub agreed: bool,
 }
 
 /// What is to be done about a peer.
@@ -120,6 +123,11 @@ impl Peer {
         if self.admitted && !seen.on {
             self.suspected(now);
         }
+        if self.admitted && !seen.agreed {
+            self.admitted = false;
+            self.enter(State::Returning, now);
+            return Some(Action::Dismiss);
+        }
         if self.admitted {
             let silent = seen.vitals.agent_age as u128 >= AGENT_SILENT.as_millis();
             self.enter(if silent { State::AgentSilent } else { State::Alive }, now);
@@ -129,7 +137,7 @@ impl Peer {
             self.enter(if self.fallen { State::Suspect } else { State::Unknown }, now);
             return None;
         }
-        let ready = matches!(seen.vitals.state, state::ACTIVE | state::DRAINING) && seen.delivered;
+        let ready = matches!(seen.vitals.state, state::ACTIVE | state::DRAINING) && seen.delivered && seen.agreed;
         if !ready || now < self.not_before {
             self.enter(State::Returning, now);
             return None;

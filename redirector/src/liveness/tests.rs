@@ -90,6 +90,7 @@ fn seen(event: Event, admitted: bool) -> Observation {
         vitals: said(state::ACTIVE),
         on: admitted,
         delivered: true,
+        agreed: true,
     };
     match event {
         Forbidden => Observation { allowed: false, ..ready },

@@ -14,6 +14,9 @@ pub struct View {
     /// Who is alive. A node that is left out has its flows copied to the next rank, where they stay until they are over,
     /// so this should not follow every suspicion.
     pub alive: AliveNodes,
+    /// Whether all ranks are to have a slot's flows, not the first two alone: where slots move, a later rank may be given
+    /// its flows in order to become the owner.
+    pub to_all_ranks: bool,
 }
 
 impl View {
@@ -23,12 +26,12 @@ impl View {
     }
 }
 
-/// Whether `peer` is to have this node's flows of a slot: it is one of the first two ranks that are alive. The peer and
-/// this node count as alive. For one that just returned, whose alive bit is off until it has its flows, this is the
+/// Whether `peer` is to have this node's flows of a slot: it is one of the first `copies` ranks that are alive. The peer
+/// and this node count as alive. For one that just returned, whose alive bit is off until it has its flows, this is the
 /// question that matters.
-pub fn wants(slot: &Slot, alive: &AliveNodes, me: u8, peer: u8) -> bool {
+pub fn wants(slot: &Slot, alive: &AliveNodes, copies: usize, me: u8, peer: u8) -> bool {
     let serves = |node: u8| node != 0 && (node == me || node == peer || alive.is_alive(node));
-    let mut owners = slot.ranks[..RANKS].iter().copied().filter(|node| serves(*node)).take(2);
+    let mut owners = slot.ranks[..RANKS].iter().copied().filter(|node| serves(*node)).take(copies);
     peer != me && owners.any(|node| node == peer)
 }
 
@@ -40,7 +43,8 @@ impl SlotSet {
     /// The slots of which `peer` is to have this node's flows.
     pub fn wanted(view: &View, me: u8, peer: u8) -> Self {
         let mut words = vec![0; view.slots.len().div_ceil(64)];
-        for (index, _) in view.slots.iter().enumerate().filter(|(_, slot)| wants(slot, &view.alive, me, peer)) {
+        let copies = if view.to_all_ranks { RANKS } else { 2 };
+        for (index, _) in view.slots.iter().enumerate().filter(|(_, slot)| wants(slot, &view.alive, copies, me, peer)) {
             words[index / 64] |= 1 << (index % 64);
         }
         Self(words)
@@ -125,7 +129,7 @@ mod tests {
             ([1, 2, 3, 4], &[3, 4], 3, &[1, 2, 4]),
             ([1, 2, 3, 4], &[1, 2], 1, &[2]),
         ] {
-            let of = |peer: &u8| wants(&slot(ranks), &alive(living), me, *peer);
+            let of = |peer: &u8| wants(&slot(ranks), &alive(living), 2, me, *peer);
             let got: Vec<u8> = everyone.iter().copied().filter(of).collect();
             assert_eq!(got, copies, "{ranks:?}, alive {living:?}, from {me}");
         }
@@ -134,7 +138,8 @@ mod tests {
     #[test]
     fn a_set_of_slots_is_what_was_wanted_of_each() {
         let ranks = |at: u8| if at.is_multiple_of(3) { [1, 2, 3, 0] } else { [3, 1, 2, 0] };
-        let mut view = View { slots: (0..200).map(|at| slot(ranks(at))).collect(), alive: alive(&[1, 2, 3]) };
+        let mut view =
+            View { slots: (0..200).map(|at| slot(ranks(at))).collect(), alive: alive(&[1, 2, 3]), ..View::default() };
         let before = SlotSet::wanted(&view, 1, 2);
         assert!((0..200).all(|at| before.holds(at) == at.is_multiple_of(3)) && !before.holds(200));
         view.alive.set(3, false);

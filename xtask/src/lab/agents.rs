@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use super::config::{CLUSTER, PKI};
 use super::{Config, Lab, Process, Role, Vip};
@@ -13,6 +14,8 @@ use crate::step;
 
 /// How long a program may take from its start until it does its work.
 const READY: Duration = Duration::from_secs(20);
+/// How long all nodes may take until each is a voter that serves its share of the slots.
+const AGREED: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(20);
 
 impl Lab {
@@ -79,12 +82,48 @@ impl Lab {
         Ok(command)
     }
 
-    /// Starts all agents and waits until the cluster is whole.
+    /// Starts all agents and waits until each answers and all agree: on their files, and on who serves. A cluster that has
+    /// not begun yet begins with the first node.
     pub fn start_agents(&self) -> Result<()> {
         let nodes = self.nodes();
         let agents: Vec<Process> = nodes.iter().map(|node| self.spawn_agent(node)).collect::<Result<_>>()?;
         nodes.iter().zip(&agents).try_for_each(|(node, agent)| self.agent_ready(node, agent))?;
+        if let [first, _, ..] = nodes.as_slice() {
+            self.bootstrap(first)?;
+            nodes.iter().zip(&agents).try_for_each(|(node, agent)| self.agrees(node, agent))?;
+        }
         self.whole()
+    }
+
+    /// Begins a cluster, unless it has begun.
+    fn bootstrap(&self, node: &str) -> Result<()> {
+        let begun = self.redirector(node, &["bootstrap"])?.output().context("cannot run `redirector bootstrap`")?;
+        let says = String::from_utf8_lossy(&begun.stderr);
+        ensure!(begun.status.success() || says.contains("a cluster begins once"), "{node}: {says}");
+        Ok(())
+    }
+
+    /// Waits until a node knows all others for voters that serve their share of the slots by its own file.
+    fn agrees(&self, node: &str, agent: &Process) -> Result<()> {
+        let file = self.config_file(node).display().to_string();
+        wait_for(agent, AGREED, || {
+            let nodes = self.asked(node)?;
+            let is_settled = |one: &&Value| one["agreed"]["standing"] == "up" && one["agreed"]["seat"] == "voter";
+            let shares = || nodes.iter().filter_map(|one| one["primary_slots"].as_u64());
+            let (least, most) = (shares().min().unwrap_or(0), shares().max().unwrap_or(0));
+            if nodes.len() < 2 || !nodes.iter().all(|one| is_settled(&one)) || most - least > nodes.len() as u64 {
+                return Ok(Some(format!("it does not know all others for members that serve their share: {nodes:?}")));
+            }
+            let asked = self.redirector(node, &["diff", &file])?.output().context("cannot run `redirector diff`")?;
+            let says = String::from_utf8_lossy(&asked.stdout).into_owned();
+            Ok(if says.starts_with("0 changes") { None } else { Some(format!("its file is not in force: {says}")) })
+        })
+    }
+
+    /// The nodes as one of them sees them; none where it does not answer.
+    fn asked(&self, node: &str) -> Result<Vec<Value>> {
+        let asked = self.redirector(node, &["get", "nodes", "-o", "json"])?.output()?;
+        Ok(serde_json::from_slice(&asked.stdout).unwrap_or_default())
     }
 
     /// Starts one node's agent, as `NODE-agent`, and waits until it answers.

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::View;
 use crate::agent::control::{self, Answer, Request};
-use crate::agent::{LinkStatus, LivenessStatus, PeerStatus};
+use crate::agent::{AgreementStatus, LinkStatus, LivenessStatus, MemberStatus, PeerStatus};
 use crate::cli::output::{Format, Output, Row, cell, yes};
 use crate::cli::target::Target;
 use crate::dataplane::flows::now;
@@ -48,6 +48,14 @@ pub(super) struct Node {
     sees: Vec<String>,
     /// Of its last answers, by interface.
     links: Vec<Link>,
+    /// What the cluster agrees on; absent where the agent does not answer, or agrees with nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agreed: Option<MemberStatus>,
+    /// Whether it leads.
+    leads: bool,
+    /// How agreement stands as this node sees it; only of the node itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agreement: Option<AgreementStatus>,
     /// What this node's agent has measured; absent where it does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     measured: Option<Measured>,
@@ -79,6 +87,8 @@ impl Row for Node {
             "NAME",
             "SELF",
             "STATE",
+            "AGREED",
+            "ROLE",
             "AGENT",
             "RTT",
             "ADDRESS",
@@ -101,6 +111,11 @@ impl Row for Node {
             self.name.clone(),
             yes(self.is_self),
             self.state.to_owned(),
+            cell(self.agreed.as_ref().map(|agreed| agreed.standing.as_str())),
+            match self.leads {
+                true => "leader".to_owned(),
+                false => cell(self.agreed.as_ref().and_then(|agreed| agreed.seat.as_deref())),
+            },
             cell(self.agent_age_ms.map(|age| format!("{age} ms"))),
             cell(round_trip.map(|time| format!("{time} us"))),
             cell(self.address),
@@ -116,21 +131,42 @@ impl Row for Node {
 /// Shows this node and its peers; also those that only the slots still name.
 pub(super) fn show(view: &View, target: &Target, output: Output) -> Result<()> {
     let mut nodes = list(view)?;
-    if !matches!(output.format(), Format::Table)
-        && let Some(status) = ask(target)
-    {
-        for node in &mut nodes {
-            node.measured = measured(&status, node.id);
+    let (liveness, agreement) = ask(target).map_or((None, None), |(liveness, agreement)| (Some(liveness), agreement));
+    for node in &mut nodes {
+        if let Some(agreement) = &agreement {
+            node.leads = agreement.leader == Some(node.id);
+            node.agreed = agreement.members.iter().find(|member| member.node == node.id).cloned();
         }
+        if node.is_self {
+            node.agreement = agreement.clone();
+        }
+        node.measured = liveness.as_ref().and_then(|status| measured(status, node.id));
     }
-    output.list(nodes)
+    output.list(nodes)?;
+    match agreement {
+        Some(agreement) if matches!(output.format(), Format::Table) => println!("{}", in_words(&agreement)),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// How far the cluster is from an outage.
+fn in_words(agreement: &AgreementStatus) -> &'static str {
+    match agreement {
+        AgreementStatus { version: 0, .. } => {
+            "nothing is agreed on: `redirector bootstrap` on one node begins the cluster"
+        }
+        AgreementStatus { quorum: false, .. } => "no majority: packets are served, and nothing can be changed",
+        AgreementStatus { redundant: true, .. } => "redundant: any one node may fail",
+        _ => "not redundant: another fault may break connections or keep changes from being made",
+    }
 }
 
 /// What the agent has to say, if there is one.
-fn ask(target: &Target) -> Option<LivenessStatus> {
+fn ask(target: &Target) -> Option<(LivenessStatus, Option<AgreementStatus>)> {
     let config = target.config().ok()??;
     match control::ask_within(ANSWER, &control::path(&config), &Request::Nodes) {
-        Ok(Answer::Nodes(status)) => Some(status),
+        Ok(Answer::Nodes { liveness, agreement }) => Some((liveness, agreement)),
         _ => None,
     }
 }
@@ -176,6 +212,9 @@ fn list(view: &View) -> Result<Vec<Node>, MapsError> {
             primary_slots: slots.iter().filter(|slot| slot.ranks[0] == id).count(),
             sees: (1..=254).filter(|node| sees.is_alive(*node)).map(|node| view.names.node(node)).collect(),
             links: seen.links,
+            agreed: None,
+            leads: false,
+            agreement: None,
             measured: None,
         });
     }

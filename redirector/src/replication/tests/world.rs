@@ -174,7 +174,7 @@ impl World {
             std::array::from_fn(|rank| if rank < usize::from(count) { (slot + rank as u8) % count + 1 } else { 0 })
         };
         let slots = (0..SLOTS as u8).map(|slot| Slot { ranks: ranks(slot), version: 1, ..Slot::default() }).collect();
-        let view = View { slots, alive };
+        let view = View { slots, alive, ..View::default() };
         let nodes = (1..=count).map(|id| (id, Node::new(id, u64::from(id), view.clone()))).collect();
         Self { nodes, now: 10_000 * SECOND, view, cuts: BTreeSet::new(), messages: Vec::new(), incarnations: 1_000 }
     }
@@ -382,9 +382,9 @@ impl World {
                 let port = flow.record.tuple.sport;
                 let slot = &self.view.slots[key(port).slot(&HASH_KEY, SLOTS as u32 - 1) as usize];
                 for &other in self.nodes.keys() {
-                    if self.nodes[&other].alive && wants(slot, &self.view.alive, id, other) {
+                    if self.nodes[&other].alive && wants(slot, &self.view.alive, 2, id, other) {
                         let theirs = self.node(other).flow(port).map(|flow| flow.state());
-                        if !wants(slot, &self.view.alive, other, id) {
+                        if !wants(slot, &self.view.alive, 2, other, id) {
                             assert!(theirs.is_some(), "flow {port} of node {id} at node {other}");
                             continue;
                         }

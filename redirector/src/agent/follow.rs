@@ -1,0 +1,253 @@
+//! How a node follows what the cluster agrees on: its maps, its configuration and its files.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::Result;
+use tokio::sync::watch;
+
+use super::agreement::{self, Agreement, AgreementStatus, Durable, Proposal};
+use super::committed::{self, Committed};
+use super::node::{Applied, ApplyError, Node, compile, override_mode};
+use crate::config::{self, Config};
+use crate::consensus::machine::BootstrapError;
+use crate::consensus::state::{RowSet, State};
+use crate::dataplane::install;
+use crate::dataplane::maps::MapsError;
+use redirector_ebpf::tables::names::kind;
+
+/// What becomes of a change.
+pub(super) enum Change {
+    /// It is done.
+    Done(Applied),
+    /// The cluster decides.
+    Asked(Asked),
+}
+
+/// A change that the cluster is asked for.
+pub(super) struct Asked {
+    proposal: Proposal,
+    changes: Vec<String>,
+}
+
+impl Asked {
+    /// Awaits the decision.
+    pub(super) async fn decide(self) -> Result<Applied, ApplyError> {
+        let (version, durable) = self.proposal.decide().await?;
+        Ok(Applied { version, changes: self.changes, durable })
+    }
+}
+
+impl Node {
+    /// Begins to agree with the others, if the agents talk.
+    pub(super) fn start_agreement(&mut self) {
+        if !Agreement::is_for(&self.config) {
+            return;
+        }
+        let (Some(talk), Some(liveness)) = (&mut self.talk, &self.liveness) else { return };
+        let in_force = if self.committed.agreed { self.committed.version } else { 0 };
+        match Agreement::start(&self.config, talk, liveness, in_force) {
+            Ok(agreement) => self.agreement = Some(agreement),
+            Err(error) => tracing::error!("this node takes no part in agreement: {error:#}"),
+        }
+    }
+
+    /// Changes whenever what is agreed on does.
+    pub(super) fn decisions(&self) -> watch::Receiver<Arc<State>> {
+        self.agreement.as_ref().map_or_else(|| watch::channel(Arc::default()).1, Agreement::changes)
+    }
+
+    /// Makes the data plane go by what is agreed on. What cannot be followed here is told, and tried again.
+    pub(super) async fn follow(&mut self) {
+        let Some(state) = self.agreement.as_ref().and_then(Agreement::news) else { return };
+        if state.slots.len() != self.config.cluster.slots as usize {
+            let (agreed, here) = (state.slots.len(), self.config.cluster.slots);
+            tracing::error!(
+                agreed,
+                here,
+                "the cluster has another number of slots: correct `slots` in [cluster], and restart"
+            );
+            return;
+        }
+        let mut whole = true;
+        if self.agreement.as_ref().is_some_and(|agreement| agreement.is_newer(&state))
+            && let Err(error) = self.take(&state).await
+        {
+            let version = state.specification.version;
+            tracing::error!(version, "what was agreed on is not in force here: {:#}", anyhow::Error::new(error));
+            whole = false;
+        }
+        if let Err(error) = self.take_slots_and_rows(&state, whole) {
+            tracing::error!("slots and rows were not written, and are soon: {:#}", anyhow::Error::new(error));
+        }
+        self.propose_file();
+    }
+
+    /// Puts an agreed configuration in force.
+    async fn take(&mut self, state: &State) -> Result<(), ApplyError> {
+        let specification = &state.specification;
+        let mut next = config::merge(&format!("version {}", specification.version), &specification.text, &self.config)?;
+        override_mode(&mut next, self.mode);
+        let mut image = compile(&next, self.key, &self.maps).await?;
+        image.slots = state.slots.iter().map(|slot| (*slot).into()).collect();
+        image.agreed = self.agreement.as_ref().map(|agreement| agreement.rows(state, &image.registry, true));
+        let file = if self.file_says(&next) { self.file_digest() } else { None };
+        let committed = Committed {
+            version: specification.version,
+            file: file.unwrap_or(self.committed.file),
+            text: specification.text.clone(),
+            agreed: true,
+        };
+        committed::write(&self.config.node.data, &committed)?;
+        let changes = config::diff(&self.config, &next).len();
+        self.put_in_force(next, image, committed).await?;
+        if let Some(agreement) = &mut self.agreement {
+            agreement.took(specification.version);
+            agreement.configure(&self.config);
+        }
+        tracing::info!(version = specification.version, changes, "the configuration that was agreed on is in force");
+        Ok(())
+    }
+
+    fn take_slots_and_rows(&mut self, state: &Arc<State>, whole: bool) -> Result<(), MapsError> {
+        let (Some(agreement), Some(liveness)) = (&mut self.agreement, &self.liveness) else { return Ok(()) };
+        let rows = agreement.rows(state, &self.image.registry, false);
+        let is_other = agreement.followed().is_none_or(|followed| followed.slots != state.slots);
+        if is_other || !rows.is_empty() {
+            self.image.slots = state.slots.iter().map(|slot| (*slot).into()).collect();
+            self.image.agreed = Some(rows);
+            install::follow(&mut self.maps, &self.image)?;
+            liveness.set_slots(&self.image.slots);
+            // What was taken once is not to be taken again when something else is.
+            self.image.agreed = Some(BTreeMap::new());
+        }
+        liveness.set_applied(state.version);
+        agreement.follows(state.clone(), whole);
+        Ok(())
+    }
+
+    /// The digest of the file that `run` was given, as it is now.
+    fn file_digest(&self) -> Option<u64> {
+        std::fs::read_to_string(&self.file).ok().map(|text| committed::digest(&text))
+    }
+
+    /// Whether the file that `run` was given says what a configuration does.
+    fn file_says(&self, config: &Config) -> bool {
+        let Ok(text) = std::fs::read_to_string(&self.file) else { return false };
+        let merged = config::merge(&self.file.display().to_string(), &text, config);
+        merged.is_ok_and(|merged| config::diff(config, &merged).is_empty())
+    }
+
+    /// Where the file that `run` was given was edited while no agent looked, the cluster is asked for what it says.
+    pub(super) fn propose_file(&mut self) {
+        let is_begun = self.agreement.as_ref().is_some_and(|agreement| agreement.followed().is_some());
+        let is_asked = self.asking.as_ref().is_some_and(|asking| !asking.is_finished());
+        let Some(text) = self.edited.clone().filter(|_| is_begun && !is_asked) else { return };
+        let name = self.file.display().to_string();
+        match self.change(&name, &text, None) {
+            Ok(Change::Asked(asked)) if !asked.changes.is_empty() => {
+                self.asking = Some(tokio::spawn(async move {
+                    match asked.decide().await {
+                        Ok(applied) => tracing::info!(version = applied.version, "the edited file was agreed on"),
+                        Err(error) => tracing::error!(file = name, "{:#}; asked again soon", anyhow::Error::new(error)),
+                    }
+                }));
+            }
+            Ok(_) => self.edited = None,
+            Err(error) => {
+                let error = anyhow::Error::new(error);
+                tracing::error!(file = name, "the file is not applied; what was in force stays: {error:#}");
+                self.edited = None;
+            }
+        }
+    }
+
+    /// Checks a change that the cluster is to decide on, on this node.
+    pub(super) fn change(&self, name: &str, text: &str, expected: Option<u64>) -> Result<Change, ApplyError> {
+        let mut next = config::parse(name, text)?;
+        override_mode(&mut next, self.mode);
+        let changes: Vec<String> = config::diff(&self.config, &next).iter().map(ToString::to_string).collect();
+        self.only_shared_parts(&next)?;
+        let version = self.committed.version;
+        if changes.is_empty() && expected.is_none_or(|expected| expected == version) {
+            let under_way = self.agreement.as_ref().and_then(Agreement::under_way);
+            return Ok(match under_way {
+                Some(proposal) => Change::Asked(Asked { proposal, changes }),
+                None => Change::Done(Applied { version, changes, durable: None }),
+            });
+        }
+        let agreement = self.agreement.as_ref().ok_or(ApplyError::Alone)?;
+        Ok(Change::Asked(Asked { proposal: agreement.propose(&next, text, expected), changes }))
+    }
+
+    /// Whether the cluster decides on changes.
+    pub(super) fn is_in_agreement(&self) -> bool {
+        let has_begun = self.agreement.as_ref().is_some_and(|agreement| agreement.state().is_some());
+        has_begun || self.committed.agreed && Agreement::is_for(&self.config)
+    }
+
+    /// Begins a cluster with what is in force here.
+    pub(super) fn bootstrap(
+        &mut self,
+    ) -> Result<impl Future<Output = Result<(), BootstrapError>> + Send + 'static, ApplyError> {
+        let (config, committed) = (&self.config, &self.committed);
+        let agreement = self.agreement.as_mut().ok_or(ApplyError::Alone)?;
+        Ok(agreement.bootstrap(config, &committed.text, committed.version))
+    }
+
+    /// Asks the cluster to let a node go.
+    pub(super) fn leave(&self, node: u8) -> Result<Asked, ApplyError> {
+        let agreement = self.agreement.as_ref().ok_or(ApplyError::Alone)?;
+        Ok(Asked { proposal: agreement.leave(node), changes: vec![format!("- node {node}")] })
+    }
+
+    /// Tells the leader what this node sees and has done.
+    pub(super) fn report(&mut self) {
+        let (Some(agreement), Some(liveness)) = (&mut self.agreement, &self.liveness) else { return };
+        let delivered = self.talk.as_ref().and_then(super::talk::Talk::delivered);
+        agreement.report(liveness, delivered.as_ref().map(|delivered| &delivered.from));
+    }
+
+    /// Looks which disputed rows have old flows still, and whether there is anything to ask the cluster for.
+    pub(super) fn look_after_agreement(&mut self) {
+        self.propose_file();
+        let Some(agreement) = &mut self.agreement else { return };
+        agreement.configure(&self.config);
+        if agreement.followed().is_none() {
+            return;
+        }
+        match install::restless(&self.maps, &self.image) {
+            Ok(restless) => {
+                let busy =
+                    |rows: Vec<bool>| rows.iter().enumerate().filter(|(_, busy)| **busy).map(|(row, _)| row).collect();
+                let name = |id: u16| self.image.registry.name(kind::POOL, u32::from(id)).map(str::to_owned);
+                let named = |(id, rows): (u16, Vec<bool>)| Some((name(id)?, busy(rows)));
+                let restless: BTreeMap<String, RowSet> = restless.into_iter().filter_map(named).collect();
+                agreement.set_restless(restless);
+            }
+            Err(error) => tracing::error!("old flows cannot be looked for: {:#}", anyhow::Error::new(error)),
+        }
+    }
+
+    /// How agreement stands, where there is any.
+    pub(super) fn agreement(&self) -> Option<AgreementStatus> {
+        self.agreement.as_ref().map(Agreement::status)
+    }
+
+    /// Gives who should have copies of flows to replication.
+    pub(super) fn view_of_flows(&mut self) {
+        let (Some(talk), Some(liveness)) = (&mut self.talk, &self.liveness) else { return };
+        let (alive, digest) = liveness.alive();
+        match self.agreement.as_ref().and_then(Agreement::followed) {
+            Some(state) => talk.view(&self.image.slots, agreement::present(state), digest, true),
+            None => talk.view(&self.image.slots, alive, digest, false),
+        }
+    }
+}
+
+/// On how many disks a change is, in words.
+impl std::fmt::Display for Durable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "durable on {} of {}", self.on, self.of)
+    }
+}

@@ -1,0 +1,112 @@
+//! `bootstrap`, `join`, `leave`: the cluster's life.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::target::CONFIG;
+use crate::agent::control::{self, Answer, Request};
+use crate::agent::{AgreementStatus, MemberStatus};
+use crate::config::{self, Config};
+
+/// How often `join` asks how far it is.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The node whose agent is asked.
+#[derive(Debug, clap::Args)]
+struct Node {
+    /// The node's configuration.
+    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    config: PathBuf,
+}
+
+impl Node {
+    fn ask(&self, request: &Request) -> Result<(Config, Answer)> {
+        let config = config::load(&self.config)?;
+        let answer = control::ask(&control::path(&config), request)?;
+        Ok((config, answer))
+    }
+
+    /// How agreement stands there.
+    fn agreement(&self) -> Result<(Config, AgreementStatus)> {
+        let (config, answer) = self.ask(&Request::Nodes)?;
+        let Answer::Nodes { agreement, .. } = answer else { bail!("the agent answers what was not asked") };
+        let agreement = agreement.context(
+            "this node takes no part in agreement: it needs `ca`, `certificate` and `private_key` in [cluster], and two \
+             [[member]] at least",
+        )?;
+        Ok((config, agreement))
+    }
+}
+
+/// Arguments of `bootstrap`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Bootstrap {
+    #[command(flatten)]
+    node: Node,
+}
+
+impl Bootstrap {
+    pub(super) fn run(self) -> Result<()> {
+        let (_, answer) = self.node.ask(&Request::Bootstrap)?;
+        let Answer::Done { node, version, .. } = answer else { bail!("the agent answers what was not asked") };
+        println!(
+            "a cluster begins with {node} and its configuration, version {version}; its other members join by themselves"
+        );
+        Ok(())
+    }
+}
+
+/// Arguments of `join`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Join {
+    #[command(flatten)]
+    node: Node,
+    /// How many seconds to wait.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    wait: u64,
+}
+
+impl Join {
+    pub(super) fn run(self) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(self.wait);
+        loop {
+            let (config, agreement) = self.node.agreement()?;
+            let own = agreement.members.iter().find(|member| member.node == config.node.id);
+            if let Some(MemberStatus { standing, seat: Some(seat), .. }) = own {
+                println!("{} is a {seat} of the cluster, and {standing}", config.node.name);
+                return Ok(());
+            }
+            if Instant::now() > until {
+                bail!(
+                    "{} has no seat yet: one node must `bootstrap` the cluster, and its configuration must name this node \
+                     as a [[member]]",
+                    config.node.name
+                );
+            }
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+/// Arguments of `leave`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Leave {
+    /// The id of the node that goes; take its [[member]] away first, or it joins again.
+    #[arg(value_name = "NODE", value_parser = clap::value_parser!(u8).range(1..=254))]
+    id: u8,
+    #[command(flatten)]
+    node: Node,
+}
+
+impl Leave {
+    pub(super) fn run(self) -> Result<()> {
+        let (_, answer) = self.node.ask(&Request::Leave { node: self.id })?;
+        let Answer::Done { durable, .. } = answer else { bail!("the agent answers what was not asked") };
+        let durable = durable.map(|durable| format!(": {durable}")).unwrap_or_default();
+        println!("node {} is no member any more{durable}", self.id);
+        Ok(())
+    }
+}
