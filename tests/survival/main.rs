@@ -3,6 +3,7 @@
 //! Each topic has a lab of its own. One is up at a time, since each takes what the machine has: see [`scene::Scene::up`].
 
 mod agent;
+mod agreement;
 mod announced;
 mod change;
 mod holders;

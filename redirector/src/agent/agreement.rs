@@ -286,12 +286,14 @@ impl Agreement {
         Proposal { handle: self.handle.clone(), command, version: self.in_force, done: self.done.subscribe() }
     }
 
-    /// Begins a cluster of this node, with what is in force here. The others join by themselves.
+    /// Begins a cluster of this node, with what is in force here: a configuration, its version, and how many rows pools
+    /// have. The others join by themselves.
     pub(super) fn bootstrap(
         &mut self,
         config: &Config,
         text: &str,
         version: u64,
+        sizes: BTreeMap<String, u32>,
     ) -> impl Future<Output = Result<(), machine::BootstrapError>> + Send + 'static {
         let weight = weights(config).get(&self.me).copied().unwrap_or(1);
         let (address, incarnation, text) = (address(config), self.incarnation, text.to_owned());
@@ -301,6 +303,10 @@ impl Agreement {
             let member = Member { address, weight, seat, standing: Standing::Up, draining: false, incarnation };
             let mut state = State::genesis(me, member, slots, text, pools);
             state.specification.version = version;
+            // A table of another size would send the flows of today elsewhere.
+            for (name, pool) in &mut state.pools {
+                pool.size = pool.size.max(sizes.get(name).copied().unwrap_or(0));
+            }
             state
         });
         let handle = self.handle.clone();

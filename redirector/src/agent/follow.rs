@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Result;
+use redirector_ebpf::tables::names::kind;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::sync::watch;
 
 use super::agreement::{self, Agreement, AgreementStatus, Durable, Proposal};
@@ -14,7 +16,6 @@ use crate::consensus::machine::BootstrapError;
 use crate::consensus::state::{RowSet, State};
 use crate::dataplane::install;
 use crate::dataplane::maps::MapsError;
-use redirector_ebpf::tables::names::kind;
 
 /// What becomes of a change.
 pub(super) enum Change {
@@ -140,18 +141,30 @@ impl Node {
 
     /// Where the file that `run` was given was edited while no agent looked, the cluster is asked for what it says.
     pub(super) fn propose_file(&mut self) {
+        if let Some(asking) = &mut self.asking {
+            match asking.try_recv() {
+                Err(TryRecvError::Empty) => return,
+                Ok(true) => self.edited = None,
+                Ok(false) | Err(TryRecvError::Closed) => {}
+            }
+            self.asking = None;
+        }
         let is_begun = self.agreement.as_ref().is_some_and(|agreement| agreement.followed().is_some());
-        let is_asked = self.asking.as_ref().is_some_and(|asking| !asking.is_finished());
-        let Some(text) = self.edited.clone().filter(|_| is_begun && !is_asked) else { return };
+        let Some(text) = self.edited.clone().filter(|_| is_begun) else { return };
         let name = self.file.display().to_string();
         match self.change(&name, &text, None) {
             Ok(Change::Asked(asked)) if !asked.changes.is_empty() => {
-                self.asking = Some(tokio::spawn(async move {
-                    match asked.decide().await {
+                let (answer, asking) = oneshot::channel();
+                self.asking = Some(asking);
+                tokio::spawn(async move {
+                    let decided = asked.decide().await;
+                    // The agent may have ended meanwhile.
+                    let _ = answer.send(decided.is_ok());
+                    match decided {
                         Ok(applied) => tracing::info!(version = applied.version, "the edited file was agreed on"),
                         Err(error) => tracing::error!(file = name, "{:#}; asked again soon", anyhow::Error::new(error)),
                     }
-                }));
+                });
             }
             Ok(_) => self.edited = None,
             Err(error) => {
@@ -186,13 +199,16 @@ impl Node {
         has_begun || self.committed.agreed && Agreement::is_for(&self.config)
     }
 
-    /// Begins a cluster with what is in force here.
+    /// Begins a cluster with what is in force here. Disputes that are not over end by that: nobody else knows of them.
     pub(super) fn bootstrap(
         &mut self,
     ) -> Result<impl Future<Output = Result<(), BootstrapError>> + Send + 'static, ApplyError> {
+        let sizes = install::sizes(&self.maps, &self.image)?;
+        let name = |id: u16| self.image.registry.name(kind::POOL, u32::from(id)).map(str::to_owned);
+        let sizes = sizes.into_iter().filter_map(|(id, rows)| Some((name(id)?, rows))).collect();
         let (config, committed) = (&self.config, &self.committed);
         let agreement = self.agreement.as_mut().ok_or(ApplyError::Alone)?;
-        Ok(agreement.bootstrap(config, &committed.text, committed.version))
+        Ok(agreement.bootstrap(config, &committed.text, committed.version, sizes))
     }
 
     /// Asks the cluster to let a node go.

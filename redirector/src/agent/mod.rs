@@ -84,8 +84,11 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
                 look_after_vips(&mut vips, &mut node).await;
             }
             Ok(()) = decisions.changed() => {
+                let before = node.version();
                 node.follow().await;
-                look_after_vips(&mut vips, &mut node).await;
+                if node.version() != before {
+                    look_after_vips(&mut vips, &mut node).await;
+                }
             }
             _ = tidy.tick() => {
                 node.follow().await;

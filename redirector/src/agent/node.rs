@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use redirector_ebpf::tables::AliveNodes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::sync::{oneshot, watch};
 
 use super::agreement::{Agreement, Durable};
 use super::committed::{self, Committed};
@@ -98,7 +97,8 @@ pub struct Node {
     pub(super) file: PathBuf,
     /// Its text, where it was edited and the cluster has not been asked for it yet.
     pub(super) edited: Option<String>,
-    pub(super) asking: Option<JoinHandle<()>>,
+    /// Whether the cluster has taken it, once it is known.
+    pub(super) asking: Option<oneshot::Receiver<bool>>,
     attached: bool,
     began: Duration,
     _held: File,

@@ -341,6 +341,15 @@ pub fn settle(maps: &mut Maps, image: &mut Image) -> Result<Settled, MapsError> 
     Ok(done)
 }
 
+/// How many rows pools have.
+///
+/// # Errors
+/// [`MapsError`].
+pub fn sizes(maps: &Maps, image: &Image) -> Result<Table<u16, u32>, MapsError> {
+    let size = |id: &u16| Ok((*id, maps.pools.get(&u32::from(*id), 0).map_err(read("POOLS"))?.rows));
+    image.pools.keys().map(size).collect()
+}
+
 /// The rows of disputed pools of which flows live off the current backend, in this node's flow table. A pool is left out as
 /// long as its last change is no older than its settle time.
 ///

@@ -31,9 +31,12 @@ enum Event {
     Draining,
     /// It serves, and its agent is silent.
     NoAgent,
+    /// It is ready, and the cluster does not agree that it serves.
+    Unagreed,
 }
 
-const EVENTS: [Event; 10] = [Forbidden, Quiet, Off, OffAnswering, Nameless, Unready, Owed, Ready, Draining, NoAgent];
+const EVENTS: [Event; 11] =
+    [Forbidden, Quiet, Off, OffAnswering, Nameless, Unready, Owed, Ready, Draining, NoAgent, Unagreed];
 
 /// What a peer has been through, which makes it what it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,23 +61,23 @@ type Outcome = (State, Option<Action>);
 
 /// For each past, by event.
 #[rustfmt::skip]
-const TABLE: [(Past, [Outcome; 10]); 8] = [
+const TABLE: [(Past, [Outcome; 11]); 8] = [
     (Past::New, [(Away, None), (Unknown, None), (Unknown, None), (Alive, IN), (Unknown, None),
-        (Returning, None), (Returning, None), (Alive, IN), (Alive, IN), (Alive, IN)]),
+        (Returning, None), (Returning, None), (Alive, IN), (Alive, IN), (Alive, IN), (Returning, None)]),
     (Past::Forbidden, [(Away, None), (Unknown, None), (Unknown, None), (Alive, IN), (Unknown, None),
-        (Returning, None), (Returning, None), (Alive, IN), (Alive, IN), (Alive, IN)]),
+        (Returning, None), (Returning, None), (Alive, IN), (Alive, IN), (Alive, IN), (Returning, None)]),
     (Past::Unready, [(Away, None), (Unknown, None), (Unknown, None), (Alive, IN), (Unknown, None),
-        (Returning, None), (Returning, None), (Alive, IN), (Alive, IN), (Alive, IN)]),
+        (Returning, None), (Returning, None), (Alive, IN), (Alive, IN), (Alive, IN), (Returning, None)]),
     (Past::LetIn, [(Away, OUT), (Alive, None), (Suspect, None), (Returning, None), (Alive, None),
-        (Alive, None), (Alive, None), (Alive, None), (Alive, None), (AgentSilent, None)]),
+        (Alive, None), (Alive, None), (Alive, None), (Alive, None), (AgentSilent, None), (Returning, OUT)]),
     (Past::LostItsAgent, [(Away, OUT), (Alive, None), (Suspect, None), (Returning, None), (Alive, None),
-        (Alive, None), (Alive, None), (Alive, None), (Alive, None), (AgentSilent, None)]),
+        (Alive, None), (Alive, None), (Alive, None), (Alive, None), (AgentSilent, None), (Returning, OUT)]),
     (Past::Fell, [(Away, None), (Suspect, None), (Suspect, None), (Returning, None), (Suspect, None),
-        (Returning, None), (Returning, None), (Returning, None), (Returning, None), (Returning, None)]),
+        (Returning, None), (Returning, None), (Returning, None), (Returning, None), (Returning, None), (Returning, None)]),
     (Past::FellAndAnswered, [(Away, None), (Suspect, None), (Suspect, None), (Returning, None), (Suspect, None),
-        (Returning, None), (Returning, None), (Returning, None), (Returning, None), (Returning, None)]),
+        (Returning, None), (Returning, None), (Returning, None), (Returning, None), (Returning, None), (Returning, None)]),
     (Past::FellLongAgo, [(Away, None), (Suspect, None), (Suspect, None), (Alive, IN), (Suspect, None),
-        (Returning, None), (Returning, None), (Alive, IN), (Alive, IN), (Alive, IN)]),
+        (Returning, None), (Returning, None), (Alive, IN), (Alive, IN), (Alive, IN), (Returning, None)]),
 ];
 
 const T0: Duration = Duration::from_secs(1_000);
@@ -102,6 +105,7 @@ fn seen(event: Event, admitted: bool) -> Observation {
         Owed => Observation { delivered: false, ..ready },
         Ready => ready,
         Draining => Observation { vitals: said(state::DRAINING), ..ready },
+        Unagreed => Observation { agreed: false, ..ready },
         NoAgent => Observation { vitals: Vitals { agent_age: 1_000, ..ready.vitals }, ..ready },
     }
 }

@@ -34,6 +34,9 @@ pub struct Config {
     /// Whether flows have no copies.
     #[serde(skip)]
     pub unreplicated: bool,
+    /// How long a node is suspected before it is down, if other than usual.
+    #[serde(skip)]
+    pub down_after: Option<String>,
 }
 
 /// A virtual address or prefix.
@@ -194,6 +197,7 @@ impl Config {
                 key: "000102030405060708090a0b0c0d0e0f",
                 slots: 16384,
                 beats: self.beats.as_deref(),
+                down_after: self.down_after.as_deref(),
                 ca: lab.join(PKI).join("ca.crt").display().to_string(),
                 certificate: lab.join(PKI).join(format!("node-{node}.crt")).display().to_string(),
                 private_key: lab.join(PKI).join(format!("node-{node}.key")).display().to_string(),
@@ -289,6 +293,8 @@ struct Cluster<'a> {
     slots: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     beats: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    down_after: Option<&'a str>,
     ca: String,
     certificate: String,
     private_key: String,

@@ -133,6 +133,7 @@ fn files_that_are_no_identity_are_told_apart() {
         down_after: std::time::Duration::from_secs(10),
         identity: None,
         port: 4201,
+        down_after: std::time::Duration::from_secs(10),
     };
     assert!(Identity::load(&cluster).unwrap().is_none());
     cluster.identity = Some(good);
