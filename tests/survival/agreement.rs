@@ -137,5 +137,5 @@ fn a_dead_node_is_agreed_to_be_down_and_comes_back_to_its_slots() -> Result<()> 
     }
     wait_until("n3 owns its slots again", || Ok(owned("n1", 3)? == share))?;
     wait_until("all nodes have one table", || is_one_table(&scene))?;
-    wait_until("every node sees every other", || Ok(scene.suspicions()?.is_empty()))
+    wait_until("every node sees every other", || Ok(scene.lab.suspicions()?.is_empty()))
 }

@@ -130,7 +130,6 @@ fn files_that_are_no_identity_are_told_apart() {
         slots: 256,
         beats: crate::config::Beats::STANDARD,
         beat_keys: Vec::new(),
-        down_after: std::time::Duration::from_secs(10),
         identity: None,
         port: 4201,
         down_after: std::time::Duration::from_secs(10),
