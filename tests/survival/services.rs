@@ -57,7 +57,8 @@ pub(crate) fn every_request_is_answered(scene: &Scene) -> Result<()> {
             ensure!(nodes.len() == 1 && recorded.is_empty(), "{pool}: {hops:?}, recorded at {recorded:?}");
         } else {
             let owner = nodes.last().context("a connection past the nodes")?;
-            ensure!(nodes.len() <= 2 && recorded == BTreeSet::from([owner.clone()]), "{pool}: {hops:?}, {recorded:?}");
+            // Besides its owner, the others of its slot's ranks may have it.
+            ensure!(nodes.len() <= 2 && recorded.contains(owner), "{pool}: {hops:?}, recorded at {recorded:?}");
             entered_elsewhere += u32::from(nodes.len() == 2);
         }
     }
