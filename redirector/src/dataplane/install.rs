@@ -228,10 +228,13 @@ fn vips_and_services(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
 fn update<K, V>(map: &mut HashMap<MapData, K, V>, target: &Table<K, V>, name: &'static str) -> Result<(), MapsError>
 where
     K: Pod + Eq + Hash,
-    V: Pod,
+    V: Pod + PartialEq,
 {
     for (key, value) in target {
-        map.insert(key, value, 0).map_err(written(name))?;
+        // What is right already is not touched, under packets that look it up.
+        if map.get(key, 0).ok().as_ref() != Some(value) {
+            map.insert(key, value, 0).map_err(written(name))?;
+        }
     }
     let present: Vec<K> = map.keys().collect::<Result<_, MapError>>().map_err(read(name))?;
     for key in present.iter().filter(|key| !target.contains_key(key)) {
