@@ -96,9 +96,11 @@ pub(super) fn counters(lab: &Lab, node: &str) -> Result<BTreeMap<String, u64>> {
     Ok(reasons)
 }
 
-/// Shared services have no owner.
+/// Shared services have no owner. Where a flow entered at the previous owner of its slot, which has a copy of it by now, that
+/// one serves it by itself from then on.
 fn agrees(walks: &Walks, walk: &Walk, why: &Why) -> bool {
-    let owner_agrees = !walks.services[walk.service].owned || why.owner.as_deref() == Some(walk.served());
+    let owners = [Some(walk.served()), Some(walk.entered())];
+    let owner_agrees = !walks.services[walk.service].owned || owners.contains(&why.owner.as_deref());
     owner_agrees && why.backend.as_ref() == Some(&walk.answered_by)
 }
 
