@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::Ebpf;
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use redirector::breaker::Breakers;
 use redirector::config::{Config, IdentityFiles, PortRange};
 use redirector::dataplane::maps::Maps;
 use redirector::dataplane::memory::MemoryTables;
@@ -92,7 +93,7 @@ impl Node {
             install::set_neighbour(&mut maps, id, word & !RESOLVED, host.image.neighbours[&id].peer)?;
         }
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let (transport, inboxes) = transport::start(identity, id, listen, Vec::new())?;
+        let (transport, inboxes) = transport::start(identity, id, listen, Vec::new(), &Breakers::default())?;
         let inbox = tap(inboxes.flows, damages.clone());
         let settings = Settings { flush: Duration::from_millis(50), pace: 50_000 };
         let replication = replication::start(settings, &directory, transport.clone(), inbox)?;

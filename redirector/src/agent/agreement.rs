@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::liveness::Liveness;
 use super::talk::Talk;
+use crate::breaker::Breaker;
 use crate::config::{BackendState, Config};
 use crate::consensus::driver::{self, Genesis, Handle, ProposeError, Settings};
 use crate::consensus::machine::{self, Role};
@@ -131,7 +132,13 @@ impl Agreement {
     }
 
     /// Starts this node's part in it, over what the agents talk by. `applied` is the version that the maps go by.
-    pub(super) fn start(config: &Config, talk: &mut Talk, liveness: &Liveness, in_force: u64) -> Result<Self> {
+    pub(super) fn start(
+        config: &Config,
+        talk: &mut Talk,
+        liveness: &Liveness,
+        in_force: u64,
+        disk: Arc<Breaker>,
+    ) -> Result<Self> {
         let (transport, inbox) = talk.for_agreement().context("agreement runs already")?;
         let mut seed = [0; 16];
         getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("the kernel gives no random number: {error}"))?;
@@ -148,7 +155,7 @@ impl Agreement {
         };
         let patience = Patience { down: config.cluster.down_after.as_millis() as u64, ..Patience::default() };
         let file = config.node.data.join("agreement.redb");
-        let settings = Settings { machine, file, patience, welcome: others(config), alone: None };
+        let settings = Settings { machine, file, breaker: disk, patience, welcome: others(config), alone: None };
         std::fs::create_dir_all(&config.node.data)?;
         let handle = driver::start(settings, transport, inbox)?;
         let state = handle.state();

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::agreement::{AgreementStatus, Durable};
 use super::follow::{Asked, Change};
 use super::{Applied, LivenessStatus, Node};
+use crate::breaker;
 use crate::config::Config;
 
 /// A request longer than this is refused.
@@ -36,6 +37,8 @@ pub enum Request {
     Nodes,
     /// How far are your peers with your flows?
     Replication,
+    /// Which breakers are there, and how are they?
+    Breakers,
     /// What would this change?
     Diff {
         /// The file's name, for mistakes.
@@ -88,6 +91,11 @@ pub enum Answer {
     Replication {
         /// As JSON of their own: numbers as keys would not survive the tag that tells answers apart.
         counters: serde_json::Value,
+    },
+    /// The breakers.
+    Breakers {
+        /// All, by name.
+        breakers: Vec<breaker::Status>,
     },
     /// It was not done.
     Refused {
@@ -211,6 +219,7 @@ pub(super) async fn answer(node: &mut Node, request: Request, answer: oneshot::S
             Some(counters) => Answer::Replication { counters: serde_json::to_value(counters).unwrap_or_default() },
             None => refused("flows are not replicated here".to_owned()),
         },
+        Request::Breakers => Answer::Breakers { breakers: node.breakers().statuses() },
         Request::Status => done(version, Vec::new()),
         Request::Diff { name, text } => node.diff(&name, &text).map_or_else(wrong, |changes| done(version, changes)),
         Request::Apply { name, text, expect } => match node.apply(&name, &text, expect).await {

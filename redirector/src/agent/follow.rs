@@ -47,7 +47,7 @@ impl Node {
         }
         let (Some(talk), Some(liveness)) = (&mut self.talk, &self.liveness) else { return };
         let in_force = if self.committed.agreed { self.committed.version } else { 0 };
-        match Agreement::start(&self.config, talk, liveness, in_force) {
+        match Agreement::start(&self.config, talk, liveness, in_force, self.disk.clone()) {
             Ok(agreement) => self.agreement = Some(agreement),
             Err(error) => tracing::error!("this node takes no part in agreement: {error:#}"),
         }
@@ -99,7 +99,7 @@ impl Node {
             text: specification.text.clone(),
             agreed: true,
         };
-        committed::write(&self.config.node.data, &committed)?;
+        self.commit(&committed)?;
         let changes = config::diff(&self.config, &next).len();
         self.put_in_force(next, image, committed).await?;
         if let Some(agreement) = &mut self.agreement {

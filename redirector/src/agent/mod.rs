@@ -57,7 +57,7 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
     node.start_liveness()?;
     node.follow().await;
     let (mut seen, mut decisions) = (node.changes(), node.decisions());
-    let mut vips = Vips::start(node.config())?;
+    let mut vips = Vips::start(node.config(), node.breakers())?;
     look_after_vips(&mut vips, &mut node).await;
     let (requests, mut requested) = mpsc::channel(16);
     let _socket = control::listen(node.config(), requests)?;

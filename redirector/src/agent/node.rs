@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -16,6 +17,7 @@ use super::control;
 use super::follow::Change;
 use super::liveness::{Liveness, LivenessStatus};
 use super::talk::Talk;
+use crate::breaker::{Breaker, Breakers, Policy};
 use crate::config::{self, Config, Mistakes, XdpMode};
 use crate::consensus::driver::ProposeError;
 use crate::dataplane::flows::now;
@@ -101,8 +103,19 @@ pub struct Node {
     pub(super) asking: Option<oneshot::Receiver<bool>>,
     attached: bool,
     began: Duration,
+    breakers: Breakers,
+    /// Stands before writing to the data directory.
+    pub(super) disk: Arc<Breaker>,
     _held: File,
 }
+
+/// Stands before the data directory. Who waits for the disk asks again with each tick.
+const DISK: Policy = Policy {
+    failures: 3,
+    window: Duration::from_secs(60),
+    timeout: Duration::from_secs(2),
+    patience: Duration::from_secs(60),
+};
 
 /// How long a change waits for next hops that do not answer.
 const LEARN: Duration = Duration::from_millis(500);
@@ -276,6 +289,8 @@ impl Node {
         let (maps, image, kept_by_agent) = bring_up(&config, key, agreed).await?;
         committed::write(&config.node.data, &committed).context("cannot commit the configuration")?;
         let began = Duration::from_nanos(now());
+        let breakers = Breakers::default();
+        let disk = breakers.breaker("data directory", DISK);
         Ok(Self {
             config,
             mode,
@@ -292,6 +307,8 @@ impl Node {
             asking: None,
             attached: true,
             began,
+            breakers,
+            disk,
             _held,
         })
     }
@@ -304,7 +321,7 @@ impl Node {
         let directory = load::directory(&self.config.node.pins);
         self.liveness = Some(Liveness::start(&directory, &self.config, self.key, &self.image)?);
         load::start_timer(&mut load::open(&directory, &self.config, 0)?)?;
-        self.talk = Talk::start(&self.config, &directory);
+        self.talk = Talk::start(&self.config, &directory, &self.breakers);
         self.start_agreement();
         Ok(())
     }
@@ -444,9 +461,22 @@ impl Node {
                 Committed { version: present + 1, file: self.committed.file, text: text.to_owned(), agreed: false }
             }
         };
-        committed::write(&self.config.node.data, &committed)?;
+        self.commit(&committed)?;
         self.put_in_force(next, image, committed).await?;
         Ok(Change::Done(Applied { version: self.committed.version, changes, durable: None }))
+    }
+
+    /// Makes a configuration durable.
+    pub(super) fn commit(&self, committed: &Committed) -> std::io::Result<()> {
+        let permit = self.disk.ask().map_err(std::io::Error::other)?;
+        let written = committed::write(&self.config.node.data, committed);
+        permit.told(&written);
+        written
+    }
+
+    /// The breakers before what this node depends on.
+    pub fn breakers(&self) -> &Breakers {
+        &self.breakers
     }
 
     /// Has all parts of the node go by a configuration that is on disk.

@@ -7,6 +7,7 @@ use std::path::Path;
 use redirector_ebpf::tables::{AliveNodes, Slot};
 use tokio::sync::mpsc;
 
+use crate::breaker::Breakers;
 use crate::config::Config;
 use crate::replication::{self, Counters, Replication, Settings, State, View};
 use crate::transport::{self, Identity, Incoming, Transport};
@@ -37,7 +38,7 @@ fn members(config: &Config) -> Vec<(u8, SocketAddr)> {
 impl Talk {
     /// Begins to talk, if the configuration says by what certificate, and there is anybody to talk to. An agent that cannot
     /// talk is none the worse a redirector: that is said, and goes on.
-    pub(super) fn start(config: &Config, directory: &Path) -> Option<Self> {
+    pub(super) fn start(config: &Config, directory: &Path, breakers: &Breakers) -> Option<Self> {
         let own = members(config).into_iter().find(|(id, _)| *id == config.node.id)?.1;
         if config.members.len() < 2 {
             return None;
@@ -53,7 +54,7 @@ impl Talk {
                 return None;
             }
         };
-        let (transport, inboxes) = match transport::start(identity, config.node.id, own, members(config)) {
+        let (transport, inboxes) = match transport::start(identity, config.node.id, own, members(config), breakers) {
             Ok(started) => started,
             Err(error) => {
                 tracing::error!("agents do not talk: {:#}", anyhow::Error::new(error));

@@ -49,7 +49,7 @@ enum Command {
     Join(cluster::Join),
     /// Let a node be no member of the cluster any more.
     Leave(cluster::Leave),
-    /// Show nodes, services, backends, paths, owners, flows, vips, replication or stats.
+    /// Show nodes, services, backends, paths, owners, flows, vips, replication, breakers or stats.
     Get(get::Get),
     /// Show the BPF maps, decoded.
     Maps(maps::Maps),

@@ -86,7 +86,9 @@ impl Asking {
         match control::ask(&control::path(&config), request)? {
             Answer::Done { node, version, changes, durable } => Ok(Done { node, version, changes, durable }),
             Answer::Refused { reason } => bail!("{reason}"),
-            Answer::Nodes { .. } | Answer::Replication { .. } => bail!("the agent answers what was not asked"),
+            Answer::Nodes { .. } | Answer::Replication { .. } | Answer::Breakers { .. } => {
+                bail!("the agent answers what was not asked")
+            }
         }
     }
 }

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use super::frame::Kind;
+use crate::breaker::Breaker;
 
 /// What a record is filed under: its kind, and its log index where it has one.
 pub type Key = (u8, u64);
@@ -43,6 +45,36 @@ pub trait Disk {
     /// # Errors
     /// Where the disk fails.
     fn set_aside(&mut self) -> io::Result<()>;
+}
+
+/// A disk behind a breaker: one that takes no writes is asked now and then, and not with each tick.
+pub struct Guarded<D> {
+    disk: D,
+    breaker: Arc<Breaker>,
+}
+
+impl<D: Disk> Guarded<D> {
+    /// Puts a breaker before a disk.
+    pub fn new(disk: D, breaker: Arc<Breaker>) -> Self {
+        Self { disk, breaker }
+    }
+}
+
+impl<D: Disk> Disk for Guarded<D> {
+    fn read(&mut self) -> io::Result<BTreeMap<Key, Vec<u8>>> {
+        self.disk.read()
+    }
+
+    fn write(&mut self, batch: &Batch) -> io::Result<()> {
+        let permit = self.breaker.ask().map_err(io::Error::other)?;
+        let written = self.disk.write(batch);
+        permit.told(&written);
+        written
+    }
+
+    fn set_aside(&mut self) -> io::Result<()> {
+        self.disk.set_aside()
+    }
 }
 
 /// A disk in memory.

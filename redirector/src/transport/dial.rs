@@ -1,4 +1,5 @@
-//! Connections that this node makes: one attempt after the other, paced, while there is none.
+//! Connections that this node makes: one attempt after the other, paced, while there is none. A peer that fails again and
+//! again is left to its breaker.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use super::frame::{FrameError, Kind};
 use super::notice::is_refusal;
 use super::peer::Peer;
 use super::receive::{self, Refused};
+use crate::breaker::Policy;
 use crate::pki::NodeName;
 
 /// How long an attempt, or a handshake from outside, may take.
@@ -23,6 +25,15 @@ const HEAD_START: Duration = Duration::from_millis(100);
 
 /// A connection that stood this long was a good one: after it, dialling starts anew.
 const STEADY: Duration = Duration::from_secs(10);
+
+/// Stands before dialling a peer. It stays open for no longer than attempts are apart anyway, so that a peer that is back
+/// waits no longer for it.
+pub(super) const BREAKER: Policy = Policy {
+    failures: 3,
+    window: Duration::from_secs(60),
+    timeout: Duration::from_secs(1),
+    patience: Duration::from_secs(10),
+};
 
 /// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +54,7 @@ pub(super) async fn keep(shared: Arc<Shared>, peer: Arc<Peer>) {
     let mut backoff = Backoff::default();
     loop {
         if peer.connection().is_some() {
+            peer.breaker.recovered();
             let since = Instant::now();
             if current.wait_for(Option::is_none).await.is_err() {
                 return;
@@ -56,7 +68,18 @@ pub(super) async fn keep(shared: Arc<Shared>, peer: Arc<Peer>) {
             () = sleep(head_start + backoff.next(random())) => {}
             _ = current.wait_for(Option::is_some) => continue,
         }
+        let permit = match peer.breaker.ask() {
+            Ok(permit) => permit,
+            Err(open) => {
+                tokio::select! {
+                    () = sleep(open.again) => {}
+                    _ = current.wait_for(Option::is_some) => {}
+                }
+                continue;
+            }
+        };
         let attempt = timeout(HANDSHAKE, dial(&shared, &peer)).await.unwrap_or(Err(DialError::Late));
+        permit.told(&attempt);
         match attempt {
             // Read from by a task of its own, which ends with the connection.
             Ok(connection) => {

@@ -11,10 +11,12 @@ use quinn::{ClientConfig, Endpoint, EndpointConfig, TokioRuntime};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::dial::BREAKER;
 use super::notice::Pace;
 use super::peer::Peer;
 use super::send::{self, Lane, REQUESTS_MAX};
 use super::{Channel, Counters, Identity, Inboxes, Incoming, RequestError, StartError, accept, code, dial, tls};
+use crate::breaker::Breakers;
 use crate::pki::NodeName;
 
 /// Messages that may wait in an inbox. More wait with their senders.
@@ -32,6 +34,7 @@ pub(super) struct Shared {
     address: SocketAddr,
     client: RwLock<ClientConfig>,
     peers: RwLock<BTreeMap<u8, Arc<Peer>>>,
+    breakers: Breakers,
     inboxes: [mpsc::Sender<Incoming>; 3],
     pub(super) strangers: AtomicU64,
     pub(super) crowded: AtomicU64,
@@ -82,7 +85,8 @@ impl Drop for End {
     }
 }
 
-/// Begins to listen and to dial. The socket is opened in the calling thread, and so in its network namespace.
+/// Begins to listen and to dial, each peer behind a breaker. The socket is opened in the calling thread, and so in its
+/// network namespace.
 ///
 /// # Errors
 /// [`StartError`].
@@ -91,6 +95,7 @@ pub fn start(
     own: u8,
     listen: SocketAddr,
     members: Vec<(u8, SocketAddr)>,
+    breakers: &Breakers,
 ) -> Result<(Transport, Inboxes), StartError> {
     if identity.name.node != own {
         return Err(StartError::NotMine { certificate: identity.name.node, own });
@@ -111,6 +116,7 @@ pub fn start(
         address,
         client: RwLock::new(configs.client),
         peers: RwLock::default(),
+        breakers: breakers.clone(),
         inboxes: [consensus.0, flows.0, control.0],
         strangers: AtomicU64::new(0),
         crowded: AtomicU64::new(0),
@@ -176,7 +182,8 @@ impl Transport {
     fn begin(&self, id: u8, address: SocketAddr) -> Arc<Peer> {
         let shared = &self.shared;
         let [consensus, flows, control] = Channel::ALL.map(|_| Lane::new());
-        let peer = Peer::new(shared.own.node, id, address, [consensus.0, flows.0, control.0]);
+        let breaker = shared.breakers.breaker(format!("node {id}'s agent"), BREAKER);
+        let peer = Peer::new(shared.own.node, id, address, [consensus.0, flows.0, control.0], breaker);
         let drains = Channel::ALL.into_iter().zip([consensus.1, flows.1, control.1]);
         let drains = drains.map(|(channel, waiting)| send::drain(peer.clone(), channel, waiting));
         let drains: Vec<_> = drains.map(|drain| shared.runtime.spawn(drain).abort_handle()).collect();

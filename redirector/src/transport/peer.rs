@@ -13,6 +13,7 @@ use super::frame::{self, Kind};
 use super::notice::Pace;
 use super::send::{Lane, Whole};
 use super::{Channel, code};
+use crate::breaker::Breaker;
 
 /// How long a connection that has a successor is read from.
 const GRACE: Duration = Duration::from_secs(5);
@@ -28,6 +29,8 @@ pub(super) struct Peer {
     current: watch::Sender<Option<Connection>>,
     pub(super) lanes: [Lane; 3],
     pub(super) tally: Tally,
+    /// Stands before dialling it.
+    pub(super) breaker: Arc<Breaker>,
     /// Lines about connections that were not made, were lost, or brought bad frames.
     pub(super) pace: Pace,
 }
@@ -42,7 +45,7 @@ struct Links {
 }
 
 impl Peer {
-    pub(super) fn new(own: u8, id: u8, address: SocketAddr, lanes: [Lane; 3]) -> Arc<Self> {
+    pub(super) fn new(own: u8, id: u8, address: SocketAddr, lanes: [Lane; 3], breaker: Arc<Breaker>) -> Arc<Self> {
         Arc::new(Self {
             id,
             own,
@@ -51,6 +54,7 @@ impl Peer {
             current: watch::Sender::new(None),
             lanes,
             tally: Tally::default(),
+            breaker,
             pace: Pace::default(),
         })
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
+use crate::breaker::Breakers;
 use crate::config::IdentityFiles;
 use crate::pki;
 
@@ -91,7 +92,7 @@ struct TestNode {
 impl TestNode {
     fn of(identity: Identity) -> Self {
         let id = identity.name().node;
-        let (transport, inboxes) = start(identity, id, ANY, Vec::new()).unwrap();
+        let (transport, inboxes) = start(identity, id, ANY, Vec::new(), &Breakers::default()).unwrap();
         Self { id, transport, inboxes }
     }
 

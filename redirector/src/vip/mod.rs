@@ -25,14 +25,25 @@ mod segment;
 mod shell;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 pub use machine::{Fitness, View};
 pub use shell::{Handle, Settings, held};
 
+use crate::breaker::{Breaker, Breakers, Policy};
 use crate::config::{Config, Prefix};
 use crate::netlink;
+
+/// Stands before the kernel's routes. They are looked at every few seconds, and with each change of who is alive.
+const ROUTING: Policy = Policy {
+    failures: 3,
+    window: Duration::from_secs(60),
+    timeout: Duration::from_secs(4),
+    patience: Duration::from_secs(10),
+};
 
 /// All VIPs of a node.
 pub struct Vips {
@@ -40,6 +51,7 @@ pub struct Vips {
     routed: BTreeSet<Prefix>,
     fitness: Fitness,
     view: View,
+    routing: Arc<Breaker>,
 }
 
 impl Vips {
@@ -47,9 +59,11 @@ impl Vips {
     ///
     /// # Errors
     /// Where the maps cannot be opened.
-    pub fn start(config: &Config) -> Result<Self> {
+    pub fn start(config: &Config, breakers: &Breakers) -> Result<Self> {
         let handle = shell::start(Settings::of(config)).context("cannot look after VIPs")?;
-        Ok(Self { handle, routed: route::announced(config), fitness: Fitness::Unfit, view: View::default() })
+        let routing = breakers.breaker("routing", ROUTING);
+        let routed = route::announced(config);
+        Ok(Self { handle, routed, fitness: Fitness::Unfit, view: View::default(), routing })
     }
 
     /// A way to the thread that holds VIPs.
@@ -87,7 +101,13 @@ impl Vips {
     async fn route(&self) {
         let none = BTreeSet::new();
         let wanted = if self.fitness == Fitness::Ready { &self.routed } else { &none };
-        match route::hold(wanted).await {
+        let permit = match self.routing.ask() {
+            Ok(permit) => permit,
+            Err(open) => return tracing::debug!(%open, "routes to VIPs"),
+        };
+        let held = route::hold(wanted).await;
+        permit.told(&held);
+        match held {
             Ok((0, 0)) => {}
             Ok((put, dropped)) => tracing::info!(put, dropped, "routes to VIPs"),
             Err(error) => tracing::error!("routes to VIPs: {:#}", anyhow::Error::new(error)),

@@ -1,6 +1,7 @@
 //! `get`: what the maps hold, one file for each kind of thing. The agent need not run.
 
 mod backends;
+mod breakers;
 mod flows;
 mod nodes;
 mod owners;
@@ -22,7 +23,7 @@ use crate::dataplane::maps::{Maps, MapsError, read};
 pub(super) use services::ranges;
 pub(super) use vips::lines as vip_lines;
 
-/// Show nodes, services, backends, paths, owners, flows, vips, replication or stats.
+/// Show nodes, services, backends, paths, owners, flows, vips, replication, breakers or stats.
 #[derive(Debug, clap::Args)]
 pub(super) struct Get {
     #[command(subcommand)]
@@ -54,6 +55,9 @@ enum What {
     Vips(Plain),
     /// How far peers are with the flows that they are to have.
     Replication(Plain),
+    /// Circuit breakers before what the agent depends on.
+    #[command(visible_alias = "breaker")]
+    Breakers(breakers::Breakers),
     /// What became of packets, and how full the flow tables are.
     Stats(stats::Stats),
 }
@@ -80,6 +84,7 @@ impl Get {
             What::Replication(Plain { target, output }) => replication::show(&target, output),
             What::Owners(command) => command.run(),
             What::Flows(command) => command.run(),
+            What::Breakers(command) => command.run(),
             What::Stats(command) => command.run(),
         }
     }

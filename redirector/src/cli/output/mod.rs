@@ -199,6 +199,12 @@ pub(super) fn cell(value: Option<impl Display>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
+/// A time in milliseconds, in the units that people would use; no finer than a second where it is longer than that.
+pub(super) fn ago(milliseconds: u64) -> String {
+    let rounded = if milliseconds < 1000 { milliseconds } else { milliseconds / 1000 * 1000 };
+    humantime::format_duration(std::time::Duration::from_millis(rounded)).to_string()
+}
+
 /// A cell that says yes or no.
 pub(super) fn yes(value: bool) -> String {
     if value { "yes" } else { "no" }.to_owned()

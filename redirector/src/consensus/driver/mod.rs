@@ -19,12 +19,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep};
 
+use super::disk::Guarded;
 use super::frame::{self, Kind};
 use super::log::OpenError;
 use super::machine::{BootstrapError, Config, Counters, Event, Machine, NotTaken, Status};
 use super::planner::{Patience, Report};
 use super::redb::File;
 use super::state::{Command, Refusal, State};
+use crate::breaker::Breaker;
 use crate::transport::{Channel, Incoming, Transport};
 use thread::Input;
 
@@ -49,6 +51,8 @@ pub struct Settings {
     pub machine: Config,
     /// The log's file.
     pub file: PathBuf,
+    /// Stands before writing to it.
+    pub breaker: Arc<Breaker>,
     /// How patient this node is when it leads.
     pub patience: Patience,
     /// Nodes that may become members.
@@ -113,9 +117,9 @@ pub struct Handle {
 /// # Errors
 /// [`OpenError`], where the log is to be left as it is.
 pub fn start(settings: Settings, transport: Transport, inbox: mpsc::Receiver<Incoming>) -> Result<Handle, OpenError> {
-    let Settings { machine: config, file, patience, welcome, alone } = settings;
+    let Settings { machine: config, file, breaker, patience, welcome, alone } = settings;
     let cluster = config.cluster;
-    let mut machine = Machine::new(config, File::new(file))?;
+    let mut machine = Machine::new(config, Guarded::new(File::new(file), breaker))?;
     if let Some(genesis) = alone {
         match machine.bootstrap(genesis) {
             Ok(()) | Err(BootstrapError::Begun) => {}

@@ -8,6 +8,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::{Committed, Genesis, Overview, ProposeError};
+use crate::consensus::disk::Guarded;
 use crate::consensus::frame::{self, Kind};
 use crate::consensus::machine::{Action, BootstrapError, Event, Machine, ProposalId, Role};
 use crate::consensus::planner::{Concern, Patience, Planner, Report, View};
@@ -51,7 +52,7 @@ pub(super) struct Published {
 }
 
 pub(super) struct Thread {
-    machine: Machine<File>,
+    machine: Machine<Guarded<File>>,
     planner: Planner,
     transport: Transport,
     published: Published,
@@ -65,7 +66,7 @@ pub(super) struct Thread {
 
 impl Thread {
     pub(super) fn new(
-        machine: Machine<File>,
+        machine: Machine<Guarded<File>>,
         patience: Patience,
         welcome: BTreeSet<u8>,
         transport: Transport,

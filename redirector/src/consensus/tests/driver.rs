@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::net::{genesis, text};
+use crate::breaker::{Breakers, Policy};
 use crate::config::IdentityFiles;
 use crate::consensus::driver::{self, Handle, ProposeError, Settings};
 use crate::consensus::machine::{Config, NotTaken, Role};
@@ -46,7 +47,10 @@ impl Cluster {
         let files = IdentityFiles { ca, certificate: issued.certificate, private_key: issued.key };
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let identity = Identity::read(&files).unwrap();
-        let (transport, inboxes) = transport::start(identity, id, listen, Vec::new()).unwrap();
+        let breakers = Breakers::default();
+        let time = Duration::from_secs(1);
+        let policy = Policy { failures: 3, window: time, timeout: time, patience: time };
+        let (transport, inboxes) = transport::start(identity, id, listen, Vec::new(), &breakers).unwrap();
         let peers: Vec<u8> = (1..=nodes).filter(|&peer| peer != id).collect();
         let machine = Config {
             cluster: 7,
@@ -60,7 +64,8 @@ impl Cluster {
         };
         let file = self.scratch.join(format!("node{id}.redb"));
         let welcome = peers.into_iter().collect();
-        let settings = Settings { machine, file, patience: Patience::default(), welcome, alone: None };
+        let breaker = breakers.breaker("disk", policy);
+        let settings = Settings { machine, file, breaker, patience: Patience::default(), welcome, alone: None };
         let handle = driver::start(settings, transport.clone(), inboxes.consensus).unwrap();
         self.nodes.insert(id, (handle, transport));
         let members: Vec<_> = self.nodes.iter().map(|(&id, (_, transport))| (id, transport.local_address())).collect();

@@ -154,7 +154,7 @@ async fn a_peer_that_restarts_is_connected_again() {
     // The old socket is closed when QUIC has drained its connections.
     let begin = Instant::now();
     let (transport, mut inboxes) = loop {
-        match start(authority.identity(2), 2, place.1, vec![one.place()]) {
+        match start(authority.identity(2), 2, place.1, vec![one.place()], &Breakers::default()) {
             Ok(started) => break started,
             Err(error) => assert!(begin.elapsed() < PATIENCE, "{error:?}"),
         }

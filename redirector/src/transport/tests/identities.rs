@@ -144,9 +144,9 @@ fn files_that_are_no_identity_are_told_apart() {
 #[tokio::test]
 async fn a_node_starts_as_nobody_else() {
     let authority = Authority::of(7);
-    let started = start(authority.identity(1), 2, ANY, Vec::new());
+    let started = start(authority.identity(1), 2, ANY, Vec::new(), &Breakers::default());
     assert!(matches!(started, Err(StartError::NotMine { certificate: 1, own: 2 })));
     let taken = authority.node(3);
-    let again = start(authority.identity(3), 3, taken.transport.local_address(), Vec::new());
+    let again = start(authority.identity(3), 3, taken.transport.local_address(), Vec::new(), &Breakers::default());
     assert!(matches!(again, Err(StartError::Socket { .. })));
 }
