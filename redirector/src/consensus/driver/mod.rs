@@ -2,11 +2,12 @@
 //! agent.
 //!
 //! ```text
-//! transport ─► inbox ─┐                     ┌─► transport
-//! handle ─────────────┼─► thread ─► machine ┼─► disk
-//! 20 ms ticks ────────┘           ─► planner└─► state, status, events ─► handle
+//! transport ─► inbox ─┐                            ┌─► transport
+//! handle ─────────────┼─► thread ─► desk ─► machine ┼─► disk
+//! 20 ms ticks ────────┘                 ─► planner └─► state, status, events ─► handle
 //! ```
 
+pub mod desk;
 mod thread;
 
 use std::collections::BTreeSet;
@@ -29,6 +30,12 @@ use super::state::{Command, Refusal, State};
 use crate::breaker::Breaker;
 use crate::transport::{Channel, Incoming, Transport};
 use thread::Input;
+
+/// A tick of the machine.
+pub const TICK: Duration = Duration::from_millis(20);
+
+/// How often reports are sent and plans are made.
+pub const ROUND: Duration = Duration::from_millis(100);
 
 /// Inputs that may wait for the thread.
 const WAITING: usize = 1024;

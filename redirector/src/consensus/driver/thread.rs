@@ -1,29 +1,23 @@
-//! The thread that owns the machine, its disk and the planner.
+//! The thread that owns the desk and its disk, and knows the time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use tokio::sync::{broadcast, oneshot, watch};
 
-use super::{Committed, Genesis, Overview, ProposeError};
+use super::desk::{Desk, Errand};
+use super::{Committed, Genesis, Overview, ProposeError, ROUND, TICK};
 use crate::consensus::disk::Guarded;
-use crate::consensus::frame::{self, Kind};
-use crate::consensus::machine::{Action, BootstrapError, Event, Machine, ProposalId, Role};
-use crate::consensus::planner::{Concern, Patience, Planner, Report, View};
+use crate::consensus::machine::{BootstrapError, Event, Machine};
+use crate::consensus::planner::{Patience, Report};
 use crate::consensus::redb::File;
 use crate::consensus::state::{Command, State};
 use crate::transport::{Channel, Transport};
 
-/// A tick.
-const TICK: Duration = Duration::from_millis(20);
-
 /// Ticks that are made up for after a pause; the others never were.
 const MADE_UP: u32 = 5;
-
-/// How often reports are sent and plans are made.
-const ROUND: Duration = Duration::from_millis(100);
 
 /// What the thread is told.
 pub(super) enum Input {
@@ -38,12 +32,6 @@ pub(super) enum Input {
 
 type Answer = oneshot::Sender<Result<Committed, ProposeError>>;
 
-/// Who waits for a proposal.
-enum Waiting {
-    Someone(Answer),
-    Planner(Concern),
-}
-
 /// Where the thread tells what it knows.
 pub(super) struct Published {
     pub(super) state: watch::Sender<Arc<State>>,
@@ -52,16 +40,10 @@ pub(super) struct Published {
 }
 
 pub(super) struct Thread {
-    machine: Machine<Guarded<File>>,
-    planner: Planner,
+    desk: Desk<Guarded<File>, Answer>,
     transport: Transport,
     published: Published,
-    waiting: BTreeMap<ProposalId, Waiting>,
-    welcome: BTreeSet<u8>,
-    report: Report,
     started: Instant,
-    own: u8,
-    cluster: u32,
 }
 
 impl Thread {
@@ -72,11 +54,7 @@ impl Thread {
         transport: Transport,
         published: Published,
     ) -> Self {
-        let (own, cluster) = (machine.config().node, machine.config().cluster);
-        let report = Report { incarnation: machine.config().incarnation, ..Report::default() };
-        let planner = Planner::new(patience);
-        let (waiting, started) = (BTreeMap::new(), Instant::now());
-        Self { machine, planner, transport, published, waiting, welcome, report, started, own, cluster }
+        Self { desk: Desk::new(machine, patience, welcome), transport, published, started: Instant::now() }
     }
 
     pub(super) fn run(mut self, inputs: &Receiver<Input>) {
@@ -98,61 +76,44 @@ impl Thread {
             next_tick = next_tick.max(now.checked_sub(MADE_UP * TICK).unwrap_or(now));
             while next_tick <= now {
                 next_tick += TICK;
-                self.machine.tick();
+                self.desk.tick();
                 self.act();
             }
             if now >= next_round {
                 next_round = now + ROUND;
-                self.round();
+                self.desk.round(self.now());
+                self.act();
             }
         }
     }
 
     fn handle(&mut self, input: Input) {
+        let now = self.now();
         match input {
-            Input::Message { from, payload } if frame::says(&payload, Kind::Report) => {
-                match Report::open(self.cluster, &payload) {
-                    Ok(report) => self.planner.handle_report(from, report, self.now()),
-                    Err(error) => tracing::warn!(from, %error, "a node's report is refused"),
-                }
-            }
-            Input::Message { from, payload } => self.machine.handle_message(from, &payload),
-            Input::Propose { command, answer } => {
-                let proposal = self.machine.propose(&command);
-                self.waiting.insert(proposal, Waiting::Someone(answer));
-            }
-            Input::Report(report) if report == self.report => {}
-            Input::Report(report) => {
-                self.report = report;
-                self.send_report();
-            }
-            Input::Welcome(nodes) => self.welcome = nodes,
+            Input::Message { from, payload } => self.desk.handle_message(from, &payload, now),
+            Input::Propose { command, answer } => self.desk.propose(&command, answer),
+            Input::Report(report) => self.desk.handle_report(report, now),
+            Input::Welcome(nodes) => self.desk.handle_welcome(nodes),
             Input::Bootstrap { genesis, answer } => {
                 // Whoever asked may have gone away.
-                let _ = answer.send(self.machine.bootstrap(genesis));
+                let _ = answer.send(self.desk.bootstrap(genesis));
             }
-            Input::Resign => self.machine.resign(),
+            Input::Resign => self.desk.resign(),
             Input::End(_) => {}
         }
         self.act();
     }
 
-    /// Does what the machine wants done.
+    /// Does what the desk wants done.
     fn act(&mut self) {
-        let mut is_other = false;
-        for action in self.machine.poll() {
-            match action {
-                Action::Send { to, bytes } => self.transport.tell(to, Channel::Consensus, bytes),
-                Action::Applied { index, outcome, .. } => tracing::debug!(index, ?outcome, "committed"),
-                Action::Committed { proposal, index, outcome, durable_on, of } => {
-                    let version = self.machine.state().specification.version;
-                    let done = outcome.map(|()| Committed { version, index, durable_on, of });
-                    self.answer(proposal, done.map_err(ProposeError::Refused));
+        while let Some(errand) = self.desk.poll() {
+            match errand {
+                Errand::Send { to, bytes } => self.transport.tell(to, Channel::Consensus, bytes),
+                Errand::Answer(waiting, answer) => {
+                    // Whoever asked may have gone away.
+                    let _ = waiting.send(answer);
                 }
-                Action::Refused { proposal, why } => self.answer(proposal, Err(ProposeError::NotTaken(why))),
-                Action::Unknown { proposal } => self.answer(proposal, Err(ProposeError::Unknown)),
-                Action::StateChanged => is_other = true,
-                Action::Told(event) => {
+                Errand::Tell(event) => {
                     match &event {
                         Event::Role { .. } | Event::Repaired { .. } | Event::DiskWorks => tracing::info!("{event}"),
                         _ => tracing::error!("{event}"),
@@ -160,31 +121,13 @@ impl Thread {
                     // There may be no journal.
                     let _ = self.published.events.send(event);
                 }
+                Errand::Publish => self.publish(),
             }
-        }
-        if is_other {
-            self.publish();
-        }
-    }
-
-    fn answer(&mut self, proposal: ProposalId, answer: Result<Committed, ProposeError>) {
-        match self.waiting.remove(&proposal) {
-            Some(Waiting::Someone(waiting)) => {
-                // Whoever asked may have gone away.
-                let _ = waiting.send(answer);
-            }
-            Some(Waiting::Planner(concern)) => {
-                if let Err(error) = answer {
-                    tracing::debug!(?concern, %error, "a planned step was not taken");
-                }
-                self.planner.finished(concern);
-            }
-            None => {}
         }
     }
 
     fn publish(&mut self) {
-        let state = self.machine.state();
+        let state = self.desk.state();
         self.published.state.send_if_modified(|published| {
             let is_other = !Arc::ptr_eq(published, state);
             if is_other {
@@ -192,42 +135,12 @@ impl Thread {
             }
             is_other
         });
-        let overview = Overview { status: self.machine.status(), counters: self.machine.counters().clone() };
+        let overview = self.desk.overview();
         self.published.overview.send_if_modified(|published| {
             let is_other = *published != overview;
             *published = overview;
             is_other
         });
-    }
-
-    fn round(&mut self) {
-        self.send_report();
-        let status = self.machine.status();
-        let view = View {
-            state: self.machine.state(),
-            status: &status,
-            strangers: self.machine.strangers().collect(),
-            welcome: &self.welcome,
-        };
-        let now = self.now();
-        for (concern, command) in self.planner.plan(&view, now) {
-            let proposal = self.machine.propose(&command);
-            self.waiting.insert(proposal, Waiting::Planner(concern));
-        }
-        self.act();
-        self.publish();
-    }
-
-    /// Tells the leader, who may be this node, what this node reports.
-    fn send_report(&mut self) {
-        let status = self.machine.status();
-        match status.leader {
-            Some(leader) if leader == self.own && status.role == Role::Leader => {
-                self.planner.handle_report(self.own, self.report.clone(), self.now());
-            }
-            Some(leader) => self.transport.tell(leader, Channel::Consensus, self.report.seal(self.cluster)),
-            None => {}
-        }
     }
 
     /// Milliseconds of a clock that never goes back.

@@ -1,0 +1,211 @@
+//! What a node's part in agreement does with what it is told, without threads, channels and clocks: it feeds machine and
+//! planner, reports to whoever leads, and knows who waits for which proposal. The thread carries things to it and from it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use super::{Committed, Genesis, Overview, ProposeError};
+use crate::consensus::disk::Disk;
+use crate::consensus::frame::{self, Kind};
+use crate::consensus::machine::{Action, BootstrapError, Event, Machine, ProposalId, Role};
+use crate::consensus::planner::{Concern, Patience, Planner, Report, View};
+use crate::consensus::state::{Command, State};
+
+/// What is to be done for a desk. `A` is whoever waits for an answer.
+pub enum Errand<A> {
+    /// Tell a node this, if it can be reached.
+    Send {
+        /// The node.
+        to: u8,
+        /// What it is told.
+        bytes: Vec<u8>,
+    },
+    /// Tell whoever proposed something what became of it.
+    Answer(A, Result<Committed, ProposeError>),
+    /// Something for the journal.
+    Tell(Event),
+    /// State or standing may be others now: give them out.
+    Publish,
+}
+
+/// Who waits for a proposal.
+enum Waiting<A> {
+    Someone(A),
+    Planner(Concern),
+}
+
+/// Machine, planner, and what goes between them, the other nodes and this one.
+pub struct Desk<D: Disk, A> {
+    machine: Machine<D>,
+    planner: Planner,
+    waiting: BTreeMap<ProposalId, Waiting<A>>,
+    welcome: BTreeSet<u8>,
+    report: Report,
+    own: u8,
+    cluster: u32,
+    out: VecDeque<Errand<A>>,
+}
+
+impl<D: Disk, A> Desk<D, A> {
+    /// A desk that has reported nothing yet. Times are milliseconds of any clock that never goes back.
+    pub fn new(machine: Machine<D>, patience: Patience, welcome: BTreeSet<u8>) -> Self {
+        let (own, cluster) = (machine.config().node, machine.config().cluster);
+        let report = Report { incarnation: machine.config().incarnation, ..Report::default() };
+        let mut desk = Self {
+            machine,
+            planner: Planner::new(patience),
+            waiting: BTreeMap::new(),
+            welcome,
+            report,
+            own,
+            cluster,
+            out: VecDeque::new(),
+        };
+        desk.act();
+        desk
+    }
+
+    /// What another node's desk says.
+    pub fn handle_message(&mut self, from: u8, payload: &[u8], now: u64) {
+        if frame::says(payload, Kind::Report) {
+            match Report::open(self.cluster, payload) {
+                Ok(report) => self.planner.handle_report(from, report, now),
+                Err(error) => tracing::warn!(from, %error, "a node's report is refused"),
+            }
+            return;
+        }
+        self.machine.handle_message(from, payload);
+        self.act();
+    }
+
+    /// Proposes a command for someone, who is answered once.
+    pub fn propose(&mut self, command: &Command, someone: A) {
+        let proposal = self.machine.propose(command);
+        self.waiting.insert(proposal, Waiting::Someone(someone));
+        self.act();
+    }
+
+    /// What this node sees and has done; it holds until there is another.
+    pub fn handle_report(&mut self, report: Report, now: u64) {
+        if report != self.report {
+            self.report = report;
+            self.send_report(now);
+        }
+    }
+
+    /// Who may become a member.
+    pub fn handle_welcome(&mut self, nodes: BTreeSet<u8>) {
+        self.welcome = nodes;
+    }
+
+    /// Begins a cluster of this node alone.
+    ///
+    /// # Errors
+    /// [`BootstrapError`].
+    pub fn bootstrap(&mut self, genesis: Genesis) -> Result<(), BootstrapError> {
+        let done = self.machine.bootstrap(genesis);
+        self.act();
+        done
+    }
+
+    /// Asks another node to lead, if this one does.
+    pub fn resign(&mut self) {
+        self.machine.resign();
+        self.act();
+    }
+
+    /// Lets one tick pass.
+    pub fn tick(&mut self) {
+        self.machine.tick();
+        self.act();
+    }
+
+    /// Reports to whoever leads, and makes plans if this node does; to be called again and again.
+    pub fn round(&mut self, now: u64) {
+        self.send_report(now);
+        let status = self.machine.status();
+        let view = View {
+            state: self.machine.state(),
+            status: &status,
+            strangers: self.machine.strangers().collect(),
+            welcome: &self.welcome,
+        };
+        for (concern, command) in self.planner.plan(&view, now) {
+            let proposal = self.machine.propose(&command);
+            self.waiting.insert(proposal, Waiting::Planner(concern));
+        }
+        self.act();
+        self.out.push_back(Errand::Publish);
+    }
+
+    /// The next thing to do, if there is any.
+    pub fn poll(&mut self) -> Option<Errand<A>> {
+        self.out.pop_front()
+    }
+
+    /// What is agreed on, as far as this node knows.
+    pub fn state(&self) -> &Arc<State> {
+        self.machine.state()
+    }
+
+    /// How agreement stands here.
+    pub fn overview(&self) -> Overview {
+        Overview { status: self.machine.status(), counters: self.machine.counters().clone() }
+    }
+
+    /// The disk, while there is one to speak of; for tests that damage it.
+    pub fn disk_mut(&mut self) -> Option<&mut D> {
+        self.machine.disk_mut()
+    }
+
+    /// Sees to what the machine wants done.
+    fn act(&mut self) {
+        let mut is_other = false;
+        for action in self.machine.poll() {
+            match action {
+                Action::Send { to, bytes } => self.out.push_back(Errand::Send { to, bytes }),
+                Action::Applied { index, outcome, .. } => tracing::debug!(index, ?outcome, "committed"),
+                Action::Committed { proposal, index, outcome, durable_on, of } => {
+                    let version = self.machine.state().specification.version;
+                    let done = outcome.map(|()| Committed { version, index, durable_on, of });
+                    self.answer(proposal, done.map_err(ProposeError::Refused));
+                }
+                Action::Refused { proposal, why } => self.answer(proposal, Err(ProposeError::NotTaken(why))),
+                Action::Unknown { proposal } => self.answer(proposal, Err(ProposeError::Unknown)),
+                Action::StateChanged => is_other = true,
+                Action::Told(event) => self.out.push_back(Errand::Tell(event)),
+            }
+        }
+        if is_other {
+            self.out.push_back(Errand::Publish);
+        }
+    }
+
+    fn answer(&mut self, proposal: ProposalId, answer: Result<Committed, ProposeError>) {
+        match self.waiting.remove(&proposal) {
+            Some(Waiting::Someone(someone)) => self.out.push_back(Errand::Answer(someone, answer)),
+            Some(Waiting::Planner(concern)) => {
+                if let Err(error) = answer {
+                    tracing::debug!(?concern, %error, "a planned step was not taken");
+                }
+                self.planner.finished(concern);
+            }
+            None => {}
+        }
+    }
+
+    /// Tells the leader, who may be this node, what this node reports.
+    fn send_report(&mut self, now: u64) {
+        let status = self.machine.status();
+        match status.leader {
+            Some(leader) if leader == self.own && status.role == Role::Leader => {
+                self.planner.handle_report(self.own, self.report.clone(), now);
+            }
+            Some(leader) => {
+                let bytes = self.report.seal(self.cluster);
+                self.out.push_back(Errand::Send { to: leader, bytes });
+            }
+            None => {}
+        }
+    }
+}
