@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use redirector::dataplane::liveness::LivenessTables as _;
 use redirector::dataplane::memory::MemoryTables;
 use redirector_ebpf::abi::PORTS;
 use redirector_ebpf::beat::{Beat, Kind, WORDS};

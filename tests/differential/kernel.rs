@@ -12,7 +12,7 @@ use redirector::config::Config;
 use redirector::dataplane::flows::read_event;
 use redirector::dataplane::image::{Image, address, mapped};
 use redirector::dataplane::install::Settled;
-use redirector::dataplane::liveness::LivenessMaps;
+use redirector::dataplane::liveness::{LivenessMaps, LivenessTables as _};
 use redirector::dataplane::memory::MemoryTables;
 use redirector::dataplane::{batch, install, load, maps::Maps};
 use redirector_ebpf::abi::PORTS;

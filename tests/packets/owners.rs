@@ -45,7 +45,7 @@ fn a_shared_service_records_nothing_while_rows_are_undisputed() {
     let tables = owner("l2/a", "l2/a");
     served(&tables, "SYN", &http(1).syn(), "l2/a", false, &[]);
     served(&tables, "data", &http(1), "l2/a", false, &[]);
-    assert!(tables.flows(false).is_empty());
+    assert!(tables.entries(false).is_empty());
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn an_owned_service_records_each_flow_and_keeps_its_backend() {
     let v6 = tcp("[2001:db8:7::7]:1", "[2001:db8:100::1]:443");
     served(&tables, "IPv6 has a table of its own", &v6.clone().syn(), "l2/b", false, RECORDED);
     served(&tables, "IPv6, known", &v6, "l2/b", true, &[]);
-    assert_eq!((tables.flows(false).len(), tables.flows(true).len()), (3, 1));
+    assert_eq!((tables.entries(false).len(), tables.entries(true).len()), (3, 1));
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn a_second_change_during_a_dispute_keeps_every_flow() {
 fn a_flow_is_proven_by_a_second_packet_and_closes() {
     let tables = owner("l2/a", "l2/a");
     let state = || {
-        let [(_, entry)] = tables.flows(false)[..] else { panic!("one flow") };
+        let [(_, entry)] = tables.entries(false)[..] else { panic!("one flow") };
         (Entry(entry).state(), Entry(entry).proven())
     };
     send(&tables, &https(1).syn().bytes());
@@ -125,7 +125,7 @@ fn an_entry_of_another_pool_makes_way() {
     tables.image.services.values_mut().filter(|service| service.owned != 0).for_each(|service| service.pool = other);
     served(&tables, "the first packet since", &https(1), "ranked/a", false, RECORDED);
     served(&tables, "the second", &https(1), "ranked/a", true, &[]);
-    assert_eq!(tables.flows(false).len(), 1, "one flow has one entry");
+    assert_eq!(tables.entries(false).len(), 1, "one flow has one entry");
 }
 
 #[test]

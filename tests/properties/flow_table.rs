@@ -95,7 +95,7 @@ fn expired_entries_make_room_and_full_buckets_serve_all_the_same() {
         pass_time(&tables, 2);
         node::send(&tables, &packet.bytes());
     }
-    assert_eq!(tables.flows(false).len(), 16, "two buckets of proven flows");
+    assert_eq!(tables.entries(false).len(), 16, "two buckets of proven flows");
     let full = node::send(&tables, &flow(&mut random, true).bytes());
     assert_eq!((full.verdict.reason, &full.notes[..]), (Reason::Served, &[Reason::NoteBucketFull][..]));
     let timeout = u64::from(tables.image.node.idle[4]);

@@ -1,6 +1,7 @@
 //! A cluster that agrees: on its configuration, on who serves, and on when a pool's change has come to its end.
 
 use anyhow::{Context, Result, ensure};
+use redirector::dataplane::liveness::LivenessTables as _;
 use redirector_ebpf::abi::PORTS;
 use redirector_ebpf::tables::Slot;
 use serde_json::Value;

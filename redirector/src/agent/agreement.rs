@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use redirector_ebpf::tables::names::kind;
-use redirector_ebpf::tables::{AliveNodes, Row};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::follower::Follower;
 use super::liveness::Liveness;
 use super::talk::Talk;
 use crate::breaker::Breaker;
@@ -18,9 +17,7 @@ use crate::config::{BackendState, Config};
 use crate::consensus::driver::{self, Genesis, Handle, ProposeError, Settings};
 use crate::consensus::machine::{self, Role};
 use crate::consensus::planner::{Patience, Report};
-use crate::consensus::state::{Command, Definition, Member, MemberState, Phase, RowSet, Seat, Standing, State};
-use crate::dataplane::registry::Registry;
-use crate::liveness::State as Peer;
+use crate::consensus::state::{Command, Definition, Member, MemberState, Seat, Standing, State};
 
 /// Entries of the log after which a snapshot takes their place.
 const SNAPSHOT_EVERY: u64 = 1000;
@@ -80,17 +77,10 @@ pub(super) struct Agreement {
     handle: Handle,
     state: watch::Receiver<Arc<State>>,
     me: u8,
-    incarnation: u64,
-    /// What slots and rows in the maps follow from; empty until there is something.
-    followed: Arc<State>,
-    /// The version of everything that the data plane goes by.
-    installed: u64,
-    /// The version of the configuration in force; 0: none that was agreed on.
-    in_force: u64,
-    /// The same, but for one whose pools' new backends get no flows yet.
+    follower: Follower,
+    /// The version of the configuration in force; 0: none that was agreed on, or one whose pools' new backends get no flows
+    /// yet.
     done: watch::Sender<u64>,
-    resynced: u64,
-    restless: BTreeMap<String, RowSet>,
 }
 
 /// A change that the cluster is asked for, or that it has decided on and that is under way.
@@ -159,21 +149,8 @@ impl Agreement {
         std::fs::create_dir_all(&config.node.data)?;
         let handle = driver::start(settings, transport, inbox)?;
         let state = handle.state();
-        // Whoever has no log yet follows whatever it is told first.
-        let is_new = state.borrow().version == 0;
-        let (installed, in_force) = if is_new { (0, 0) } else { (liveness.applied(), in_force) };
-        Ok(Self {
-            handle,
-            state,
-            me: config.node.id,
-            incarnation,
-            followed: Arc::default(),
-            installed,
-            in_force,
-            done: watch::channel(0).0,
-            resynced: 0,
-            restless: BTreeMap::new(),
-        })
+        let follower = Follower::new(config.node.id, incarnation, &state.borrow(), liveness.applied(), in_force);
+        Ok(Self { handle, state, me: config.node.id, follower, done: watch::channel(0).0 })
     }
 
     /// Changes whenever what is agreed on does.
@@ -189,88 +166,28 @@ impl Agreement {
 
     /// What is agreed on, if the data plane is behind it.
     pub(super) fn news(&self) -> Option<Arc<State>> {
-        let is_first = self.followed.version == 0;
-        self.state().filter(|state| state.version > self.installed || is_first && state.version == self.installed)
+        self.state().filter(|state| self.follower.is_behind(state))
     }
 
-    /// What slots and rows in the maps follow from, once they follow from anything.
-    pub(super) fn followed(&self) -> Option<&State> {
-        (self.followed.version > 0).then_some(&*self.followed)
+    /// How far the data plane follows.
+    pub(super) fn follower(&self) -> &Follower {
+        &self.follower
     }
 
-    /// Whether a configuration is newer than the one in force.
-    pub(super) fn is_newer(&self, state: &State) -> bool {
-        state.specification.version > self.in_force
+    /// The same, to go on with.
+    pub(super) fn follower_mut(&mut self) -> &mut Follower {
+        &mut self.follower
     }
 
-    /// A configuration is in force.
-    pub(super) fn took(&mut self, version: u64) {
-        self.in_force = version;
-    }
-
-    /// Slots and rows in the maps follow from this state; with `whole`, everything does.
-    pub(super) fn follows(&mut self, state: Arc<State>, whole: bool) {
-        if self.followed.slots != state.slots {
-            self.restless.clear();
+    /// Tells whoever waits for a change that it is done, if it is.
+    pub(super) fn tell_done(&self) {
+        if let Some(version) = self.follower.done() {
+            self.done.send_replace(version);
         }
-        let before = &self.followed.pools;
-        self.restless.retain(|name, _| before.get(name) == state.pools.get(name));
-        if whole {
-            self.installed = state.version;
-        }
-        if whole && !state.pools.values().any(|pool| pool.phase() == Phase::Announced) {
-            self.done.send_replace(state.specification.version);
-        }
-        self.followed = state;
-    }
-
-    /// The rows of pools whose agreed steps the maps have not taken yet; of all pools, if `all`.
-    pub(super) fn rows(&self, state: &State, registry: &Registry, all: bool) -> BTreeMap<u16, Vec<Row>> {
-        let is_news = |name: &String| all || self.followed.pools.get(name) != state.pools.get(name);
-        let news = state.pools.iter().filter(|(name, _)| is_news(name));
-        news.filter_map(|(name, pool)| {
-            let id = registry.id(kind::POOL, name)? as u16;
-            let number = |backend: &str| registry.id(kind::BACKEND, &format!("{name}/{backend}")).unwrap_or(0) as u16;
-            let mut rows = pool.rows(number);
-            for row in rows.iter_mut().filter(|row| row.previous() == 0) {
-                // The backend of before is gone here, and with it every flow of it that this node could serve.
-                *row = Row::new(row.current(), row.current(), row.disputed());
-            }
-            Some((id, rows))
-        })
-        .collect()
-    }
-
-    /// Which rows have flows off their current backend, by pool.
-    pub(super) fn set_restless(&mut self, restless: BTreeMap<String, RowSet>) {
-        self.restless = restless;
     }
 
     /// Tells the leader what this node sees and has done.
-    pub(super) fn report(&mut self, liveness: &Liveness, complete_from: Option<&BTreeSet<u8>>) {
-        let own = self.incarnation;
-        let out: BTreeSet<u8> = liveness.peers_in(&[Peer::Suspect, Peer::Unknown]).collect();
-        let silent: BTreeSet<u8> = liveness.peers_in(&[Peer::AgentSilent]).collect();
-        let fallen: BTreeSet<u8> = liveness.peers_in(&[Peer::Suspect, Peer::AgentSilent]).collect();
-        if let Some(state) = self.followed() {
-            // Who serves may have flows that this node should have. Whoever is dead has none to give any more.
-            let me = self.me;
-            let owes = |(&id, member): (&u8, &Member)| {
-                let serves = id != me && member.standing == Standing::Up && !fallen.contains(&id);
-                serves && complete_from.is_some_and(|from| !from.contains(&id))
-            };
-            if !state.members.iter().any(owes) {
-                self.resynced = state.version;
-            }
-        }
-        let report = Report {
-            incarnation: own,
-            suspects: out,
-            silent,
-            installed: self.installed,
-            resynced: self.resynced,
-            restless: self.restless.clone(),
-        };
+    pub(super) fn report(&self, report: Report) {
         self.handle.report(report);
     }
 
@@ -286,11 +203,12 @@ impl Agreement {
 
     /// The change that is under way, if one is.
     pub(super) fn under_way(&self) -> Option<Proposal> {
-        (self.in_force > *self.done.borrow()).then(|| self.asks(None))
+        (self.follower.in_force() > *self.done.borrow()).then(|| self.asks(None))
     }
 
     fn asks(&self, command: Option<Command>) -> Proposal {
-        Proposal { handle: self.handle.clone(), command, version: self.in_force, done: self.done.subscribe() }
+        let (handle, version) = (self.handle.clone(), self.follower.in_force());
+        Proposal { handle, command, version, done: self.done.subscribe() }
     }
 
     /// Begins a cluster of this node, with what is in force here: a configuration, its version, and how many rows pools
@@ -303,7 +221,7 @@ impl Agreement {
         sizes: BTreeMap<String, u32>,
     ) -> impl Future<Output = Result<(), machine::BootstrapError>> + Send + 'static {
         let weight = weights(config).get(&self.me).copied().unwrap_or(1);
-        let (address, incarnation, text) = (address(config), self.incarnation, text.to_owned());
+        let (address, incarnation, text) = (address(config), self.follower.incarnation(), text.to_owned());
         let (me, slots, pools) = (self.me, config.cluster.slots, definitions(config));
         let genesis: Genesis = Box::new(move |disk| {
             let seat = Some(Seat { disk, votes: true });
@@ -359,7 +277,7 @@ impl Agreement {
             leader: status.leader,
             term: status.term,
             commit: status.commit,
-            applied: self.installed,
+            applied: self.follower.installed(),
             last: status.last,
             version: state.specification.version,
             quorum: status.has_quorum,
@@ -390,11 +308,4 @@ impl Proposal {
         }
         Ok((version, durable))
     }
-}
-
-/// Who is there to have copies of flows.
-pub(super) fn present(state: &State) -> AliveNodes {
-    let mut present = AliveNodes::default();
-    state.members.iter().filter(|(_, member)| member.is_present()).for_each(|(&id, _)| present.set(id, true));
-    present
 }

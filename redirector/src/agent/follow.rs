@@ -1,6 +1,5 @@
 //! How a node follows what the cluster agrees on: its maps, its configuration and its files.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -8,14 +7,14 @@ use redirector_ebpf::tables::names::kind;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::sync::watch;
 
-use super::agreement::{self, Agreement, AgreementStatus, Durable, Proposal};
+use super::agreement::{Agreement, AgreementStatus, Durable, Proposal};
 use super::committed::{self, Committed};
 use super::node::{Applied, ApplyError, Node, compile, override_mode};
 use crate::config::{self, Config};
 use crate::consensus::machine::BootstrapError;
-use crate::consensus::state::{RowSet, State};
-use crate::dataplane::install;
+use crate::consensus::state::State;
 use crate::dataplane::maps::MapsError;
+use crate::dataplane::rows;
 
 /// What becomes of a change.
 pub(super) enum Change {
@@ -71,7 +70,7 @@ impl Node {
             return;
         }
         let mut whole = true;
-        if self.agreement.as_ref().is_some_and(|agreement| agreement.is_newer(&state))
+        if self.agreement.as_ref().is_some_and(|agreement| agreement.follower().is_newer(&state))
             && let Err(error) = self.take(&state).await
         {
             let version = state.specification.version;
@@ -91,7 +90,7 @@ impl Node {
         override_mode(&mut next, self.mode);
         let mut image = compile(&next, self.key, &self.maps).await?;
         image.slots = state.slots.iter().map(|slot| (*slot).into()).collect();
-        image.agreed = self.agreement.as_ref().map(|agreement| agreement.rows(state, &image.registry, true));
+        image.agreed = self.agreement.as_ref().map(|agreement| agreement.follower().rows(state, &image.registry, true));
         let file = if self.file_says(&next) { self.file_digest() } else { None };
         let committed = Committed {
             version: specification.version,
@@ -103,7 +102,7 @@ impl Node {
         let changes = config::diff(&self.config, &next).len();
         self.put_in_force(next, image, committed).await?;
         if let Some(agreement) = &mut self.agreement {
-            agreement.took(specification.version);
+            agreement.follower_mut().took(specification.version);
             agreement.configure(&self.config);
         }
         tracing::info!(version = specification.version, changes, "the configuration that was agreed on is in force");
@@ -112,18 +111,8 @@ impl Node {
 
     fn take_slots_and_rows(&mut self, state: &Arc<State>, whole: bool) -> Result<(), MapsError> {
         let (Some(agreement), Some(liveness)) = (&mut self.agreement, &self.liveness) else { return Ok(()) };
-        let rows = agreement.rows(state, &self.image.registry, false);
-        let is_other = agreement.followed().is_none_or(|followed| followed.slots != state.slots);
-        if is_other || !rows.is_empty() {
-            self.image.slots = state.slots.iter().map(|slot| (*slot).into()).collect();
-            self.image.agreed = Some(rows);
-            install::follow(&mut self.maps, &self.image)?;
-            liveness.set_slots(&self.image.slots);
-            // What was taken once is not to be taken again when something else is.
-            self.image.agreed = Some(BTreeMap::new());
-        }
-        liveness.set_applied(state.version);
-        agreement.follows(state.clone(), whole);
+        agreement.follower_mut().take(state, whole, &mut self.image, &mut self.maps, liveness.maps())?;
+        agreement.tell_done();
         Ok(())
     }
 
@@ -149,7 +138,7 @@ impl Node {
             }
             self.asking = None;
         }
-        let is_begun = self.agreement.as_ref().is_some_and(|agreement| agreement.followed().is_some());
+        let is_begun = self.agreement.as_ref().is_some_and(|agreement| agreement.follower().followed().is_some());
         let Some(text) = self.edited.clone().filter(|_| is_begun) else { return };
         let name = self.file.display().to_string();
         match self.change(&name, &text, None) {
@@ -203,7 +192,7 @@ impl Node {
     pub(super) fn bootstrap(
         &mut self,
     ) -> Result<impl Future<Output = Result<(), BootstrapError>> + Send + 'static, ApplyError> {
-        let sizes = install::sizes(&self.maps, &self.image)?;
+        let sizes = rows::sizes(&self.maps, &self.image)?;
         let name = |id: u16| self.image.registry.name(kind::POOL, u32::from(id)).map(str::to_owned);
         let sizes = sizes.into_iter().filter_map(|(id, rows)| Some((name(id)?, rows))).collect();
         let (config, committed) = (&self.config, &self.committed);
@@ -217,47 +206,19 @@ impl Node {
         Ok(Asked { proposal: agreement.leave(node), changes: vec![format!("- node {node}")] })
     }
 
-    /// Tells the leader what this node sees and has done.
-    pub(super) fn report(&mut self) {
-        let (Some(agreement), Some(liveness)) = (&mut self.agreement, &self.liveness) else { return };
-        let delivered = self.talk.as_ref().and_then(super::talk::Talk::delivered);
-        agreement.report(liveness, delivered.as_ref().map(|delivered| &delivered.from));
-    }
-
     /// Looks which disputed rows have old flows still, and whether there is anything to ask the cluster for.
     pub(super) fn look_after_agreement(&mut self) {
         self.propose_file();
         let Some(agreement) = &mut self.agreement else { return };
         agreement.configure(&self.config);
-        if agreement.followed().is_none() {
-            return;
-        }
-        match install::restless(&self.maps, &self.image) {
-            Ok(restless) => {
-                let busy =
-                    |rows: Vec<bool>| rows.iter().enumerate().filter(|(_, busy)| **busy).map(|(row, _)| row).collect();
-                let name = |id: u16| self.image.registry.name(kind::POOL, u32::from(id)).map(str::to_owned);
-                let named = |(id, rows): (u16, Vec<bool>)| Some((name(id)?, busy(rows)));
-                let restless: BTreeMap<String, RowSet> = restless.into_iter().filter_map(named).collect();
-                agreement.set_restless(restless);
-            }
-            Err(error) => tracing::error!("old flows cannot be looked for: {:#}", anyhow::Error::new(error)),
+        if let Err(error) = agreement.follower_mut().look_for_old_flows(&self.maps, &self.image) {
+            tracing::error!("old flows cannot be looked for: {:#}", anyhow::Error::new(error));
         }
     }
 
     /// How agreement stands, where there is any.
     pub(super) fn agreement(&self) -> Option<AgreementStatus> {
         self.agreement.as_ref().map(Agreement::status)
-    }
-
-    /// Gives who should have copies of flows to replication.
-    pub(super) fn view_of_flows(&mut self) {
-        let (Some(talk), Some(liveness)) = (&mut self.talk, &self.liveness) else { return };
-        let (alive, digest) = liveness.alive();
-        match self.agreement.as_ref().and_then(Agreement::followed) {
-            Some(state) => talk.view(&self.image.slots, agreement::present(state), digest, true),
-            None => talk.view(&self.image.slots, alive, digest, false),
-        }
     }
 }
 

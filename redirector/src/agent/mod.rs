@@ -11,9 +11,13 @@
 mod agreement;
 mod committed;
 pub mod control;
+pub mod copies;
 mod follow;
+pub mod follower;
 mod liveness;
+pub mod lookout;
 mod node;
+pub mod pulse;
 mod talk;
 
 use std::path::Path;

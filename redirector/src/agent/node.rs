@@ -22,11 +22,12 @@ use crate::config::{self, Config, Mistakes, XdpMode};
 use crate::consensus::driver::ProposeError;
 use crate::dataplane::flows::now;
 use crate::dataplane::image::{self, Image, ImageError, Link, Links, NextHop};
+use crate::dataplane::liveness::LivenessTables as _;
 use crate::dataplane::maps::{Maps, MapsError};
 use crate::dataplane::{install, load};
 use crate::netlink::{self, Kept, Neighbour};
 use crate::replication;
-use crate::vip::{self, Fitness, View};
+use crate::vip::{self, View};
 
 /// A change that was made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -341,28 +342,18 @@ impl Node {
 
     /// What this node knows of the cluster, as far as VIPs depend on it.
     pub(super) fn view(&self) -> View {
-        let me = self.config.node.id;
-        let mut view = self.liveness.as_ref().map_or_else(View::default, Liveness::view);
-        view.members.extend(self.config.members.iter().map(|member| member.id).chain([me]));
-        view.alive.set(me, true);
-        let drains = self.config.members.iter().any(|member| member.id == me && !member.alive);
-        let serves = self.attached && self.liveness.as_ref().is_some_and(Liveness::is_active);
-        view.fitness = match (serves, drains) {
-            (false, _) => Fitness::Unfit,
-            (true, true) => Fitness::Draining,
-            (true, false) => Fitness::Ready,
-        };
-        view
+        let view = |liveness: &Liveness| liveness.view(&self.config, self.attached);
+        self.liveness.as_ref().map(view).unwrap_or_default()
     }
 
-    /// Gives a sign of life, and lets peers be alive that may be.
+    /// Gives a sign of life, lets peers be alive that may be, and tells the leader what this node sees and has done.
     pub(super) fn look_at_peers(&mut self) {
-        self.view_of_flows();
         let Some(liveness) = &mut self.liveness else { return };
-        liveness.sign();
-        let agreed = self.agreement.as_ref().and_then(Agreement::followed);
-        liveness.step(self.talk.as_ref().and_then(Talk::delivered).as_ref(), agreed);
-        self.report();
+        let follower = self.agreement.as_mut().map(Agreement::follower_mut);
+        let report = liveness.pulse(&self.image.slots, self.talk.as_mut(), follower);
+        if let (Some(agreement), Some(report)) = (&self.agreement, report) {
+            agreement.report(report);
+        }
     }
 
     /// An interface lost its carrier, or has it again.

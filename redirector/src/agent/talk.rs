@@ -1,31 +1,23 @@
 //! What agents tell each other, within the agent: the transport, and what goes over it.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 
 use redirector_ebpf::tables::{AliveNodes, Slot};
 use tokio::sync::mpsc;
 
+use super::copies::{Copies, Copyholders, Delivered};
 use crate::breaker::Breakers;
 use crate::config::Config;
-use crate::replication::{self, Counters, Replication, Settings, State, View};
+use crate::consensus::state::State;
+use crate::replication::{self, Counters, Replication, Settings};
 use crate::transport::{self, Identity, Incoming, Transport};
-
-/// What was said and heard of flows that nodes owe each other.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Delivered {
-    /// Peers that have got all flows that they should have from here.
-    pub(super) to: BTreeSet<u8>,
-    /// Peers from which this node has got all flows that it should have.
-    pub(super) from: BTreeSet<u8>,
-}
 
 /// The agent's conversation with its peers.
 pub(super) struct Talk {
     transport: Transport,
     replication: Option<Replication>,
-    seen: Option<(AliveNodes, u64)>,
+    copyholders: Copyholders,
     agreement: Option<mpsc::Receiver<Incoming>>,
 }
 
@@ -70,7 +62,7 @@ impl Talk {
                 }
             }
         });
-        Some(Self { transport, replication, seen: None, agreement: Some(inboxes.consensus) })
+        Some(Self { transport, replication, copyholders: Copyholders::default(), agreement: Some(inboxes.consensus) })
     }
 
     /// What agreement goes over; its inbox can be had once.
@@ -81,30 +73,10 @@ impl Talk {
     /// Takes over a configuration whose tables are in force.
     pub(super) fn configure(&mut self, config: &Config) {
         self.transport.set_members(members(config));
-        self.seen = None;
+        self.copyholders.forget();
         if let Some(replication) = &self.replication {
             replication.names_changed();
         }
-    }
-
-    /// Says who is alive and which slots are in force, where that is new.
-    /// Where slots are agreed on and move, all their ranks are to have their flows.
-    pub(super) fn view(&mut self, slots: &[Slot], alive: AliveNodes, slots_digest: u64, to_all_ranks: bool) {
-        if self.seen == Some((alive, slots_digest)) {
-            return;
-        }
-        self.seen = Some((alive, slots_digest));
-        if let Some(replication) = &self.replication {
-            replication.set_view(View { slots: slots.to_vec(), alive, to_all_ranks });
-        }
-    }
-
-    /// Who has got everything, and from whom everything has come; none where flows are not replicated.
-    pub(super) fn delivered(&self) -> Option<Delivered> {
-        let replication = self.replication.as_ref()?;
-        let current = |(id, peer): (u8, replication::PeerCounters)| (peer.state == State::Current).then_some(id);
-        let to = replication.counters().peers.into_iter().filter_map(current).collect();
-        Some(Delivered { to, from: replication.complete_from() })
     }
 
     /// What replication has counted.
@@ -116,5 +88,20 @@ impl Talk {
     pub(super) async fn end(self) {
         drop(self.replication);
         self.transport.close().await;
+    }
+}
+
+impl Copies for Talk {
+    fn set_slots(&mut self, slots: &[Slot], alive: AliveNodes, digest: u64, agreed: Option<&State>) {
+        if let (Some(view), Some(replication)) =
+            (self.copyholders.view(slots, alive, digest, agreed), &self.replication)
+        {
+            replication.set_view(view);
+        }
+    }
+
+    fn delivered(&self) -> Option<Delivered> {
+        let replication = self.replication.as_ref()?;
+        Some(Delivered::of(replication.counters().peers, replication.complete_from()))
     }
 }

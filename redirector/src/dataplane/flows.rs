@@ -135,6 +135,47 @@ impl FlowTables {
         Ok(Self { v4, v6 })
     }
 
+    /// Empty tables in this process's memory alone, of so many buckets for each family; a power of two.
+    pub fn in_memory(buckets: usize) -> Self {
+        fn table<R>(v6: bool, buckets: usize) -> Table<R> {
+            Table { v6, buckets: Mapped::in_memory(buckets), records: Mapped::in_memory(buckets * WAYS) }
+        }
+        Self { v4: table(false, buckets), v6: table(true, buckets) }
+    }
+
+    /// A bucket as packets see it.
+    pub(super) fn shared_bucket(&self, v6: bool, index: u32) -> Option<&Bucket> {
+        let bucket = if v6 { self.v6.buckets.at(index as usize) } else { self.v4.buckets.at(index as usize) }?;
+        // SAFETY: a bucket within the mapping, which lives as long as `self`; it is made of shared words.
+        Some(unsafe { &*bucket })
+    }
+
+    /// The record beside an entry, whether it belongs to it or not.
+    pub(super) fn record(&self, v6: bool, index: u32) -> Option<Record> {
+        let index = index as usize;
+        // SAFETY: records within the mapping; whoever reads them checks them against the entry.
+        unsafe {
+            match v6 {
+                true => self.v6.records.at(index).map(|place| place.read_volatile().record()),
+                false => self.v4.records.at(index).map(|place| place.read_volatile().record()),
+            }
+        }
+    }
+
+    /// Puts a record beside an entry.
+    pub(super) fn set_record(&self, v6: bool, index: u32, record: &Record) {
+        let index = index as usize;
+        // SAFETY: as above.
+        unsafe {
+            match v6 {
+                true => self.v6.records.at(index).into_iter().for_each(|place| place.write_volatile(Keeps::of(record))),
+                false => {
+                    self.v4.records.at(index).into_iter().for_each(|place| place.write_volatile(Keeps::of(record)))
+                }
+            }
+        }
+    }
+
     /// All flows, IPv4 first, in the order of their places. One that changes while it is read may be left out.
     pub fn iter<'a>(&'a self, key: &'a HashKey) -> impl Iterator<Item = Flow> + 'a {
         self.v4.flows(key).chain(self.v6.flows(key))

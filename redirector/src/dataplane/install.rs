@@ -5,22 +5,20 @@ use std::borrow::BorrowMut;
 use std::collections::{HashMap as Table, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
-use redirector_ebpf::hash::FlowHash;
 use redirector_ebpf::tables::names::{NameKey, kind};
 use redirector_ebpf::tables::path::{FINAL_BIT, RESOLVED};
-use redirector_ebpf::tables::{Backend, Mark, Path, Pool, Row, Slot};
+use redirector_ebpf::tables::{Backend, Mark, Path, Pool};
 
-use super::batch;
 use super::flows::{is_over, now};
-use super::image::{Image, NextHop, PoolImage, address};
+use super::image::{Image, NextHop, address};
 use super::maps::{Maps, MapsError, name_of, read, written};
 use super::registry::Registry;
-use crate::pool::{self, transition};
+use super::rows::{self, RowTables as _};
+use crate::pool::transition;
 
 /// Puts an image into the maps. Pools that change take both steps of a change, so that no established flow moves.
 ///
@@ -35,7 +33,7 @@ pub fn install(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
     }
     maps.node.set(0, image.node, 0).map_err(written("NODE"))?;
     alive(maps, image)?;
-    slots(maps, image)?;
+    rows::slots(maps, image)?;
     for (&id, path) in &image.paths {
         if maps.paths.get(&u32::from(id), 0).map_err(read("PATHS"))? != *path {
             maps.paths.set(u32::from(id), path, 0).map_err(written("PATHS"))?;
@@ -45,18 +43,9 @@ pub fn install(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
     for (&id, backend) in &image.backends {
         maps.backends.set(u32::from(id), backend, 0).map_err(written("BACKENDS"))?;
     }
-    pools(maps, image)?;
+    rows::pools(maps, image)?;
     vips_and_services(maps, image)?;
     remove_old_names(maps, image)
-}
-
-/// Puts slots and rows that were agreed on into the maps, and nothing else.
-///
-/// # Errors
-/// [`MapsError`], where the kernel refuses a write.
-pub fn follow(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
-    slots(maps, image)?;
-    pools(maps, image)
 }
 
 /// Alive bits as they are configured, where no timer runs that would write them.
@@ -122,84 +111,6 @@ fn ports(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
         }
     }
     Ok(())
-}
-
-/// Switches to a new slot table, if it differs. Where the nodes do not agree on one, versions go up, and old primaries
-/// become previous owners.
-fn slots(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
-    let (present, target) = (maps.slots()?, &image.slots);
-    let next: Vec<Slot> = match present.len() == target.len() && image.agreed.is_none() {
-        true => present.iter().zip(target).map(|(old, new)| next_slot(*old, *new)).collect(),
-        false => target.clone(),
-    };
-    if next == present {
-        return Ok(());
-    }
-    let table = batch::new_array(&next, "SLOTS")?;
-    maps.slots.set(0, &table, 0).map_err(written("SLOTS"))
-}
-
-fn next_slot(old: Slot, new: Slot) -> Slot {
-    if old.ranks == new.ranks {
-        return old;
-    }
-    let previous = if old.ranks[0] == new.ranks[0] { old.previous } else { old.ranks[0] };
-    Slot { previous, version: old.version + 1, ..new }
-}
-
-fn pools(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
-    let old_for = Duration::from_secs(u64::from(image.node.idle[4]));
-    for (&id, target) in &image.pools {
-        match image.agreed.as_ref().map(|agreed| agreed.get(&id)) {
-            Some(Some(rows)) => take_rows(maps, id, rows, old_for)?,
-            Some(None) if maps.pools.get(&u32::from(id), 0).map_err(read("POOLS"))?.rows != 0 => {}
-            _ => change_pool(maps, id, target, old_for)?,
-        }
-    }
-    Ok(())
-}
-
-/// Takes over a pool's rows as they were agreed on. Where a dispute begins or goes on to another backend, unknown flows are
-/// old ones from now on for a while.
-fn take_rows(maps: &mut Maps, id: u16, rows: &[Row], old_for: Duration) -> Result<(), MapsError> {
-    let pool = maps.pools.get(&u32::from(id), 0).map_err(read("POOLS"))?;
-    let present = maps.rows(&pool)?;
-    if present == rows {
-        return Ok(());
-    }
-    let is_other = |(old, new): (&Row, &Row)| new.disputed() && (!old.disputed() || old.current() != new.current());
-    let begins = present.len() != rows.len() || present.iter().zip(rows).any(is_other);
-    let disputed = rows.iter().any(|row| row.disputed());
-    let old_until = if begins && disputed { now() + old_for.as_nanos() as u64 } else { pool.old_until };
-    set_rows(maps, id, &pool, rows, old_until)
-}
-
-/// Leads a pool to its target: the first table at once, later ones by a dispute of the rows that change.
-fn change_pool(maps: &mut Maps, id: u16, target: &PoolImage, old_for: Duration) -> Result<(), MapsError> {
-    let pool = maps.pools.get(&u32::from(id), 0).map_err(read("POOLS"))?;
-    let rows = maps.rows(&pool)?;
-    let table = pool::build(&target.members, transition::size(rows.len(), target.rows));
-    if rows.is_empty() {
-        return set_rows(maps, id, &pool, &transition::fresh(&table), 0);
-    }
-    if rows.len() == table.len() && rows.iter().zip(&table).all(|(row, id)| row.current() == *id) {
-        return Ok(());
-    }
-    let old_until = now() + old_for.as_nanos() as u64;
-    let announced = transition::announce(&rows, &table);
-    set_rows(maps, id, &pool, &announced, old_until)?;
-    let pool = maps.pools.get(&u32::from(id), 0).map_err(read("POOLS"))?;
-    set_rows(maps, id, &pool, &transition::switch(&announced, &table), old_until)
-}
-
-/// Puts rows in place: into the one of the pool's two tables that is not in force, which then is.
-fn set_rows(maps: &mut Maps, id: u16, pool: &Pool, rows: &[Row], old_until: u64) -> Result<(), MapsError> {
-    let even = u32::from(id) * 2;
-    let table = if pool.rows != 0 && pool.table == even { even + 1 } else { even };
-    let array = batch::new_array(rows, "POOL_TABLES")?;
-    maps.pool_tables.set(table, &array, 0).map_err(written("POOL_TABLES"))?;
-    let next = Pool { table, rows: rows.len() as u32, old_until };
-    maps.pools.set(u32::from(id), next, 0).map_err(written("POOLS"))
 }
 
 fn vips_and_services(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
@@ -310,7 +221,7 @@ pub struct Settled {
 /// backend once the pool's settle time has passed, and gives numbers back that nothing names any more.
 ///
 /// This node's flow table tells of this node's flows. Only a node without other members ends disputes by it: in a cluster
-/// another owner may still have old flows of the same row. There nodes tell each other what [`restless`] says, and end
+/// another owner may still have old flows of the same row. There nodes tell each other what [`rows::restless`] says, and end
 /// disputes by agreement; without one, disputed rows stay with their owners, at the cost of a hop and a flow entry.
 ///
 /// # Errors
@@ -321,10 +232,10 @@ pub fn settle(maps: &mut Maps, image: &mut Image) -> Result<Settled, MapsError> 
     let time = now();
     let mut done = Settled { swept: maps.flows.sweep(&key, |flow| is_over(flow, &idle, time)), ..Settled::default() };
     let is_alone = image.peers.is_empty() && image.agreed.is_none();
-    let busy = if is_alone { restless(maps, image)? } else { Table::new() };
+    let busy = if is_alone { rows::restless(maps, image)? } else { Table::new() };
     let mut named: HashSet<u16> = image.backends.keys().copied().collect();
     for &id in image.pools.keys() {
-        let pool = maps.pools.get(&u32::from(id), 0).map_err(read("POOLS"))?;
+        let pool = maps.pool(id)?;
         let mut rows = maps.rows(&pool)?;
         if !rows.iter().any(|row| row.disputed()) {
             continue;
@@ -333,7 +244,7 @@ pub fn settle(maps: &mut Maps, image: &mut Image) -> Result<Settled, MapsError> 
             let next = transition::settle(&rows, |row| !busy[row]);
             done.rows += rows.iter().zip(&next).filter(|(old, new)| old != new).count();
             if next != rows {
-                set_rows(maps, id, &pool, &next, pool.old_until)?;
+                rows::replace(maps, id, &pool, &next, pool.old_until)?;
             }
             rows = next;
         }
@@ -342,43 +253,6 @@ pub fn settle(maps: &mut Maps, image: &mut Image) -> Result<Settled, MapsError> 
     named.extend(maps.flows.iter(&key).map(|flow| flow.entry.backend()));
     done.released = release(maps, image, &named)?;
     Ok(done)
-}
-
-/// How many rows pools have.
-///
-/// # Errors
-/// [`MapsError`].
-pub fn sizes(maps: &Maps, image: &Image) -> Result<Table<u16, u32>, MapsError> {
-    let size = |id: &u16| Ok((*id, maps.pools.get(&u32::from(*id), 0).map_err(read("POOLS"))?.rows));
-    image.pools.keys().map(size).collect()
-}
-
-/// The rows of disputed pools of which flows live off the current backend, in this node's flow table. A pool is left out as
-/// long as its last change is no older than its settle time.
-///
-/// # Errors
-/// [`MapsError`].
-pub fn restless(maps: &Maps, image: &Image) -> Result<Table<u16, Vec<bool>>, MapsError> {
-    let (key, idle, time) = (image.node.hash_key, image.node.idle, now());
-    let mut restless = Table::new();
-    for (&id, target) in &image.pools {
-        let pool = maps.pools.get(&u32::from(id), 0).map_err(read("POOLS"))?;
-        let rows = maps.rows(&pool)?;
-        // The change was as long ago as its old flows' time has run.
-        let changed = pool.old_until.saturating_sub(u64::from(idle[4]) * 1_000_000_000);
-        let is_settling = time < changed + target.settle.as_nanos() as u64;
-        if is_settling || !rows.iter().any(|row| row.disputed()) {
-            continue;
-        }
-        let mut busy = vec![false; rows.len()];
-        let of_pool = |backend: u16| image.registry.backends.get(&backend).is_some_and(|row| row.pool == id);
-        for flow in maps.flows.iter(&key).filter(|flow| of_pool(flow.entry.backend())) {
-            let row = FlowHash::of(&key, &flow.record.tuple, flow.v6).row(pool.rows) as usize;
-            busy[row] |= flow.entry.backend() != rows[row].current();
-        }
-        restless.insert(id, busy);
-    }
-    Ok(restless)
 }
 
 /// Gives back backends that nothing names, and paths that no backend has.

@@ -1,4 +1,4 @@
-//! Array maps in this process's memory.
+//! Array maps in this process's memory, and memory of the same form that is no map.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path as FilePath;
@@ -41,7 +41,19 @@ impl<V> Mapped<V> {
         }
     }
 
-    /// The same, of a map that must have so many values.
+    /// As many zeros that nobody else sees.
+    pub(super) fn in_memory(count: usize) -> Self {
+        let bytes = (count * size_of::<V>()).next_multiple_of(4096).max(4096);
+        // SAFETY: a private mapping of its own; it is unmapped when this value goes.
+        let address = unsafe {
+            let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0)
+        };
+        assert!(address != libc::MAP_FAILED, "no memory is left: {}", std::io::Error::last_os_error());
+        Self { values: NonNull::new(address).expect("mapped, so not at zero").cast(), count, bytes }
+    }
+
+    /// The values of a map that must have so many.
     pub(super) fn of_size(directory: &FilePath, name: &'static str, count: usize) -> Result<Self, MapsError> {
         let mapped = Self::open(directory, name)?;
         if mapped.count < count {

@@ -3,8 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use redirector_ebpf::abi::SOURCE_CELLS;
+use redirector_ebpf::hash::HashKey;
 use redirector_ebpf::packet::{Address, Frame, Tuple, Wire};
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::Journey;
@@ -18,7 +20,10 @@ use redirector_ebpf::tables::{
     Service, ServiceKey, Slot, Tables, Vip,
 };
 
+use super::flows::{Flow, FlowTables};
 use super::image::{Image, ip};
+use super::maps::MapsError;
+use super::rows::RowTables;
 
 /// A packet in a vector, with room before it as a driver leaves it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,8 +125,8 @@ pub struct MemoryTables {
     pub sent: Vec<Sent>,
     /// What was heard, by link.
     pub heard: Vec<Heard>,
-    flows: [Vec<Bucket>; 2],
-    tuples: RefCell<HashMap<(bool, u32), Record>>,
+    /// Both flow tables.
+    pub flows: Arc<FlowTables>,
     fragments: RefCell<HashMap<FragmentKey, u64>>,
     budgets: [Word; BUDGETS as usize],
     sources: Vec<Word>,
@@ -131,7 +136,6 @@ impl MemoryTables {
     /// Tables of an image, with flow tables of so many buckets, a power of two, for each family. Pools get fresh rows and
     /// all neighbours are unknown.
     pub fn new(image: Image, buckets: usize) -> Self {
-        let flows = || (0..buckets).map(|_| Bucket::empty()).collect();
         let mut tables = Self {
             ingress: 0,
             pools: HashMap::new(),
@@ -148,8 +152,7 @@ impl MemoryTables {
             condition: Condition::default(),
             sent: (0..LINKS).map(|_| Sent::default()).collect(),
             heard: (0..LINKS).map(|_| Heard::default()).collect(),
-            flows: [flows(), flows()],
-            tuples: RefCell::default(),
+            flows: Arc::new(FlowTables::in_memory(buckets)),
             fragments: RefCell::default(),
             budgets: [const { Word::new(0) }; BUDGETS as usize],
             sources: (0..SOURCE_CELLS).map(|_| Word::new(0)).collect(),
@@ -157,15 +160,15 @@ impl MemoryTables {
         };
         for (&id, pool) in &tables.image.pools {
             let rows = crate::pool::transition::fresh(&crate::pool::build(&pool.members, pool.rows));
-            tables.pools.insert(id, Pool { table: u32::from(id), rows: rows.len() as u32, old_until: 0 });
-            tables.tables.insert(u32::from(id), rows);
+            tables.pools.insert(id, Pool { table: u32::from(id) * 2, rows: rows.len() as u32, old_until: 0 });
+            tables.tables.insert(u32::from(id) * 2, rows);
         }
         tables
     }
 
     /// Puts a flow table's bucket in place, as it was read from a map.
     pub fn set_bucket(&mut self, v6: bool, index: u32, entries: [u64; WAYS]) {
-        if let Some(bucket) = self.flows[usize::from(v6)].get(index as usize) {
+        if let Some(bucket) = self.flows.shared_bucket(v6, index) {
             for (word, entry) in bucket.entries.iter().zip(entries) {
                 word.store(entry);
             }
@@ -174,12 +177,13 @@ impl MemoryTables {
 
     /// Puts a tuple beside an entry.
     pub fn set_tuple(&self, v6: bool, index: u32, record: Record) {
-        self.tuples.borrow_mut().insert((v6, index), record);
+        self.flows.set_record(v6, index, &record);
     }
 
     /// All entries of a family's flow table that are not empty, with their places.
-    pub fn flows(&self, v6: bool) -> Vec<(u32, u64)> {
-        let entries = self.flows[usize::from(v6)].iter().flat_map(|bucket| &bucket.entries);
+    pub fn entries(&self, v6: bool) -> Vec<(u32, u64)> {
+        let buckets = (0..=self.bucket_mask(v6)).filter_map(|index| self.flows.shared_bucket(v6, index));
+        let entries = buckets.flat_map(|bucket| &bucket.entries);
         entries.enumerate().map(|(at, word)| (at as u32, word.load())).filter(|(_, entry)| *entry != 0).collect()
     }
 }
@@ -275,11 +279,12 @@ impl Tables for MemoryTables {
     }
 
     fn bucket(&self, v6: bool, index: u32) -> Option<&Bucket> {
-        self.flows[usize::from(v6)].get(index as usize)
+        self.flows.shared_bucket(v6, index)
     }
 
     fn bucket_mask(&self, v6: bool) -> u32 {
-        self.flows[usize::from(v6)].len() as u32 - 1
+        let (v4, v6_places) = self.flows.capacity();
+        (if v6 { v6_places } else { v4 } / WAYS) as u32 - 1
     }
 
     fn keep_tuple(&self, v6: bool, index: u32, record: &Record) {
@@ -287,13 +292,13 @@ impl Tables for MemoryTables {
     }
 
     fn tell_flow(&self, journey: &Journey, index: u32, entry: Entry) {
-        if let Some(record) = self.tuples.borrow().get(&(journey.packet.v6, index)) {
-            self.told.borrow_mut().push(FlowEvent::of(journey, entry, record, self.now.get()));
+        if let Some(record) = self.flows.record(journey.packet.v6, index) {
+            self.told.borrow_mut().push(FlowEvent::of(journey, entry, &record, self.now.get()));
         }
     }
 
     fn is_tuple(&self, v6: bool, index: u32, tuple: &Tuple) -> bool {
-        self.tuples.borrow().get(&(v6, index)).is_some_and(|record| record.tuple == *tuple)
+        self.flows.record(v6, index).is_some_and(|record| record.tuple == *tuple)
     }
 
     fn fragment(&self, key: &FragmentKey) -> u64 {
@@ -345,4 +350,37 @@ impl Tables for MemoryTables {
     fn count_service(&self, _service: u16, _bytes: u64) {}
 
     fn count_backend(&self, _backend: u16, _rank: u8, _bytes: u64) {}
+}
+
+impl RowTables for MemoryTables {
+    fn slots(&self) -> Result<Vec<Slot>, MapsError> {
+        Ok(self.image.slots.clone())
+    }
+
+    fn set_slots(&mut self, slots: &[Slot]) -> Result<(), MapsError> {
+        self.image.slots = slots.to_vec();
+        Ok(())
+    }
+
+    fn pool(&self, id: u16) -> Result<Pool, MapsError> {
+        Ok(self.pools.get(&id).copied().unwrap_or_default())
+    }
+
+    fn rows(&self, pool: &Pool) -> Result<Vec<Row>, MapsError> {
+        Ok(if pool.rows == 0 { Vec::new() } else { self.tables.get(&pool.table).cloned().unwrap_or_default() })
+    }
+
+    fn set_rows(&mut self, id: u16, pool: Pool, rows: &[Row]) -> Result<(), MapsError> {
+        self.tables.insert(pool.table, rows.to_vec());
+        self.pools.insert(id, pool);
+        Ok(())
+    }
+
+    fn flows<'a>(&'a self, key: &'a HashKey) -> impl Iterator<Item = Flow> + 'a {
+        self.flows.iter(key)
+    }
+
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
 }

@@ -17,3 +17,4 @@ mod mapped;
 pub mod maps;
 pub mod memory;
 pub mod registry;
+pub mod rows;

@@ -26,7 +26,7 @@ use super::frame::{self, Way};
 use super::socket::{PacketSocket, be_real_time, sleep_until};
 use crate::dataplane::flows::now;
 use crate::dataplane::image::ip;
-use crate::dataplane::liveness::LivenessMaps;
+use crate::dataplane::liveness::{LivenessMaps, LivenessTables as _};
 use crate::dataplane::maps::{self, MapsError};
 
 /// How often alive bits are looked at, if the interval is longer.

@@ -19,6 +19,7 @@ use crate::cli::output::{Format, Output, Row, cell, yes};
 use crate::cli::target::Target;
 use crate::dataplane::flows::now;
 use crate::dataplane::image::ip;
+use crate::dataplane::liveness::LivenessTables as _;
 use crate::dataplane::maps::{MapsError, read};
 use crate::liveness::AGENT_SILENT;
 

@@ -10,7 +10,7 @@ use super::Entry;
 use super::decode::entry;
 use crate::cli::output::Names;
 use crate::dataplane::flows::now;
-use crate::dataplane::liveness::LivenessMaps;
+use crate::dataplane::liveness::{LivenessMaps, LivenessTables as _};
 use crate::dataplane::maps::MapsError;
 
 /// The entries of one of the maps. The keys of beats are a secret, and a timer has nothing to show.

@@ -1,0 +1,179 @@
+//! How far a node follows what the cluster agrees on, and what it reports of that, without IO.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use redirector_ebpf::tables::Row;
+use redirector_ebpf::tables::names::kind;
+
+use super::copies::Delivered;
+use super::lookout::{self, Lookout};
+use crate::consensus::planner::Report;
+use crate::consensus::state::{Member, Phase, RowSet, Standing, State};
+use crate::dataplane::image::Image;
+use crate::dataplane::liveness::LivenessTables;
+use crate::dataplane::maps::MapsError;
+use crate::dataplane::registry::Registry;
+use crate::dataplane::rows::{self, RowTables};
+use crate::liveness::State as Peer;
+
+/// What of the agreed state a node's data plane goes by.
+pub struct Follower {
+    me: u8,
+    incarnation: u64,
+    /// What slots and rows in the maps follow from; empty until there is something.
+    followed: Arc<State>,
+    /// The version of everything that the data plane goes by.
+    installed: u64,
+    /// The version of the configuration in force; 0: none that was agreed on.
+    in_force: u64,
+    resynced: u64,
+    restless: BTreeMap<String, RowSet>,
+}
+
+impl Follower {
+    /// A node that starts. `known` is what its log says, `applied` the version that its maps go by, and `in_force` that of
+    /// the configuration in force. Whoever has no log yet follows whatever it is told first.
+    pub fn new(me: u8, incarnation: u64, known: &State, applied: u64, in_force: u64) -> Self {
+        let (installed, in_force) = if known.version == 0 { (0, 0) } else { (applied, in_force) };
+        Self { me, incarnation, followed: Arc::default(), installed, in_force, resynced: 0, restless: BTreeMap::new() }
+    }
+
+    /// Whether the data plane is behind a state.
+    pub fn is_behind(&self, state: &State) -> bool {
+        let is_first = self.followed.version == 0;
+        state.version > self.installed || is_first && state.version == self.installed
+    }
+
+    /// What slots and rows in the maps follow from, once they follow from anything.
+    pub fn followed(&self) -> Option<&State> {
+        (self.followed.version > 0).then_some(&*self.followed)
+    }
+
+    /// The version of everything that the data plane goes by.
+    pub fn installed(&self) -> u64 {
+        self.installed
+    }
+
+    /// The version of the configuration in force; 0: none that was agreed on.
+    pub fn in_force(&self) -> u64 {
+        self.in_force
+    }
+
+    /// This node's incarnation.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Whether a configuration is newer than the one in force.
+    pub fn is_newer(&self, state: &State) -> bool {
+        state.specification.version > self.in_force
+    }
+
+    /// A configuration is in force.
+    pub fn took(&mut self, version: u64) {
+        self.in_force = version;
+    }
+
+    /// Has slots and rows of the tables follow from a state. With `whole`, everything does.
+    ///
+    /// # Errors
+    /// [`MapsError`]; then the state is still to be followed.
+    pub fn take(
+        &mut self,
+        state: &Arc<State>,
+        whole: bool,
+        image: &mut Image,
+        tables: &mut impl RowTables,
+        liveness: &impl LivenessTables,
+    ) -> Result<(), MapsError> {
+        let news = self.rows(state, &image.registry, false);
+        if self.followed().is_none_or(|followed| followed.slots != state.slots) || !news.is_empty() {
+            image.slots = state.slots.iter().map(|slot| (*slot).into()).collect();
+            image.agreed = Some(news);
+            rows::follow(tables, image)?;
+            liveness.condition().slots.store(lookout::digest(&image.slots));
+            // What was taken once is not to be taken again when something else is.
+            image.agreed = Some(BTreeMap::new());
+        }
+        liveness.condition().applied.store(state.version);
+        self.follows(state.clone(), whole);
+        Ok(())
+    }
+
+    fn follows(&mut self, state: Arc<State>, whole: bool) {
+        if self.followed.slots != state.slots {
+            self.restless.clear();
+        }
+        let before = &self.followed.pools;
+        self.restless.retain(|name, _| before.get(name) == state.pools.get(name));
+        if whole {
+            self.installed = state.version;
+        }
+        self.followed = state;
+    }
+
+    /// The version of the configuration that is in force, with all its pools' new backends; none if a part is lacking.
+    pub fn done(&self) -> Option<u64> {
+        let is_whole = self.installed == self.followed.version && self.installed > 0;
+        let waits = self.followed.pools.values().any(|pool| pool.phase() == Phase::Announced);
+        (is_whole && !waits).then_some(self.followed.specification.version)
+    }
+
+    /// The rows of pools whose agreed steps the maps have not taken yet; of all pools, if `all`.
+    pub fn rows(&self, state: &State, registry: &Registry, all: bool) -> BTreeMap<u16, Vec<Row>> {
+        let is_news = |name: &String| all || self.followed.pools.get(name) != state.pools.get(name);
+        let news = state.pools.iter().filter(|(name, _)| is_news(name));
+        news.filter_map(|(name, pool)| {
+            let id = registry.id(kind::POOL, name)? as u16;
+            let number = |backend: &str| registry.id(kind::BACKEND, &format!("{name}/{backend}")).unwrap_or(0) as u16;
+            let mut rows = pool.rows(number);
+            for row in rows.iter_mut().filter(|row| row.previous() == 0) {
+                // The backend of before is gone here, and with it every flow of it that this node could serve.
+                *row = Row::new(row.current(), row.current(), row.disputed());
+            }
+            Some((id, rows))
+        })
+        .collect()
+    }
+
+    /// Looks which disputed rows have flows off their current backend.
+    ///
+    /// # Errors
+    /// [`MapsError`].
+    pub fn look_for_old_flows(&mut self, tables: &impl RowTables, image: &Image) -> Result<(), MapsError> {
+        if self.followed().is_none() {
+            return Ok(());
+        }
+        let busy = |rows: Vec<bool>| rows.iter().enumerate().filter(|(_, busy)| **busy).map(|(row, _)| row).collect();
+        let name = |id: u16| image.registry.name(kind::POOL, u32::from(id)).map(str::to_owned);
+        let named = |(id, rows): (u16, Vec<bool>)| Some((name(id)?, busy(rows)));
+        self.restless = rows::restless(tables, image)?.into_iter().filter_map(named).collect();
+        Ok(())
+    }
+
+    /// What the leader is told: what this node sees and has done.
+    pub fn report(&mut self, lookout: &Lookout, delivered: Option<&Delivered>) -> Report {
+        let complete_from: Option<&BTreeSet<u8>> = delivered.map(|delivered| &delivered.from);
+        let fallen: BTreeSet<u8> = lookout.peers_in(&[Peer::Suspect, Peer::AgentSilent]).collect();
+        if let Some(state) = self.followed() {
+            // Who serves may have flows that this node should have. Whoever is dead has none to give any more.
+            let me = self.me;
+            let owes = |(&id, member): (&u8, &Member)| {
+                let serves = id != me && member.standing == Standing::Up && !fallen.contains(&id);
+                serves && complete_from.is_some_and(|from| !from.contains(&id))
+            };
+            if !state.members.iter().any(owes) {
+                self.resynced = state.version;
+            }
+        }
+        Report {
+            incarnation: self.incarnation,
+            suspects: lookout.peers_in(&[Peer::Suspect, Peer::Unknown]).collect(),
+            silent: lookout.peers_in(&[Peer::AgentSilent]).collect(),
+            installed: self.installed,
+            resynced: self.resynced,
+            restless: self.restless.clone(),
+        }
+    }
+}

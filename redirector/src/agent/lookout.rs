@@ -1,0 +1,338 @@
+//! What a node makes of its peers and of itself, without IO: the detector is fed with what the maps say, and peers are let
+//! be alive where it says so.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use redirector_ebpf::tables::liveness::{Vitals, Watch, slot, state};
+use redirector_ebpf::tables::{AliveNodes, Slot};
+use siphasher::sip::SipHasher24;
+use siphasher::sip128::SipHasher24 as SipHasher128;
+
+use super::copies::Delivered;
+use crate::config::{Config, Key};
+use crate::consensus::state::{Standing, State as Agreed};
+use crate::dataplane::image::Image;
+use crate::dataplane::liveness::LivenessTables;
+use crate::liveness::{AGENT_SILENT, Action, Detector, LinkPlan, Observation, Own, Plan, State};
+use crate::vip::{Fitness, View};
+
+/// What answers may take, as a share of the interval.
+const GRACE_DIVISOR: u32 = 4;
+/// The least that answers may take.
+const GRACE_MIN: Duration = Duration::from_micros(500);
+
+/// How long a node that returns waits at most for flows that others have, before it serves without them.
+const FLOWS: Duration = Duration::from_secs(10);
+
+/// A node's view of its peers and of itself. Times are monotonic nanoseconds.
+pub struct Lookout {
+    detector: Detector,
+    allowed: BTreeMap<u8, bool>,
+    links: Vec<(u8, u8)>,
+    timeout: u64,
+    me: u8,
+    lacking_since: Option<u64>,
+    own: Own,
+}
+
+/// What a lookout asks the host for.
+pub struct Host<F> {
+    /// Changes when the host boots.
+    pub boot_id: u64,
+    /// Gives an incarnation greater than all before. It is asked where the maps have none: they are new, and what this node
+    /// knew is lost.
+    pub next_incarnation: F,
+    /// The time.
+    pub time: u64,
+}
+
+/// The keys of beats, and their numbers.
+fn keys(config: &Config, key: [u8; 16]) -> ([[u64; 2]; 2], [u8; 2]) {
+    let own = SipHasher128::new_with_key(&key).hash(&8u64.to_le_bytes()).as_bytes();
+    let given = match config.cluster.beat_keys.as_slice() {
+        [] => vec![Key(own)],
+        given => given.to_vec(),
+    };
+    let words = |key: &Key| {
+        let [low, high] = [&key.0[..8], &key.0[8..]];
+        [low, high].map(|half| half.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte)))
+    };
+    let mut keys = ([[0; 2]; 2], [0; 2]);
+    for (place, key) in given.iter().take(2).enumerate() {
+        keys.0[place] = words(key);
+        keys.1[place] = key.number();
+    }
+    keys
+}
+
+impl Lookout {
+    /// A lookout of node `me` that knows nobody.
+    pub fn new(me: u8) -> Self {
+        Self {
+            detector: Detector::default(),
+            allowed: BTreeMap::new(),
+            links: Vec::new(),
+            timeout: 0,
+            me,
+            lacking_since: None,
+            own: Own::Returning,
+        }
+    }
+
+    /// Takes over a configuration; says whom to ask, and how.
+    ///
+    /// # Errors
+    /// Where the maps cannot be read or written, or no incarnation can be had.
+    pub fn configure(
+        &mut self,
+        maps: &mut impl LivenessTables,
+        config: &Config,
+        key: [u8; 16],
+        image: &Image,
+        host: Host<impl FnOnce() -> Result<u32>>,
+    ) -> Result<Plan> {
+        let before = maps.watch().context("liveness")?;
+        self.allowed = config
+            .members
+            .iter()
+            .filter(|member| member.id != config.node.id)
+            .map(|member| (member.id, member.alive))
+            .collect();
+        let mut ports: BTreeMap<u8, u16> = BTreeMap::new();
+        for (node, port) in image.links.keys() {
+            *ports.entry(*node).or_default() |= 1 << port;
+        }
+        let nodes: Vec<u8> = ports.keys().copied().collect();
+        let interval = config.cluster.beats.interval;
+        let (keys, key_ids) = keys(config, key);
+        let watch = Watch {
+            keys,
+            boot_id: host.boot_id,
+            interval: interval.as_nanos() as u64,
+            grace: (interval / GRACE_DIVISOR).max(GRACE_MIN).as_nanos() as u64,
+            incarnation: match before.incarnation {
+                0 => (host.next_incarnation)()?,
+                there => there,
+            },
+            multiplier: config.cluster.beats.multiplier,
+            key_ids,
+            pad: 0,
+            peers: maps.list(&ports.into_iter().collect::<Vec<_>>()),
+        };
+        maps.set_watch(&watch).context("liveness")?;
+        self.timeout = config.cluster.beats.timeout().as_nanos() as u64 + watch.grace;
+        self.detector.set_peers(&nodes, Duration::from_nanos(host.time));
+        self.links = image.links.keys().copied().collect();
+        maps.condition().slots.store(digest(&image.slots));
+        let link = |((node, port), path): (&(u8, u8), &redirector_ebpf::tables::Path)| LinkPlan {
+            node: *node,
+            path: *path,
+            interface: image.ports[usize::from(*port)].ifindex,
+            mac: image.ports[usize::from(*port)].mac,
+        };
+        let links = image.links.iter().map(link).collect();
+        Ok(Plan { node: config.node.id, cluster: config.cluster.id, watch, links })
+    }
+
+    /// Takes over what an earlier agent has left: peers that were alive stay so, and those that were suspected.
+    pub fn adopt(&mut self, maps: &impl LivenessTables) {
+        for &node in self.allowed.keys() {
+            let (Some((row, admission)), Some(peer)) = (maps.admission(node), self.detector.peer_mut(node)) else {
+                continue;
+            };
+            if admission.term != 0 {
+                let incarnation = maps.watched(row).incarnation.load() as u32;
+                peer.adopt(incarnation, !maps.is_admitted(node));
+            }
+        }
+    }
+
+    /// The peers in one of these states.
+    pub fn peers_in<'a>(&'a self, states: &'a [State]) -> impl Iterator<Item = u8> + 'a {
+        let those = self.detector.peers().iter().filter(|(_, peer)| states.contains(&peer.state));
+        those.map(|(&node, _)| node)
+    }
+
+    /// What is known of each peer.
+    pub fn detector(&self) -> &Detector {
+        &self.detector
+    }
+
+    /// What this node is itself.
+    pub fn own(&self) -> Own {
+        self.own
+    }
+
+    /// Links to peers: node and port.
+    pub fn links(&self) -> &[(u8, u8)] {
+        &self.links
+    }
+
+    /// Nanoseconds after which who has not been heard of has no voice.
+    pub fn timeout(&self) -> u64 {
+        self.timeout
+    }
+
+    /// A port lost its carrier, or has it again.
+    pub fn carrier(&self, maps: &impl LivenessTables, port: u8, carrier: bool) {
+        for (node, _) in self.links.iter().filter(|(_, link)| *link == port) {
+            maps.sent(*node, port).down.store(u64::from(!carrier));
+        }
+    }
+
+    /// Looks at all peers, and lets in who may be. `delivered` is none where flows are not replicated, `agreed` where nothing
+    /// is agreed on.
+    pub fn step(
+        &mut self,
+        maps: &impl LivenessTables,
+        delivered: Option<&Delivered>,
+        agreed: Option<&Agreed>,
+        time: u64,
+    ) {
+        for (&node, &allowed) in &self.allowed {
+            let mut seen = self.observe(maps, node, allowed, time, delivered);
+            if let Some(agreed) = agreed {
+                let member = agreed.members.get(&node).filter(|member| member.standing == Standing::Up);
+                let is_that = |incarnation| seen.incarnation == 0 || incarnation == u64::from(seen.incarnation);
+                seen.agreed = member.is_some_and(|member| is_that(member.incarnation));
+            }
+            let Some(peer) = self.detector.peer_mut(node) else { continue };
+            let before = peer.state;
+            match peer.observe(Duration::from_nanos(time), &seen) {
+                Some(Action::Admit(incarnation)) => maps.admit(node, Some(incarnation)),
+                Some(Action::Dismiss) => maps.admit(node, None),
+                None => {}
+            }
+            if peer.state != before {
+                tracing::info!(node, from = ?before, to = ?peer.state, "a peer's state changed");
+            }
+        }
+        let lacks = match agreed {
+            Some(agreed) => !agreed.is_up(self.me),
+            None => self.lacks(maps, delivered, time),
+        };
+        let own = self.detector.own(!lacks);
+        if own != self.own {
+            tracing::info!(from = ?self.own, to = ?own, "this node's state changed");
+            self.own = own;
+        }
+        let said = if lacks { state::RETURNING } else { state::ACTIVE };
+        let vitals = Vitals { state: said, health: 100, load: 0, shed: 0, agent_age: 0 };
+        maps.condition().vitals.store(vitals.word());
+    }
+
+    /// Whether this node must not serve yet: others that live do not count it alive, and it has not got all their flows.
+    /// A node that the others go on counting alive lost nothing, even if its agent is new.
+    fn lacks(&mut self, maps: &impl LivenessTables, delivered: Option<&Delivered>, time: u64) -> bool {
+        let voices: Vec<(u8, bool)> = self
+            .links
+            .iter()
+            .map(|(node, port)| (*node, maps.heard(*node, *port)))
+            .filter(|(_, heard)| time.saturating_sub(heard.at.load()) <= self.timeout)
+            .filter(|(_, heard)| u128::from(Vitals::of(heard.vitals.load()).agent_age) < AGENT_SILENT.as_millis())
+            .map(|(node, heard)| {
+                let view = AliveNodes { words: std::array::from_fn(|word| heard.view[word].load()) };
+                (node, view.is_alive(self.me))
+            })
+            .collect();
+        let is_out = voices.iter().any(|(_, counted)| !counted);
+        let missing = |delivered: &Delivered| voices.iter().any(|(node, _)| !delivered.from.contains(node));
+        if !is_out || !delivered.is_some_and(missing) {
+            self.lacking_since = None;
+            return false;
+        }
+        let since = *self.lacking_since.get_or_insert(time);
+        if time.saturating_sub(since) < FLOWS.as_nanos() as u64 {
+            return true;
+        }
+        if self.own == Own::Returning {
+            tracing::warn!("peers have not delivered all their flows in {FLOWS:?}: this node serves without them");
+        }
+        false
+    }
+
+    fn observe(
+        &self,
+        maps: &impl LivenessTables,
+        node: u8,
+        allowed: bool,
+        time: u64,
+        delivered: Option<&Delivered>,
+    ) -> Observation {
+        let mut seen = Observation {
+            allowed,
+            answers: false,
+            incarnation: 0,
+            vitals: Vitals::default(),
+            agreed: true,
+            on: maps.is_admitted(node),
+            delivered: delivered.is_none_or(|delivered| delivered.to.contains(&node)) || self.waited(node, time),
+        };
+        let mut latest = 0;
+        for (_, port) in self.links.iter().filter(|(link, _)| *link == node) {
+            let heard = maps.heard(node, *port);
+            let answered = heard.answered.load();
+            if answered == 0 {
+                continue;
+            }
+            let came = slot(&heard.times, answered).load();
+            seen.answers |= time.saturating_sub(came) <= self.timeout;
+            if heard.at.load() >= latest {
+                latest = heard.at.load();
+                seen.incarnation = heard.incarnation.load() as u32;
+                seen.vitals = Vitals::of(heard.vitals.load());
+            }
+        }
+        seen
+    }
+
+    /// Whether a peer that returns has waited for flows long enough.
+    fn waited(&self, node: u8, time: u64) -> bool {
+        let peer = self.detector.peers().get(&node).filter(|peer| peer.state == State::Returning);
+        peer.is_some_and(|peer| Duration::from_nanos(time).saturating_sub(peer.since) > FLOWS)
+    }
+
+    /// What this node knows of the cluster, as far as VIPs depend on it. `attached` says whether packets come to the data
+    /// plane at all.
+    pub fn view(&self, maps: &impl LivenessTables, config: &Config, attached: bool, time: u64) -> View {
+        let mut view = voices(maps, &self.links, self.timeout, time);
+        view.members.extend(config.members.iter().map(|member| member.id).chain([self.me]));
+        view.alive.set(self.me, true);
+        let drains = config.members.iter().any(|member| member.id == self.me && !member.alive);
+        view.fitness = match (attached && self.own != Own::Returning, drains) {
+            (false, _) => Fitness::Unfit,
+            (true, true) => Fitness::Draining,
+            (true, false) => Fitness::Ready,
+        };
+        view
+    }
+}
+
+/// Who is alive in whose eyes. Peers that have not been heard of within the timeout have no voice.
+pub(super) fn voices(maps: &impl LivenessTables, links: &[(u8, u8)], timeout: u64, time: u64) -> View {
+    let mut view = View { alive: maps.alive(), ..View::default() };
+    for (node, port) in links {
+        let heard = maps.heard(*node, *port);
+        if time.saturating_sub(heard.at.load()) > timeout {
+            continue;
+        }
+        let told = AliveNodes { words: std::array::from_fn(|word| heard.view[word].load()) };
+        view.peers.insert(*node, told);
+        let said = Vitals::of(heard.vitals.load()).state;
+        view.unwilling.set(*node, said == state::DRAINING);
+    }
+    view
+}
+
+/// A digest of the slot table, by which nodes see that theirs are the same.
+pub fn digest(slots: &[Slot]) -> u64 {
+    let mut bytes = Vec::with_capacity(slots.len() * 16);
+    for slot in slots {
+        bytes.extend(slot.ranks);
+        bytes.push(slot.previous);
+        bytes.extend(slot.version.to_le_bytes());
+    }
+    SipHasher24::new().hash(&bytes)
+}
