@@ -9,13 +9,17 @@ use redirector_ebpf::stations::beat::udp_checksum;
 
 /// Between which hosts a frame goes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Way {
-    pub(super) source_mac: [u8; 6],
-    pub(super) target_mac: [u8; 6],
+pub struct Way {
+    /// The sender's MAC address.
+    pub source_mac: [u8; 6],
+    /// The next hop's.
+    pub target_mac: [u8; 6],
     /// 0 is untagged.
-    pub(super) vlan: u16,
-    pub(super) source: IpAddr,
-    pub(super) target: IpAddr,
+    pub vlan: u16,
+    /// The sender's address.
+    pub source: IpAddr,
+    /// The receiver's.
+    pub target: IpAddr,
 }
 
 const TTL: u8 = 64;
@@ -25,7 +29,7 @@ const UDP_BYTES: u16 = 8 + BYTES as u16;
 const PROTOCOL: u8 = 17;
 
 /// Writes the frame into `frame`, whatever was in it. Addresses of two families are refused.
-pub(super) fn write(frame: &mut Vec<u8>, way: &Way, beat: &Beat) -> bool {
+pub fn write(frame: &mut Vec<u8>, way: &Way, beat: &Beat) -> bool {
     frame.clear();
     frame.extend(way.target_mac);
     frame.extend(way.source_mac);

@@ -8,15 +8,17 @@
 //! The kernel's timer turns a peer off, without the agent; see [`redirector_ebpf::liveness`]. Only the agent turns one on:
 //! the [`Detector`] decides when. Nothing here goes by the wall clock.
 
+mod asker;
 mod detector;
 mod figures;
-mod frame;
+pub mod frame;
 mod sender;
 mod socket;
 #[cfg(test)]
 mod tests;
 
+pub use asker::{Asker, Changes, LinkPlan, Plan};
 pub use detector::{AGENT_SILENT, Action, Detector, Observation, Own, Peer, State};
 pub use figures::{Figures, LinkFigures, SenderFigures, Spread};
-pub use sender::{LinkPlan, Plan, Sender, StartError, Watcher};
+pub use sender::{Sender, StartError, Watcher};
 pub(crate) use socket::be_real_time;

@@ -1,6 +1,6 @@
 //! The thread that asks: real-time priority, absolute times, no allocation that grows, and nothing shared that it waits for.
 //!
-//! It wakes at every interval, or at every [`LOOK`] if that is shorter, to see whether alive bits changed: a change is told
+//! It wakes at every interval, and more often where that is long, to see whether alive bits changed: a change is told
 //! to the agent, and beaten out at once to all peers that answer. When it was late by more than an interval it leaves the rounds in
 //! between out, so that its own stall looks like nobody's death.
 
@@ -12,15 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use aya::maps::{Array, MapData};
-use redirector_ebpf::beat::{Beat, Kind};
 use redirector_ebpf::packet::headers::Mac;
-use redirector_ebpf::stations::beat::age_ms;
-use redirector_ebpf::sync::Word;
-use redirector_ebpf::tables::liveness::{REMEMBERED, Vitals, Watch, slot};
+use redirector_ebpf::tables::liveness::{REMEMBERED, slot};
 use redirector_ebpf::tables::path::RESOLVED;
-use redirector_ebpf::tables::{AliveNodes, Path};
 use tokio::sync::watch;
 
+use super::asker::{Asker, LinkPlan, Plan};
 use super::figures::Figures;
 use super::frame::{self, Way};
 use super::socket::{PacketSocket, be_real_time, sleep_until};
@@ -29,37 +26,8 @@ use crate::dataplane::image::ip;
 use crate::dataplane::liveness::{LivenessMaps, LivenessTables as _};
 use crate::dataplane::maps::{self, MapsError};
 
-/// How often alive bits are looked at, if the interval is longer.
-const LOOK: u64 = 2_000_000;
-
 /// How often next hops' MAC addresses are read again.
 const REREAD: u64 = 100_000_000;
-
-/// A link that requests go over.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinkPlan {
-    /// The peer.
-    pub node: u8,
-    /// The way to it; it names port, VLAN, next hop and both addresses.
-    pub path: Path,
-    /// The kernel's index of the interface.
-    pub interface: u32,
-    /// The interface's MAC address.
-    pub mac: u64,
-}
-
-/// Whom to ask, and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// This node.
-    pub node: u8,
-    /// The cluster.
-    pub cluster: u32,
-    /// The rules, as the map has them.
-    pub watch: Watch,
-    /// The links.
-    pub links: Vec<LinkPlan>,
-}
 
 /// The sender could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -114,10 +82,7 @@ impl Sender {
             maps,
             neighbours,
             changed,
-            alive: AliveNodes::default(),
-            views: 0,
-            nonce_base: u64::from_le_bytes(seed) >> 1,
-            plan: None,
+            asker: Asker::new(u64::from_le_bytes(seed), now()),
             links: Vec::new(),
             sockets: BTreeMap::new(),
             figures: Figures::default(),
@@ -172,10 +137,7 @@ struct Work {
     maps: LivenessMaps,
     neighbours: Array<MapData, u64>,
     changed: watch::Sender<u64>,
-    alive: AliveNodes,
-    views: u64,
-    nonce_base: u64,
-    plan: Option<Plan>,
+    asker: Asker,
     links: Vec<Link>,
     sockets: BTreeMap<u32, (PacketSocket, Vec<Vec<u8>>)>,
     figures: Figures,
@@ -194,26 +156,22 @@ impl Work {
             }
         }
         let mut due = now();
-        let mut round = due;
         let mut publish = due;
         while !self.shared.stop.load(Ordering::Relaxed) {
             sleep_until(due);
             let time = now();
-            let interval = self.interval();
             let late = time.saturating_sub(due);
-            if self.plan.is_some() {
+            if self.asker.plan().is_some() {
                 self.figures.sender.lateness.saturating_record((late / 1000).max(1));
             }
-            if time >= round {
+            if let Some(missed) = self.asker.round(time) {
                 self.take_plan();
                 if time >= self.reread {
                     self.read_next_hops();
                     self.reread = time + REREAD;
                 }
                 self.ask(time, false);
-                let missed = (time - round) / interval;
                 self.figures.sender.skipped += missed;
-                round += (missed + 1) * interval;
             }
             if self.look() {
                 self.ask(now(), true);
@@ -225,28 +183,17 @@ impl Work {
                     figures.clone_from(&self.figures);
                 }
             }
-            due = round.min(time + LOOK.min(interval));
+            due = self.asker.due(time);
         }
-    }
-
-    fn interval(&self) -> u64 {
-        self.plan.as_ref().map_or(LOOK, |plan| plan.watch.interval.max(1_000_000))
     }
 
     fn take_plan(&mut self) {
         let Ok(mut place) = self.shared.plan.try_lock() else { return };
         let Some(plan) = place.take() else { return };
         drop(place);
-        self.links = plan
-            .links
-            .iter()
-            .map(|link| {
-                let (sent, heard) = self.link_maps(link);
-                // No answer that was asked for before counts any more.
-                sent.nonce_base.store(self.nonce_base);
-                Link { plan: link.clone(), target_mac: None, recorded: heard, came: 0 }
-            })
-            .collect();
+        let heard = |link: &LinkPlan| self.maps.heard(link.node, link.path.port).answered.load();
+        let link = |plan: &LinkPlan| Link { plan: plan.clone(), target_mac: None, recorded: heard(plan), came: 0 };
+        self.links = plan.links.iter().map(link).collect();
         let interfaces: Vec<u32> = plan.links.iter().map(|link| link.interface).collect();
         self.sockets.retain(|interface, _| interfaces.contains(interface));
         for interface in interfaces {
@@ -259,13 +206,8 @@ impl Work {
             }
         }
         self.figures.links.retain(|key, _| plan.links.iter().any(|link| (link.node, link.path.port) == *key));
-        self.plan = Some(plan);
+        self.asker.set_plan(&self.maps, plan);
         self.reread = 0;
-    }
-
-    fn link_maps(&self, link: &LinkPlan) -> (&redirector_ebpf::tables::Sent, u64) {
-        let sent = self.maps.sent(link.node, link.path.port);
-        (sent, self.maps.heard(link.node, link.path.port).answered.load())
     }
 
     fn read_next_hops(&mut self) {
@@ -275,39 +217,17 @@ impl Work {
         }
     }
 
-    /// Sends a request on every link, or between two rounds on those whose last was answered: else what is remembered of
-    /// a link would reach back less far than its rounds, and a silent peer's time be over early.
+    /// Sends the requests that are due.
     fn ask(&mut self, time: u64, between: bool) {
-        let Some(plan) = &self.plan else { return };
-        let condition = self.maps.condition();
-        let mut vitals = Vitals::of(condition.vitals.load());
-        vitals.agent_age = age_ms(condition.agent.load(), time);
-        let tables = [condition.applied.load(), condition.slots.load(), condition.pools.load()];
-        let view = self.maps.alive();
         for (_, frames) in self.sockets.values_mut() {
             frames.clear();
         }
-        for link in &self.links {
-            let LinkPlan { node, path, interface, mac } = &link.plan;
-            let sent = self.maps.sent(*node, path.port);
-            let last = sent.sequence.load();
-            if between && self.maps.heard(*node, path.port).answered.load() != last {
-                continue;
-            }
-            let number = last + 1;
-            let mut beat = Beat::default();
-            beat.set_head(&plan.watch, plan.cluster, Kind::Request, plan.node, *node);
-            beat.set_turn(number, self.nonce_base.wrapping_add(number), 0, time);
-            beat.set_condition(vitals, tables, &view);
-            beat.seal(&plan.watch);
-            // Before it is sent: else the answer could come before the number. A request to a next hop that is not known
-            // counts too, since whoever cannot be asked cannot be used.
-            slot(&sent.times, number).store(time);
-            sent.sequence.store(number);
+        let Self { asker, maps, links, sockets, figures, .. } = self;
+        asker.ask(maps, time, between, |at, plan, beat| {
+            let LinkPlan { node, path, interface, mac } = plan;
             let v6 = path.outer_v6 != 0;
-            let (Some(target_mac), Some((_, frames))) = (link.target_mac, self.sockets.get_mut(interface)) else {
-                continue;
-            };
+            let target_mac = links.get(at).and_then(|link| link.target_mac);
+            let (Some(target_mac), Some((_, frames))) = (target_mac, sockets.get_mut(interface)) else { return };
             let way = Way {
                 source_mac: octets(*mac),
                 target_mac,
@@ -316,26 +236,21 @@ impl Work {
                 target: ip(&path.remote, v6),
             };
             let mut bytes = Vec::with_capacity(192);
-            if frame::write(&mut bytes, &way, &beat) {
+            if frame::write(&mut bytes, &way, beat) {
                 frames.push(bytes);
-                self.figures.links.entry((*node, path.port)).or_default().sent += 1;
+                figures.links.entry((*node, path.port)).or_default().sent += 1;
             }
-        }
+        });
         for (socket, frames) in self.sockets.values_mut() {
             let sent = socket.send(frames);
             self.figures.sender.unsent += (frames.len() - sent) as u64;
         }
-        condition.sender.store(time);
     }
 
     /// Whether alive bits have changed. Whoever waits for it is told, also where only peers see it otherwise now.
     fn look(&mut self) -> bool {
-        let alive = self.maps.alive();
-        let heard = self.links.iter().map(|link| self.maps.heard(link.plan.node, link.plan.path.port));
-        let words = heard.flat_map(|heard| heard.view.iter().map(Word::load).chain([heard.vitals.load() & 0xff]));
-        let views = words.fold(0u64, |sum, word| sum.rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ word);
-        let turned = std::mem::replace(&mut self.alive, alive) != alive;
-        if std::mem::replace(&mut self.views, views) != views || turned {
+        let changes = self.asker.look(&self.maps);
+        if changes.any {
             if let Ok(watcher) = self.shared.watcher.try_lock()
                 && let Some(watcher) = &*watcher
             {
@@ -343,7 +258,7 @@ impl Work {
             }
             self.changed.send_modify(|changes| *changes += 1);
         }
-        turned
+        changes.alive
     }
 
     /// Puts new answers into the figures.
