@@ -1,6 +1,6 @@
 //! Agreement within the agent: what it asks the cluster to decide, how far it has followed, and what it reports.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,15 +12,13 @@ use tokio::time::timeout;
 use super::follower::Follower;
 use super::liveness::Liveness;
 use super::talk::Talk;
+use super::terms;
 use crate::breaker::Breaker;
-use crate::config::{BackendState, Config};
-use crate::consensus::driver::{self, Genesis, Handle, ProposeError, Settings};
+use crate::config::Config;
+use crate::consensus::driver::{self, Handle, ProposeError, Settings};
 use crate::consensus::machine::{self, Role};
-use crate::consensus::planner::{Patience, Report};
-use crate::consensus::state::{Command, Definition, Member, MemberState, Seat, Standing, State};
-
-/// Entries of the log after which a snapshot takes their place.
-const SNAPSHOT_EVERY: u64 = 1000;
+use crate::consensus::planner::Report;
+use crate::consensus::state::{Command, Member, MemberState, State};
 
 /// How long a decided change waits at most until this node has followed it, before it is told as done.
 const FOLLOWED: Duration = Duration::from_secs(10);
@@ -76,7 +74,6 @@ pub struct AgreementStatus {
 pub(super) struct Agreement {
     handle: Handle,
     state: watch::Receiver<Arc<State>>,
-    me: u8,
     follower: Follower,
     /// The version of the configuration in force; 0: none that was agreed on, or one whose pools' new backends get no flows
     /// yet.
@@ -89,30 +86,6 @@ pub(super) struct Proposal {
     command: Option<Command>,
     version: u64,
     done: watch::Receiver<u64>,
-}
-
-/// The pools of a configuration, as they are agreed on.
-fn definitions(config: &Config) -> BTreeMap<String, Definition> {
-    let definition = |pool: &crate::config::Pool| {
-        let weight = |state| move |weight| if state == BackendState::Active { weight } else { 0 };
-        Definition(pool.backends.iter().map(|one| (one.name.clone(), weight(one.state)(one.weight))).collect())
-    };
-    config.pools.iter().map(|pool| (pool.name.clone(), definition(pool))).collect()
-}
-
-/// The shares of the slots that a configuration gives to nodes.
-fn weights(config: &Config) -> BTreeMap<u8, u32> {
-    config.members.iter().map(|member| (member.id, if member.alive { member.weight } else { 0 })).collect()
-}
-
-/// Who may be a member besides this node.
-fn others(config: &Config) -> BTreeSet<u8> {
-    config.members.iter().map(|member| member.id).filter(|id| *id != config.node.id).collect()
-}
-
-fn address(config: &Config) -> String {
-    let own = config.members.iter().find(|member| member.id == config.node.id);
-    own.map(|own| std::net::SocketAddr::new(own.address, config.cluster.port).to_string()).unwrap_or_default()
 }
 
 impl Agreement {
@@ -133,24 +106,15 @@ impl Agreement {
         let mut seed = [0; 16];
         getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("the kernel gives no random number: {error}"))?;
         let incarnation = liveness.incarnation()?;
-        let machine = machine::Config {
-            cluster: config.cluster.id,
-            node: config.node.id,
-            peers: others(config).into_iter().collect(),
-            address: address(config),
-            weight: weights(config).get(&config.node.id).copied().unwrap_or(1),
-            incarnation,
-            seed: u128::from_le_bytes(seed),
-            snapshot_every: SNAPSHOT_EVERY,
-        };
-        let patience = Patience { down: config.cluster.down_after.as_millis() as u64, ..Patience::default() };
+        let machine = terms::machine(config, incarnation, u128::from_le_bytes(seed));
+        let (patience, welcome) = (terms::patience(config), terms::others(config));
         let file = config.node.data.join("agreement.redb");
-        let settings = Settings { machine, file, breaker: disk, patience, welcome: others(config), alone: None };
+        let settings = Settings { machine, file, breaker: disk, patience, welcome, alone: None };
         std::fs::create_dir_all(&config.node.data)?;
         let handle = driver::start(settings, transport, inbox)?;
         let state = handle.state();
         let follower = Follower::new(config.node.id, incarnation, &state.borrow(), liveness.applied(), in_force);
-        Ok(Self { handle, state, me: config.node.id, follower, done: watch::channel(0).0 })
+        Ok(Self { handle, state, follower, done: watch::channel(0).0 })
     }
 
     /// Changes whenever what is agreed on does.
@@ -193,7 +157,7 @@ impl Agreement {
 
     /// Asks for a change to another configuration.
     pub(super) fn propose(&self, config: &Config, text: &str, expect: Option<u64>) -> Proposal {
-        self.asks(Some(Command::Apply { text: text.to_owned(), expect, pools: definitions(config) }))
+        self.asks(Some(terms::apply(config, text, expect)))
     }
 
     /// Asks for a node to be no member any more.
@@ -220,36 +184,21 @@ impl Agreement {
         version: u64,
         sizes: BTreeMap<String, u32>,
     ) -> impl Future<Output = Result<(), machine::BootstrapError>> + Send + 'static {
-        let weight = weights(config).get(&self.me).copied().unwrap_or(1);
-        let (address, incarnation, text) = (address(config), self.follower.incarnation(), text.to_owned());
-        let (me, slots, pools) = (self.me, config.cluster.slots, definitions(config));
-        let genesis: Genesis = Box::new(move |disk| {
-            let seat = Some(Seat { disk, votes: true });
-            let member = Member { address, weight, seat, standing: Standing::Up, draining: false, incarnation };
-            let mut state = State::genesis(me, member, slots, text, pools);
-            state.specification.version = version;
-            // A table of another size would send the flows of today elsewhere.
-            for (name, pool) in &mut state.pools {
-                pool.size = pool.size.max(sizes.get(name).copied().unwrap_or(0));
-            }
-            state
-        });
+        let genesis = terms::genesis(config, text, version, sizes, self.follower.incarnation());
         let handle = self.handle.clone();
         async move { handle.bootstrap(genesis).await }
     }
 
     /// Takes over who may be a member. If this node leads, it has members' shares of the slots follow the configuration.
     pub(super) fn configure(&self, config: &Config) {
-        self.handle.welcome(others(config));
+        self.handle.welcome(terms::others(config));
         let Some(state) = self.state().filter(|_| self.handle.overview().borrow().status.role == Role::Leader) else {
             return;
         };
-        let is_other = |(id, weight): &(u8, u32)| state.members.get(id).is_some_and(|one| one.weight != *weight);
-        let other: BTreeMap<u8, u32> = weights(config).into_iter().filter(is_other).collect();
-        if !other.is_empty() {
+        if let Some(shares) = terms::shares(config, &state) {
             let handle = self.handle.clone();
             tokio::spawn(async move {
-                if let Err(error) = handle.propose(Command::SetWeights(other)).await {
+                if let Err(error) = handle.propose(shares).await {
                     tracing::warn!(%error, "shares of slots are not changed yet");
                 }
             });

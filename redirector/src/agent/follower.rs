@@ -17,6 +17,26 @@ use crate::dataplane::registry::Registry;
 use crate::dataplane::rows::{self, RowTables};
 use crate::liveness::State as Peer;
 
+/// Where nodes agree, has an image keep the slots and rows that are in the tables, until this node knows better. Elsewhere
+/// they follow from the configuration.
+///
+/// # Errors
+/// [`MapsError`].
+pub fn adopt(
+    agreed: bool,
+    image: &mut Image,
+    tables: &impl RowTables,
+    liveness: &impl LivenessTables,
+) -> Result<(), MapsError> {
+    let present = tables.slots()?;
+    if agreed && liveness.condition().applied.load() != 0 && present.len() == image.slots.len() {
+        (image.slots, image.agreed) = (present, Some(BTreeMap::new()));
+    } else {
+        liveness.condition().applied.store(0);
+    }
+    Ok(())
+}
+
 /// What of the agreed state a node's data plane goes by.
 pub struct Follower {
     me: u8,

@@ -19,6 +19,7 @@ pub mod lookout;
 mod node;
 pub mod pulse;
 mod talk;
+pub mod terms;
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,6 +1,5 @@
 //! A node: its configuration in force, its maps, and the changes to both.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use super::agreement::{Agreement, Durable};
 use super::committed::{self, Committed};
 use super::control;
 use super::follow::Change;
+use super::follower;
 use super::liveness::{Liveness, LivenessStatus};
 use super::talk::Talk;
 use crate::breaker::{Breaker, Breakers, Policy};
@@ -22,7 +22,6 @@ use crate::config::{self, Config, Mistakes, XdpMode};
 use crate::consensus::driver::ProposeError;
 use crate::dataplane::flows::now;
 use crate::dataplane::image::{self, Image, ImageError, Link, Links, NextHop};
-use crate::dataplane::liveness::LivenessTables as _;
 use crate::dataplane::maps::{Maps, MapsError};
 use crate::dataplane::{install, load};
 use crate::netlink::{self, Kept, Neighbour};
@@ -217,12 +216,7 @@ async fn bring_up(config: &Config, key: [u8; 16], agreed: bool) -> Result<(Maps,
     drop(load::open(&directory, config, 0)?);
     let mut maps = Maps::open(&directory)?;
     let mut image = compile(config, key, &maps).await?;
-    let present = maps.slots()?;
-    if agreed && maps.liveness.condition().applied.load() != 0 && present.len() == image.slots.len() {
-        (image.slots, image.agreed) = (present, Some(BTreeMap::new()));
-    } else {
-        maps.liveness.condition().applied.store(0);
-    }
+    follower::adopt(agreed, &mut image, &maps, &maps.liveness)?;
     let kept_by_agent = learn_next_hops(&mut maps, &image).await;
     install::install(&mut maps, &image)?;
     for interface in &config.interfaces {

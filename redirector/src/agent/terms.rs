@@ -1,0 +1,90 @@
+//! What a configuration means to the cluster: in the terms in which nodes agree.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use crate::config::{BackendState, Config};
+use crate::consensus::driver::Genesis;
+use crate::consensus::machine;
+use crate::consensus::planner::Patience;
+use crate::consensus::state::{Command, Definition, Member, Seat, Standing, State};
+
+/// Entries of the log after which a snapshot takes their place.
+const SNAPSHOT_EVERY: u64 = 1000;
+
+/// The pools of a configuration, as they are agreed on.
+fn definitions(config: &Config) -> BTreeMap<String, Definition> {
+    let definition = |pool: &crate::config::Pool| {
+        let weight = |state| move |weight| if state == BackendState::Active { weight } else { 0 };
+        Definition(pool.backends.iter().map(|one| (one.name.clone(), weight(one.state)(one.weight))).collect())
+    };
+    config.pools.iter().map(|pool| (pool.name.clone(), definition(pool))).collect()
+}
+
+/// The shares of the slots that a configuration gives to nodes.
+fn weights(config: &Config) -> BTreeMap<u8, u32> {
+    config.members.iter().map(|member| (member.id, if member.alive { member.weight } else { 0 })).collect()
+}
+
+fn weight(config: &Config) -> u32 {
+    weights(config).get(&config.node.id).copied().unwrap_or(1)
+}
+
+fn address(config: &Config) -> String {
+    let own = config.members.iter().find(|member| member.id == config.node.id);
+    own.map(|own| SocketAddr::new(own.address, config.cluster.port).to_string()).unwrap_or_default()
+}
+
+/// Who may be a member besides this node.
+pub fn others(config: &Config) -> BTreeSet<u8> {
+    config.members.iter().map(|member| member.id).filter(|id| *id != config.node.id).collect()
+}
+
+/// Who a node is, in this incarnation. The seed is another one with every start.
+pub fn machine(config: &Config, incarnation: u64, seed: u128) -> machine::Config {
+    machine::Config {
+        cluster: config.cluster.id,
+        node: config.node.id,
+        peers: others(config).into_iter().collect(),
+        address: address(config),
+        weight: weight(config),
+        incarnation,
+        seed,
+        snapshot_every: SNAPSHOT_EVERY,
+    }
+}
+
+/// How patient a node is when it leads.
+pub fn patience(config: &Config) -> Patience {
+    Patience { down: config.cluster.down_after.as_millis() as u64, ..Patience::default() }
+}
+
+/// A change to this configuration, of this text.
+pub fn apply(config: &Config, text: &str, expect: Option<u64>) -> Command {
+    Command::Apply { text: text.to_owned(), expect, pools: definitions(config) }
+}
+
+/// The first state of a cluster that begins with what is in force on a node: a configuration, its version, and how many
+/// rows pools have.
+pub fn genesis(config: &Config, text: &str, version: u64, sizes: BTreeMap<String, u32>, incarnation: u64) -> Genesis {
+    let (address, weight, text) = (address(config), weight(config), text.to_owned());
+    let (me, slots, pools) = (config.node.id, config.cluster.slots, definitions(config));
+    Box::new(move |disk| {
+        let seat = Some(Seat { disk, votes: true });
+        let member = Member { address, weight, seat, standing: Standing::Up, draining: false, incarnation };
+        let mut state = State::genesis(me, member, slots, text, pools);
+        state.specification.version = version;
+        // A table of another size would send the flows of today elsewhere.
+        for (name, pool) in &mut state.pools {
+            pool.size = pool.size.max(sizes.get(name).copied().unwrap_or(0));
+        }
+        state
+    })
+}
+
+/// What a leader asks for where members have other shares of the slots than a configuration gives them.
+pub fn shares(config: &Config, state: &State) -> Option<Command> {
+    let is_other = |(id, weight): &(u8, u32)| state.members.get(id).is_some_and(|one| one.weight != *weight);
+    let other: BTreeMap<u8, u32> = weights(config).into_iter().filter(is_other).collect();
+    (!other.is_empty()).then_some(Command::SetWeights(other))
+}
