@@ -12,7 +12,7 @@ use serde_json::Value;
 use xtask::lab::{Config, Fabric, Host, Role, Topology, VIPS4, VIPS6, vip4, vip6};
 use xtask::traffic::{HTTP_PORT, Load};
 
-use crate::holders::{apply, configure};
+use crate::holders::configure;
 use crate::scene::{Scene, all_answered, targets, wait_until, words};
 
 const ROUTER: Role = Role::Fabric;
@@ -35,8 +35,7 @@ fn a_router_sends_to_the_nodes_whose_routes_are_announced() -> Result<()> {
     let load = Load::new(targets(&scene.config, HTTP_PORT), 200, Duration::from_secs(4));
     let load = thread::scope(|scope| -> Result<_> {
         let running = scope.spawn(|| client.run(|| load.run()));
-        configure(&scene, "route", &[2])?;
-        apply(&scene)?;
+        scene.done("n1", &["drain", "n2"])?;
         sends_to(&scene, &[1, 3])?;
         running.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
     })?;
@@ -49,11 +48,10 @@ fn a_router_sends_to_the_nodes_whose_routes_are_announced() -> Result<()> {
     scene.lab.process("n1-agent")?.kill()?;
     ensure!(owned(&scene, "n1")?.len() == 2, "the killed agent's routes are gone: {:?}", owned(&scene, "n1")?);
 
-    configure(&scene, "route", &[])?;
     for node in ["n1", "n3"] {
         scene.lab.start_agent(node)?;
     }
-    apply(&scene)?;
+    scene.done("n3", &["undrain", "n2"])?;
     sends_to(&scene, &[1, 2, 3])
 }
 

@@ -6,6 +6,7 @@ mod agent;
 mod agreement;
 mod announced;
 mod change;
+mod drain;
 mod holders;
 mod kills;
 mod liveness;

@@ -37,7 +37,7 @@ pub struct Durable {
 pub struct MemberStatus {
     /// The node.
     pub node: u8,
-    /// `up`, `draining`, `returning` or `down`.
+    /// `up`, `draining`, `drained`, `returning` or `down`.
     pub standing: String,
     /// `voter` or `learner`; none for a node without a seat.
     pub seat: Option<String>,
@@ -165,6 +165,11 @@ impl Agreement {
         self.asks(Some(Command::Leave(node)))
     }
 
+    /// Asks for a node to give its slots and VIPs away, or to have some again.
+    pub(super) fn drain(&self, node: u8, drains: bool) -> Proposal {
+        self.asks(Some(if drains { Command::Drain(node) } else { Command::Undrain(node) }))
+    }
+
     /// The change that is under way, if one is.
     pub(super) fn under_way(&self) -> Option<Proposal> {
         (self.follower.in_force() > *self.done.borrow()).then(|| self.asks(None))
@@ -214,6 +219,7 @@ impl Agreement {
             standing: match member.state() {
                 MemberState::Up => "up",
                 MemberState::Draining => "draining",
+                MemberState::Drained => "drained",
                 MemberState::Returning => "returning",
                 MemberState::Down => "down",
             }

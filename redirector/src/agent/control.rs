@@ -62,6 +62,16 @@ pub enum Request {
         /// Which one.
         node: u8,
     },
+    /// Let a node give its slots and VIPs away.
+    Drain {
+        /// Which one.
+        node: u8,
+    },
+    /// Let a node have slots and VIPs again.
+    Undrain {
+        /// Which one.
+        node: u8,
+    },
 }
 
 /// What an agent answers.
@@ -228,6 +238,14 @@ pub(super) async fn answer(node: &mut Node, request: Request, answer: oneshot::S
             Err(error) => wrong(error),
         },
         Request::Leave { node: id } => match node.leave(id) {
+            Ok(asked) => return later(node, asked, answer),
+            Err(error) => wrong(error),
+        },
+        Request::Drain { node: id } => match node.drain(id, true) {
+            Ok(asked) => return later(node, asked, answer),
+            Err(error) => wrong(error),
+        },
+        Request::Undrain { node: id } => match node.drain(id, false) {
             Ok(asked) => return later(node, asked, answer),
             Err(error) => wrong(error),
         },

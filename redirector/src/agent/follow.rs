@@ -206,6 +206,13 @@ impl Node {
         Ok(Asked { proposal: agreement.leave(node), changes: vec![format!("- node {node}")] })
     }
 
+    /// Asks the cluster to let a node give its slots and VIPs away, or have some again.
+    pub(super) fn drain(&self, node: u8, drains: bool) -> Result<Asked, ApplyError> {
+        let agreement = self.agreement.as_ref().ok_or(ApplyError::Alone)?;
+        let word = if drains { "drains" } else { "drains no more" };
+        Ok(Asked { proposal: agreement.drain(node, drains), changes: vec![format!("node {node} {word}")] })
+    }
+
     /// Looks which disputed rows have old flows still, and whether there is anything to ask the cluster for.
     pub(super) fn look_after_agreement(&mut self) {
         self.propose_file();

@@ -194,6 +194,7 @@ impl Follower {
             installed: self.installed,
             resynced: self.resynced,
             restless: self.restless.clone(),
+            has_withdrawn: false,
         }
     }
 }

@@ -129,6 +129,11 @@ impl Liveness {
         self.sender.changes()
     }
 
+    /// Whether this node is to give its slots and VIPs away.
+    pub(super) fn drains(&self) -> bool {
+        self.lookout.drains()
+    }
+
     /// A port lost its carrier, or has it again.
     pub(super) fn carrier(&self, port: u8, carrier: bool) {
         self.lookout.carrier(&self.maps, port, carrier);

@@ -35,6 +35,7 @@ pub struct Lookout {
     me: u8,
     lacking_since: Option<u64>,
     own: Own,
+    drains: bool,
 }
 
 /// What a lookout asks the host for.
@@ -78,6 +79,7 @@ impl Lookout {
             me,
             lacking_since: None,
             own: Own::Returning,
+            drains: false,
         }
     }
 
@@ -165,6 +167,11 @@ impl Lookout {
         self.own
     }
 
+    /// Whether it is agreed that this node gives its slots and VIPs away.
+    pub fn drains(&self) -> bool {
+        self.drains
+    }
+
     /// Links to peers: node and port.
     pub fn links(&self) -> &[(u8, u8)] {
         &self.links
@@ -218,7 +225,12 @@ impl Lookout {
             tracing::info!(from = ?self.own, to = ?own, "this node's state changed");
             self.own = own;
         }
-        let said = if lacks { state::RETURNING } else { state::ACTIVE };
+        self.drains = agreed.and_then(|agreed| agreed.members.get(&self.me)).is_some_and(|member| member.draining);
+        let said = match (lacks, self.drains) {
+            (true, _) => state::RETURNING,
+            (false, true) => state::DRAINING,
+            (false, false) => state::ACTIVE,
+        };
         let vitals = Vitals { state: said, health: 100, load: 0, shed: 0, agent_age: 0 };
         maps.condition().vitals.store(vitals.word());
     }
@@ -300,7 +312,7 @@ impl Lookout {
         let mut view = voices(maps, &self.links, self.timeout, time);
         view.members.extend(config.members.iter().map(|member| member.id).chain([self.me]));
         view.alive.set(self.me, true);
-        let drains = config.members.iter().any(|member| member.id == self.me && !member.alive);
+        let drains = self.drains || config.members.iter().any(|member| member.id == self.me && !member.alive);
         view.fitness = match (attached && self.own != Own::Returning, drains) {
             (false, _) => Fitness::Unfit,
             (true, true) => Fitness::Draining,

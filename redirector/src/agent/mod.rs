@@ -127,6 +127,7 @@ async fn look_at_peers(vips: &mut Vips, node: &mut Node) {
         node.tell_at_once(vips.handle());
         vips.view(view).await;
     }
+    node.set_announces(vips.announces());
 }
 
 /// Which VIPs there are follows from the configuration, and whether this node may hold any from whether packets can be

@@ -20,6 +20,7 @@ use super::talk::Talk;
 use crate::breaker::{Breaker, Breakers, Policy};
 use crate::config::{self, Config, Mistakes, XdpMode};
 use crate::consensus::driver::ProposeError;
+use crate::consensus::planner::Report;
 use crate::dataplane::flows::now;
 use crate::dataplane::image::{self, Image, ImageError, Link, Links, NextHop};
 use crate::dataplane::maps::{Maps, MapsError};
@@ -102,6 +103,8 @@ pub struct Node {
     /// Whether the cluster has taken it, once it is known.
     pub(super) asking: Option<oneshot::Receiver<bool>>,
     attached: bool,
+    /// Whether routes to VIPs may be there.
+    announces: bool,
     began: Duration,
     breakers: Breakers,
     /// Stands before writing to the data directory.
@@ -301,6 +304,7 @@ impl Node {
             edited,
             asking: None,
             attached: true,
+            announces: true,
             began,
             breakers,
             disk,
@@ -329,6 +333,18 @@ impl Node {
         }
     }
 
+    /// Takes note of whether routes to VIPs may be there.
+    pub(super) fn set_announces(&mut self, announces: bool) {
+        self.announces = announces;
+    }
+
+    /// Whether this node drains, and holds no VIP and announces none any more.
+    fn has_withdrawn(&self) -> bool {
+        let drains = self.liveness.as_ref().is_some_and(Liveness::drains);
+        // What cannot be read may be there.
+        drains && !self.announces && vip::held(&self.maps).is_ok_and(|held| held.is_empty())
+    }
+
     /// Takes note of whether packets come to the data plane at all.
     pub(super) fn set_attached(&mut self, attached: bool) {
         self.attached = attached;
@@ -342,11 +358,12 @@ impl Node {
 
     /// Gives a sign of life, lets peers be alive that may be, and tells the leader what this node sees and has done.
     pub(super) fn look_at_peers(&mut self) {
+        let has_withdrawn = self.has_withdrawn();
         let Some(liveness) = &mut self.liveness else { return };
         let follower = self.agreement.as_mut().map(Agreement::follower_mut);
         let report = liveness.pulse(&self.image.slots, self.talk.as_mut(), follower);
         if let (Some(agreement), Some(report)) = (&self.agreement, report) {
-            agreement.report(report);
+            agreement.report(Report { has_withdrawn, ..report });
         }
     }
 

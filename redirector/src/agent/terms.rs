@@ -71,7 +71,8 @@ pub fn genesis(config: &Config, text: &str, version: u64, sizes: BTreeMap<String
     let (me, slots, pools) = (config.node.id, config.cluster.slots, definitions(config));
     Box::new(move |disk| {
         let seat = Some(Seat { disk, votes: true });
-        let member = Member { address, weight, seat, standing: Standing::Up, draining: false, incarnation };
+        let member =
+            Member { address, weight, seat, standing: Standing::Up, draining: false, drained: false, incarnation };
         let mut state = State::genesis(me, member, slots, text, pools);
         state.specification.version = version;
         // A table of another size would send the flows of today elsewhere.

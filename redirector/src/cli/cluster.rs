@@ -1,4 +1,4 @@
-//! `bootstrap`, `join`, `leave`: the cluster's life.
+//! `bootstrap`, `join`, `leave`, `drain`, `undrain`: the cluster's life.
 
 use std::path::PathBuf;
 use std::thread;
@@ -13,6 +13,9 @@ use crate::config::{self, Config};
 
 /// How often `join` asks how far it is.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// How long an agent may not answer while something else is awaited: it may be restarted meanwhile.
+const AWAY: Duration = Duration::from_secs(10);
 
 /// The node whose agent is asked.
 #[derive(Debug, clap::Args)]
@@ -107,6 +110,96 @@ impl Leave {
         let Answer::Done { durable, .. } = answer else { bail!("the agent answers what was not asked") };
         let durable = durable.map(|durable| format!(": {durable}")).unwrap_or_default();
         println!("node {} is no member any more{durable}", self.id);
+        Ok(())
+    }
+}
+
+/// A node by its id, or by the name that `get nodes` has for it.
+fn node_of(text: &str, config: &Config) -> Result<u8> {
+    if text == config.node.name {
+        return Ok(config.node.id);
+    }
+    let id = text.strip_prefix('n').unwrap_or(text).parse().ok().filter(|id| (1..=254).contains(id));
+    id.with_context(|| {
+        format!("`{text}` is neither this node's name nor an id from 1 to 254; `redirector get nodes` lists them")
+    })
+}
+
+/// Arguments of `drain`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Drain {
+    /// The node, by its id or as `get nodes` calls it.
+    #[arg(value_name = "NODE")]
+    which: String,
+    #[command(flatten)]
+    node: Node,
+    /// How many seconds to wait until it is drained; 0: it is asked for, and goes on by itself.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    wait: u64,
+}
+
+impl Drain {
+    pub(super) fn run(self) -> Result<()> {
+        let id = node_of(&self.which, &config::load(&self.node.config)?)?;
+        let (_, answer) = self.node.ask(&Request::Drain { node: id })?;
+        let Answer::Done { durable, .. } = answer else { bail!("the agent answers what was not asked") };
+        let durable = durable.map(|durable| format!(": {durable}")).unwrap_or_default();
+        println!("node {id} gives its slots and VIPs away{durable}");
+        let until = Instant::now() + Duration::from_secs(self.wait);
+        let (mut heard, mut has_begun) = (Instant::now(), false);
+        while Instant::now() < until {
+            match self.node.agreement() {
+                Ok((_, agreement)) => {
+                    heard = Instant::now();
+                    match standing(&agreement, id) {
+                        Some("drained") => {
+                            println!("node {id} is drained: it may be stopped, and nobody would miss it");
+                            return Ok(());
+                        }
+                        Some("draining") => has_begun = true,
+                        Some("down") => bail!("node {id} is down: what it owned went over without it"),
+                        Some("up") if has_begun => bail!("node {id} drains no more: somebody has undrained it"),
+                        // Whoever is asked may be a little behind.
+                        Some(_) => {}
+                        None => bail!("node {id} is no member any more"),
+                    }
+                }
+                Err(error) if heard.elapsed() > AWAY => return Err(error),
+                Err(_) => {}
+            }
+            thread::sleep(LOOK);
+        }
+        if self.wait > 0 {
+            bail!(
+                "node {id} is not drained after {} s; it goes on: `redirector get nodes` tells how far it is",
+                self.wait
+            );
+        }
+        Ok(())
+    }
+}
+
+fn standing(agreement: &AgreementStatus, id: u8) -> Option<&str> {
+    agreement.members.iter().find(|member| member.node == id).map(|member| member.standing.as_str())
+}
+
+/// Arguments of `undrain`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Undrain {
+    /// The node, by its id or as `get nodes` calls it.
+    #[arg(value_name = "NODE")]
+    which: String,
+    #[command(flatten)]
+    node: Node,
+}
+
+impl Undrain {
+    pub(super) fn run(self) -> Result<()> {
+        let id = node_of(&self.which, &config::load(&self.node.config)?)?;
+        let (_, answer) = self.node.ask(&Request::Undrain { node: id })?;
+        let Answer::Done { durable, .. } = answer else { bail!("the agent answers what was not asked") };
+        let durable = durable.map(|durable| format!(": {durable}")).unwrap_or_default();
+        println!("node {id} gets slots and VIPs again, as their flows reach it{durable}");
         Ok(())
     }
 }

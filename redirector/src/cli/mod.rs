@@ -49,6 +49,10 @@ enum Command {
     Join(cluster::Join),
     /// Let a node be no member of the cluster any more.
     Leave(cluster::Leave),
+    /// Let a node give its slots and VIPs away in an orderly way, and wait until nobody would miss it.
+    Drain(cluster::Drain),
+    /// Let a node that was drained have slots and VIPs again.
+    Undrain(cluster::Undrain),
     /// Show nodes, services, backends, paths, owners, flows, vips, replication, breakers or stats.
     Get(get::Get),
     /// Show the BPF maps, decoded.
@@ -77,6 +81,8 @@ pub fn main(arguments: Arguments) -> ExitCode {
         Command::Bootstrap(command) => command.run(),
         Command::Join(command) => command.run(),
         Command::Leave(command) => command.run(),
+        Command::Drain(command) => command.run(),
+        Command::Undrain(command) => command.run(),
         Command::Get(command) => command.run(),
         Command::Maps(command) => command.run(),
         Command::Why(command) => command.run(),

@@ -52,6 +52,8 @@ pub struct Vips {
     fitness: Fitness,
     view: View,
     routing: Arc<Breaker>,
+    /// Whether routes may be there.
+    announces: bool,
 }
 
 impl Vips {
@@ -63,7 +65,7 @@ impl Vips {
         let handle = shell::start(Settings::of(config)).context("cannot look after VIPs")?;
         let routing = breakers.breaker("routing", ROUTING);
         let routed = route::announced(config);
-        Ok(Self { handle, routed, fitness: Fitness::Unfit, view: View::default(), routing })
+        Ok(Self { handle, routed, fitness: Fitness::Unfit, view: View::default(), routing, announces: true })
     }
 
     /// A way to the thread that holds VIPs.
@@ -98,9 +100,16 @@ impl Vips {
         self.route().await;
     }
 
-    async fn route(&self) {
+    /// Whether routes to VIPs may be there.
+    pub fn announces(&self) -> bool {
+        self.announces
+    }
+
+    async fn route(&mut self) {
         let none = BTreeSet::new();
         let wanted = if self.fitness == Fitness::Ready { &self.routed } else { &none };
+        let any = !wanted.is_empty();
+        self.announces |= any;
         let permit = match self.routing.ask() {
             Ok(permit) => permit,
             Err(open) => return tracing::debug!(%open, "routes to VIPs"),
@@ -110,8 +119,9 @@ impl Vips {
         match held {
             Ok((0, 0)) => {}
             Ok((put, dropped)) => tracing::info!(put, dropped, "routes to VIPs"),
-            Err(error) => tracing::error!("routes to VIPs: {:#}", anyhow::Error::new(error)),
+            Err(error) => return tracing::error!("routes to VIPs: {:#}", anyhow::Error::new(error)),
         }
+        self.announces = any;
     }
 }
 

@@ -103,6 +103,24 @@ impl Lab {
         Ok(())
     }
 
+    /// Waits until all nodes know each other for voters that serve their share of the slots.
+    pub fn settled(&self) -> Result<()> {
+        let agents = self.nodes().into_iter().map(|node| Ok((self.process(&format!("{node}-agent"))?, node)));
+        let agents: Vec<_> = agents.collect::<Result<_>>()?;
+        agents.iter().try_for_each(|(agent, node)| self.agrees(node, agent))
+    }
+
+    /// The node that leads the consensus.
+    pub fn leader(&self) -> Result<String> {
+        for node in self.nodes() {
+            let leads = |one: &&Value| one["leads"] == true;
+            if let Some(name) = self.asked(&node)?.iter().find(leads).and_then(|one| one["name"].as_str()) {
+                return Ok(name.to_owned());
+            }
+        }
+        anyhow::bail!("no node leads")
+    }
+
     /// Waits until a node knows all others for voters that serve their share of the slots by its own file.
     fn agrees(&self, node: &str, agent: &Process) -> Result<()> {
         let file = self.config_file(node).display().to_string();

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::stub::{self, Stub};
 use super::{Lab, Process, Role, bpf, namespace, network, process};
+use crate::step;
 
 const BPFFS: &str = "/sys/fs/bpf";
 const LINK: &str = "link-";
@@ -74,6 +75,26 @@ impl Lab {
     pub fn resume(&self, node: &str) -> Result<()> {
         self.agent(node)?.signal(libc::SIGCONT);
         Ok(())
+    }
+
+    /// Has a node give away what it owns, and returns when the cluster says that nobody would miss it.
+    pub fn drain(&self, node: &str) -> Result<()> {
+        let by = self.another(node)?;
+        step::read(&mut self.redirector(&by, &["drain", node])?).map(drop)
+    }
+
+    /// Lets a drained node have slots and VIPs again, and returns when it has its share.
+    pub fn undrain(&self, node: &str) -> Result<()> {
+        let by = self.another(node)?;
+        step::read(&mut self.redirector(&by, &["undrain", node])?)?;
+        self.settled()
+    }
+
+    /// A node that lives, besides this one.
+    fn another(&self, node: &str) -> Result<String> {
+        self.node(node)?;
+        let other = self.nodes().into_iter().find(|other| other != node && !self.is_dead(other));
+        other.with_context(|| format!("there is no node besides {node}"))
     }
 
     /// Takes a host's carrier away. Returns the moment, on the monotonic clock.

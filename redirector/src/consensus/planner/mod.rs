@@ -7,6 +7,7 @@
 //! | a returning node has the flows of all slots that it is ranked in | it is up |
 //! | slots are not ranked as they should be | first more ranks, then, once the flows are there, the right order |
 //! | a slot's previous owner has been asked for long enough | it is forgotten |
+//! | a draining node owns nothing, holds nothing and has been asked for long enough | it is drained |
 //! | every node has installed a step of a pool's change | the next step |
 //! | a disk without a seat belongs to a member | the old seat is taken away, a learner's is given, then the vote |
 //!
@@ -40,6 +41,8 @@ pub struct Report {
     /// By pool, rows that have flows off their current backend. A pool that is not named has not been looked at since
     /// the version that is installed.
     pub restless: BTreeMap<String, RowSet>,
+    /// Whether it drains, and holds no VIP and announces none any more.
+    pub has_withdrawn: bool,
 }
 
 impl Report {
@@ -68,13 +71,16 @@ pub struct Patience {
     pub report: u64,
     /// Previous owners are asked for so long.
     pub forwarding: u64,
+    /// A node that drains is asked for so long after it has given its last slot away. Whoever got its slots has its flows,
+    /// but for those that were not proven by then.
+    pub draining: u64,
     /// Rows of one pool are settled bit by bit this far apart, while some have old flows.
     pub settling: u64,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { down: 10_000, back: 2_000, report: 1_000, forwarding: 60_000, settling: 30_000 }
+        Self { down: 10_000, back: 2_000, report: 1_000, forwarding: 60_000, draining: 3_000, settling: 30_000 }
     }
 }
 
@@ -87,10 +93,17 @@ pub enum Concern {
     Slots,
     /// Whose previous owners are asked.
     Forwarding,
+    /// Who is drained.
+    Draining,
     /// How pools change.
     Pools,
     /// Who has a seat.
     Seats,
+}
+
+impl Concern {
+    /// All, in the order in which they are looked at.
+    const ALL: [Self; 6] = [Self::Standing, Self::Slots, Self::Forwarding, Self::Draining, Self::Pools, Self::Seats];
 }
 
 /// What a planner sees of the machine.
@@ -114,6 +127,7 @@ pub struct Planner {
     reports: BTreeMap<u8, (u64, Report)>,
     suspected_since: BTreeMap<u8, u64>,
     well_since: BTreeMap<u8, u64>,
+    idle_since: BTreeMap<u8, u64>,
     under_way: BTreeSet<Concern>,
     target: slots::Target,
     forwarding: slots::Forwarding,
@@ -128,6 +142,7 @@ impl Planner {
             reports: BTreeMap::new(),
             suspected_since: BTreeMap::new(),
             well_since: BTreeMap::new(),
+            idle_since: BTreeMap::new(),
             under_way: BTreeSet::new(),
             target: slots::Target::default(),
             forwarding: slots::Forwarding::default(),
@@ -153,7 +168,7 @@ impl Planner {
             return Vec::new();
         }
         let mut plans = Vec::new();
-        for concern in [Concern::Standing, Concern::Slots, Concern::Forwarding, Concern::Pools, Concern::Seats] {
+        for concern in Concern::ALL {
             if self.under_way.contains(&concern) {
                 continue;
             }
@@ -161,6 +176,7 @@ impl Planner {
                 Concern::Standing => self.standing(view.state, now),
                 Concern::Slots => self.slots(view.state, now),
                 Concern::Forwarding => self.forwarding.step(view.state, now, self.patience.forwarding),
+                Concern::Draining => self.draining(view.state, now),
                 Concern::Pools => self.pools(view.state, now),
                 Concern::Seats => seats(view),
             };
@@ -218,6 +234,20 @@ impl Planner {
             let is_ready = member.standing == Standing::Returning && report.incarnation == incarnation;
             (is_ready && self.has_its_flows(state, id, report)).then_some(Command::NodeUp { id, incarnation })
         })
+    }
+
+    /// A node that is done with draining.
+    fn draining(&mut self, state: &State, now: u64) -> Option<Command> {
+        for (&id, member) in &state.members {
+            let is_idle = member.draining && !member.drained && state.owns_nothing(id);
+            note(&mut self.idle_since, id, is_idle, now);
+        }
+        self.idle_since.retain(|id, _| state.members.contains_key(id));
+        let is_done = |(&id, &since): (&u8, &u64)| {
+            let has_withdrawn = self.report(id, now).is_some_and(|report| report.has_withdrawn);
+            (has_withdrawn && now - since >= self.patience.draining).then_some(Command::Relieve(id))
+        };
+        self.idle_since.iter().find_map(is_done)
     }
 }
 

@@ -20,6 +20,7 @@ impl World {
             seat: Some(Seat { disk: id.into(), votes: true }),
             standing: Standing::Up,
             draining: false,
+            drained: false,
             incarnation: 1,
         };
         let mut state = State::genesis(1, member(1), SLOTS, String::new(), BTreeMap::new());
@@ -256,4 +257,23 @@ fn old_reports_say_nothing() {
     for _ in 0..300 {
         assert_eq!(world.pass(), []);
     }
+}
+
+#[test]
+fn a_node_is_drained_when_it_owns_and_holds_nothing_and_is_asked_no_more() {
+    let mut world = World::of(3);
+    world.settle();
+    world.state.apply(world.state.version + 1, &Command::Drain(3)).unwrap();
+    world.settle();
+    assert!(world.state.owns_nothing(3));
+    assert_eq!(world.state.members[&3].state(), MemberState::Draining, "it holds VIPs yet");
+    world.reports.get_mut(&3).unwrap().has_withdrawn = true;
+    assert_eq!(world.pass(), [Command::Relieve(3)]);
+    assert_eq!(world.state.members[&3].state(), MemberState::Drained);
+    assert!(world.state.slots.iter().all(|slot| slot.previous != 3));
+    world.settle();
+    assert!(world.pass().is_empty());
+    world.state.apply(world.state.version + 1, &Command::Undrain(3)).unwrap();
+    world.settle();
+    assert!(world.is_on_target() && world.state.members[&3].state() == MemberState::Up);
 }

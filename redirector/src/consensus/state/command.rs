@@ -109,6 +109,11 @@ pub enum Command {
         /// Which one.
         u8,
     ),
+    /// A node that drains owns nothing any more: it is asked as previous owner no more, and is drained.
+    Relieve(
+        /// Which one.
+        u8,
+    ),
 }
 
 /// How a pool's change goes on.
@@ -191,11 +196,11 @@ pub(super) fn apply(state: &mut State, index: u64, command: &Command) -> Result<
         Command::NodeReturning { id, incarnation } => returning(state, index, *id, *incarnation),
         Command::NodeUp { id, incarnation } => up(state, *id, *incarnation),
         Command::Drain(id) => drain(state, *id),
-        Command::Undrain(id) => member(state, *id).map(|member| member.draining = false),
+        Command::Undrain(id) => member(state, *id).map(|member| (member.draining, member.drained) = (false, false)),
         Command::SetWeights(weights) => set_weights(state, weights),
         Command::Move { first, ranks } => move_slots(state, index, *first, ranks),
         Command::Forget { unchanged_since } => {
-            slots::forget(state, *unchanged_since, index);
+            slots::forget(state, |slot| slot.version <= *unchanged_since, index);
             Ok(())
         }
         Command::PoolStep { pool, since, advance } => pool_step(state, index, pool, *since, advance),
@@ -203,7 +208,7 @@ pub(super) fn apply(state: &mut State, index: u64, command: &Command) -> Result<
             let seat = Some(Seat { disk: *disk, votes: false });
             let (address, weight, incarnation) = (address.clone(), *weight, *incarnation);
             let standing = Standing::Returning;
-            join(state, *id, Member { address, weight, seat, standing, draining: false, incarnation })
+            join(state, *id, Member { address, weight, seat, standing, draining: false, drained: false, incarnation })
         }
         Command::Promote { id, disk } => {
             let seat = member(state, *id)?.seat.as_mut().filter(|seat| seat.disk == *disk);
@@ -211,6 +216,7 @@ pub(super) fn apply(state: &mut State, index: u64, command: &Command) -> Result<
         }
         Command::Retire { id, disk } => retire(state, *id, *disk),
         Command::Leave(id) => leave(state, index, *id),
+        Command::Relieve(id) => relieve(state, index, *id),
     }
 }
 
@@ -296,6 +302,14 @@ fn drain(state: &mut State, id: u8) -> Result<(), Refusal> {
         return Err(Refusal::LastOwner(id));
     }
     member(state, id).map(|member| member.draining = true)
+}
+
+fn relieve(state: &mut State, index: u64, id: u8) -> Result<(), Refusal> {
+    if !member(state, id)?.draining || !state.owns_nothing(id) {
+        return Err(Refusal::Stale(id));
+    }
+    slots::forget(state, |slot| slot.previous == id, index);
+    member(state, id).map(|member| member.drained = true)
 }
 
 fn set_weights(state: &mut State, weights: &BTreeMap<u8, u32>) -> Result<(), Refusal> {

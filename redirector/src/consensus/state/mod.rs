@@ -58,6 +58,8 @@ pub struct Member {
     pub standing: Standing,
     /// Whether an operator wants it to own nothing.
     pub draining: bool,
+    /// Whether it has got there: it owns nothing, is asked for nothing, and nothing is sent to it on its own account.
+    pub drained: bool,
     /// Changes when its maps are lost.
     pub incarnation: u64,
 }
@@ -89,6 +91,8 @@ pub enum MemberState {
     Up,
     /// It serves, and gives its slots away.
     Draining,
+    /// It has given all away: nobody would miss it.
+    Drained,
     /// It is back, or new, and its flows are not there yet.
     Returning,
     /// It does not serve.
@@ -99,6 +103,7 @@ impl Member {
     /// The state in one word.
     pub fn state(&self) -> MemberState {
         match self.standing {
+            Standing::Up if self.drained => MemberState::Drained,
             Standing::Up if self.draining => MemberState::Draining,
             Standing::Up => MemberState::Up,
             Standing::Returning => MemberState::Returning,
@@ -158,6 +163,11 @@ impl State {
     /// Whether a node serves, its flows with it.
     pub fn is_up(&self, id: u8) -> bool {
         self.members.get(&id).is_some_and(|member| member.standing == Standing::Up)
+    }
+
+    /// Whether a node is ranked nowhere.
+    pub fn owns_nothing(&self, id: u8) -> bool {
+        !self.slots.iter().any(|slot| slot.ranks.contains(&id))
     }
 
     /// Whether every slot has two owners that serve.

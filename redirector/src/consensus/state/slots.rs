@@ -57,9 +57,9 @@ pub(super) fn rank(state: &mut State, first: usize, ranks: &[Ranks], index: u64)
     }
 }
 
-/// Ends the forwarding to previous owners of slots that have not changed since an index.
-pub(super) fn forget(state: &mut State, unchanged_since: u64, index: u64) {
-    for slot in state.slots.iter_mut().filter(|slot| slot.previous != 0 && slot.version <= unchanged_since) {
+/// Ends the forwarding to previous owners of such slots.
+pub(super) fn forget(state: &mut State, such: impl Fn(&Slot) -> bool, index: u64) {
+    for slot in state.slots.iter_mut().filter(|slot| slot.previous != 0 && such(slot)) {
         (slot.previous, slot.version) = (0, index);
     }
 }

@@ -12,6 +12,7 @@ fn member(disk: u128) -> Member {
         seat: Some(Seat { disk, votes: true }),
         standing: Standing::Up,
         draining: false,
+        drained: false,
         incarnation: 1,
     }
 }
@@ -117,6 +118,23 @@ fn the_last_voter_and_the_last_owner_stay() {
 }
 
 #[test]
+fn a_node_is_relieved_once_it_drains_and_owns_nothing() {
+    let mut state = cluster(3);
+    assert_eq!(state.apply(4, &Command::Relieve(3)), Err(Refusal::Stale(3)));
+    state.apply(5, &Command::Drain(3)).unwrap();
+    assert_eq!(state.apply(6, &Command::Relieve(3)), Err(Refusal::Stale(3)));
+    let ranks = target(&state.weights(), SLOTS as usize, 1).unwrap();
+    state.apply(7, &Command::Move { first: 0, ranks }).unwrap();
+    assert!(state.slots.iter().any(|slot| slot.previous == 3));
+    let others: Vec<u8> = state.slots.iter().map(|slot| slot.previous).filter(|&id| id != 0 && id != 3).collect();
+    state.apply(8, &Command::Relieve(3)).unwrap();
+    let left: Vec<u8> = state.slots.iter().map(|slot| slot.previous).filter(|&id| id != 0).collect();
+    assert_eq!((left, state.members[&3].state()), (others, MemberState::Drained));
+    state.apply(9, &Command::Undrain(3)).unwrap();
+    assert_eq!(state.members[&3].state(), MemberState::Up);
+}
+
+#[test]
 fn a_seat_belongs_to_a_disk() {
     let mut state = cluster(3);
     let join = Command::Join { id: 2, disk: 22, address: "b".to_owned(), weight: 9, incarnation: 5 };
@@ -193,6 +211,7 @@ fn commands() -> impl Strategy<Value = Command> {
         (id.clone(), 1u64..3).prop_map(|(id, incarnation)| Command::NodeUp { id, incarnation }),
         id.clone().prop_map(Command::Drain),
         id.clone().prop_map(Command::Undrain),
+        id.clone().prop_map(Command::Relieve),
         (id.clone(), 0u32..9).prop_map(|(id, weight)| Command::SetWeights(BTreeMap::from([(id, weight)]))),
         (0u32..SLOTS + 9, prop::collection::vec(rank, 0..12)).prop_map(|(first, ranks)| Command::Move { first, ranks }),
         (0u64..40).prop_map(|unchanged_since| Command::Forget { unchanged_since }),

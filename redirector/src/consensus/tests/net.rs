@@ -271,6 +271,7 @@ pub(in crate::consensus) fn genesis(id: u8, disk: u128) -> State {
         seat: Some(Seat { disk, votes: true }),
         standing: Standing::Up,
         draining: false,
+        drained: false,
         incarnation: 1,
     };
     State::genesis(id, member, SLOTS, "genesis".to_owned(), BTreeMap::new())

@@ -46,15 +46,13 @@ impl Cluster {
         Ok(Self { lab, web: config.targets(HTTP_PORT), rate: args.rate, flows: args.flows })
     }
 
-    /// A node that is chosen by chance; packets enter at another from now on.
-    fn behind_another(&self, random: &mut Random) -> Result<String> {
-        let nodes = self.lab.nodes();
-        let victim = random.pick(&nodes);
-        let others: Vec<&String> = nodes.iter().filter(|node| *node != victim).collect();
+    /// Lets packets enter at a node that is chosen by chance, and not at this one.
+    fn behind_another(&self, victim: String, random: &mut Random) -> Result<String> {
+        let others: Vec<String> = self.lab.nodes().into_iter().filter(|node| *node != victim).collect();
         let ingress = random.pick(&others);
         self.lab.steer(VIPS4, &[ingress])?;
         self.lab.steer(VIPS6, &[ingress])?;
-        Ok(victim.clone())
+        Ok(victim)
     }
 }
 
@@ -64,7 +62,8 @@ impl Scene for Cluster {
         let vip = if number.is_multiple_of(2) { IpAddr::from(vip6(OWNED)) } else { vip4(OWNED).into() };
         let victim = match fault {
             Fault::VipHolder => self.lab.holder(vip)?,
-            _ => self.behind_another(random)?,
+            Fault::Leader => self.behind_another(self.lab.leader()?, random)?,
+            _ => self.behind_another(random.pick(&self.lab.nodes()).clone(), random)?,
         };
         let target = SocketAddr::new(vip, ECHO_PORT);
         let addresses = client_addresses(vip);
@@ -76,13 +75,6 @@ impl Scene for Cluster {
         let flows = (0..self.flows).map(flow).collect::<Result<_>>()?;
         let stream = Stream { per_second: self.rate, flows };
         let shot = Shot { lab: &self.lab, node: &victim, stream: &stream, web: &self.web, connections: CONNECTIONS };
-        shot.fire(
-            random,
-            || fault.make(&self.lab, &victim),
-            || {
-                self.lab.heal()?;
-                self.lab.whole()
-            },
-        )
+        shot.fire(random, || fault.make(&self.lab, &victim), || fault.mend(&self.lab, &victim))
     }
 }

@@ -80,9 +80,7 @@ impl Fault {
     /// Why this build cannot make it, if it cannot.
     pub(super) fn missing(self) -> Option<&'static str> {
         match self {
-            Self::Leader => Some("nodes of this build have no leader"),
             Self::Path => Some("paths of this build have no health"),
-            Self::Drain => Some("this build has no `redirector drain`"),
             _ => None,
         }
     }
@@ -101,7 +99,17 @@ impl Fault {
                 lab.process(&format!("{node}-agent"))?.stop()?;
                 step::read(&mut lab.redirector(node, &["load"])?).map(drop)
             }
-            Self::Path | Self::Drain => unreachable!("not made since it is missing"),
+            Self::Drain => lab.drain(node),
+            Self::Path => unreachable!("not made since it is missing"),
         }
+    }
+
+    /// Ends it, and all others.
+    pub(super) fn mend(self, lab: &Lab, node: &str) -> Result<()> {
+        if self == Self::Drain {
+            lab.undrain(node)?;
+        }
+        lab.heal()?;
+        lab.whole()
     }
 }
