@@ -58,8 +58,8 @@ reasons! {
     ArpAnswered "arp-answered" Transmit "An ARP request for a VIP that this node holds, answered here.";
     NdAnswered "nd-answered" Transmit "A neighbour solicitation for a VIP that this node holds, answered here.";
     EchoAnswered "echo-answered" Transmit "An echo request to a VIP, answered here.";
-    ResetSent "reset-sent" Transmit "A TCP segment to a port without a service, answered by a reset.";
-    UnreachableSent "unreachable-sent" Transmit "A packet to a port without a service, answered by port unreachable.";
+    ResetSent "reset-sent" Transmit "A TCP segment to a port without a service or that is refused, answered by a reset.";
+    UnreachableSent "unreachable-sent" Transmit "A packet to a port without a service or that is refused, answered by port unreachable.";
     TooBigSent "too-big-sent" Transmit "Longer than its path takes; the sender was told the MTU.";
     UnmatchedDrop "unmatched-drop" Drop "A VIP's port without a service; the VIP says `drop`.";
     EchoDrop "echo-drop" Drop "An echo request to a VIP that says `drop`.";
@@ -73,6 +73,7 @@ reasons! {
     IcmpQuote "icmp-quote" Drop "An ICMP error whose quoted packet is cut off or did not come from the VIP.";
     FragmentUnknown "fragment-unknown" Drop "A later fragment whose first one was not seen.";
     Shed "shed" Drop "A new flow of a class that the shed level refuses.";
+    ShedEstablished "shed-established" Drop "A packet of the lowest class while the shed level is the highest.";
     NewFlowBudget "new-flow-budget" Drop "More new flows on this CPU than its budget.";
     SourceBudget "source-budget" Drop "More new flows from this source prefix than its budget.";
     NoBackend "no-backend" Drop "The row names no backend, or one that is not of the service's pool.";

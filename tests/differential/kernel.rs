@@ -18,10 +18,10 @@ use redirector::dataplane::{batch, install, load, maps::Maps};
 use redirector_ebpf::abi::PORTS;
 use redirector_ebpf::hash::HashKey;
 use redirector_ebpf::reason::Reason;
-use redirector_ebpf::tables::Pool;
 use redirector_ebpf::tables::event::FlowEvent;
 use redirector_ebpf::tables::liveness::link;
 use redirector_ebpf::tables::path::RESOLVED;
+use redirector_ebpf::tables::{Pool, Refusal};
 
 /// A loaded program and its maps.
 pub(crate) struct Kernel {
@@ -153,6 +153,14 @@ impl Kernel {
     /// How often a reason was counted, on all CPUs.
     pub(crate) fn counted(&self, reason: Reason) -> u64 {
         self.maps.reasons.get(&(reason as u32), 0).expect("read a counter").iter().sum()
+    }
+
+    /// Refused packets by service, class and reason.
+    pub(crate) fn refused(&self) -> Vec<((u16, u8, Refusal), u64)> {
+        let refused = self.maps.refused().expect("read the counters").into_iter();
+        let mut refused: Vec<_> = refused.map(|(key, count)| (key.parts(), count)).collect();
+        refused.sort_unstable_by_key(|(key, _)| (key.0, key.1, key.2 as u8));
+        refused
     }
 
     /// What was told of flows since it was last asked.

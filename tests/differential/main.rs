@@ -44,6 +44,14 @@ fn bend(tables: &mut MemoryTables, random: &mut Random) {
     (1..=5).for_each(|id| tables.image.alive.set(id, !random.once_in(4)));
     tables.dead_paths = tables.image.paths.keys().copied().filter(|_| random.once_in(4)).collect();
     tables.image.node.shed_level = random.pick(&[0, 0, 1, 2, 3]);
+    tables.image.node.tells_refused = random.pick(&[0, 1]);
+    // By key, not in a hash map's order, so that a seed repeats.
+    let mut services: Vec<_> = tables.image.services.iter_mut().collect();
+    services.sort_by_key(|(key, _)| key.words());
+    for (_, service) in services {
+        service.dscp = random.pick(&[0, 1]);
+        service.class = random.pick(&[0, 1, 2, 3]);
+    }
     let old_until = random.pick(&[0, u64::MAX]);
     for id in tables.image.neighbours.keys().filter(|_| random.once_in(12)) {
         tables.neighbours.borrow_mut().remove(id);
@@ -130,6 +138,9 @@ fn compare(seed: u64, reached: &mut HashSet<&'static str>) -> usize {
     for reason in Reason::ALL {
         assert_eq!(kernel.counted(*reason), counted[*reason as usize], "seed {seed}: `{}` counted", reason.name());
     }
+    let mut refused: Vec<_> = host.refused.borrow().iter().map(|(key, count)| (key.parts(), *count)).collect();
+    refused.sort_unstable_by_key(|(key, _)| (key.0, key.1, key.2 as u8));
+    assert_eq!(kernel.refused(), refused, "seed {seed}: refused packets by service, class and reason");
     let of = |v6| host.entries(v6).into_iter().map(move |(_, word)| fields((v6, Entry(word))));
     let mut flows: Vec<_> = of(false).chain(of(true)).collect();
     flows.sort_unstable();

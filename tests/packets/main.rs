@@ -10,6 +10,7 @@ mod neighbours;
 mod nodes;
 mod owners;
 mod protocols;
+mod refusals;
 mod services;
 mod vips;
 

@@ -2,7 +2,9 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_fib_lookup;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{
+    Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
+};
 use aya_ebpf::macros::btf_map;
 use redirector_ebpf::abi::{NODES, PORTS as PORT_COUNT, SOURCE_CELLS};
 use redirector_ebpf::packet::Address;
@@ -209,6 +211,10 @@ pub(crate) static ROUTE: PerCpuArray<bpf_fib_lookup, 1> = PerCpuArray::new();
 /// Packets by reason. XDP.
 #[btf_map]
 pub(crate) static REASONS: PerCpuArray<u64, 128> = PerCpuArray::new();
+
+/// Refused packets by service, class, and why: [`redirector_ebpf::tables::RefusedKey`]. XDP.
+#[btf_map]
+pub(crate) static REFUSED: PerCpuHashMap<u32, u64, 16384, NO_PREALLOC> = PerCpuHashMap::new();
 
 /// Packets and bytes by service. XDP.
 #[btf_map]

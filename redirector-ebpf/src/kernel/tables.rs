@@ -17,7 +17,7 @@ use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::trace::switch;
 use redirector_ebpf::tables::{
     AliveNodes, Backend, Bucket, Budget, Condition, FragmentKey, Heard, Mark, NeighbourKey, Node, Path, Pool, Port,
-    Row, Sent, Service, ServiceKey, Slot, Tables, Traffic, Vip, Watch,
+    RefusedKey, Row, Sent, Service, ServiceKey, Slot, Tables, Traffic, Vip, Watch,
 };
 
 use super::frame::XdpFrame;
@@ -89,6 +89,21 @@ fn kernel_route(ctx: &XdpContext, address: &Address, v6: bool, ifindex: u32) -> 
     match unsafe { maps::PORT_NUMBERS.get(params.ifindex).copied() } {
         Some(number) => mac.word() | RESOLVED | u64::from(number) << 56,
         None => 0,
+    }
+}
+
+/// Counts a refused packet. A function of its own, as its key and first count need stack.
+#[inline(never)]
+fn count_refused(journey: &Journey) -> bool {
+    let key = RefusedKey::of(journey).0;
+    match maps::REFUSED.get_ptr_mut(key) {
+        Some(count) => {
+            // SAFETY: a per-CPU value; the program is not preempted by itself.
+            unsafe { *count += 1 }
+            true
+        }
+        // A full table counts no more kinds; the verdict's own counter still does.
+        None => maps::REFUSED.insert(key, 1, 0).is_ok(),
     }
 }
 
@@ -352,6 +367,11 @@ impl Tables for MapTables<'_> {
     #[inline(always)]
     fn count(&self, reason: Reason) {
         count(reason);
+    }
+
+    #[inline(always)]
+    fn count_refused(&self, journey: &Journey) {
+        count_refused(journey);
     }
 
     #[inline(always)]

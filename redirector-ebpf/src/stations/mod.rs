@@ -18,7 +18,7 @@ use crate::hash::FlowHash;
 use crate::hop::{self, Arrived};
 use crate::packet::{Frame, Kind, Packet};
 use crate::reason::{Reason, Station, Verdict};
-use crate::tables::{Mark, Node, Path, Service, Slot, Tables};
+use crate::tables::{Mark, Node, Path, Refusal, Service, Slot, Tables};
 use crate::verifier::{forget, put};
 use owner::Decision;
 use reply::Answer;
@@ -46,6 +46,8 @@ pub struct Journey {
     pub path: u16,
     /// That path's rank.
     pub rank: u8,
+    /// Why it was refused: one more than the [`Refusal`]; 0: it was not.
+    pub refused: u8,
     /// What became of the packet.
     pub verdict: Verdict,
     /// The beat that it is, or its answer, if it is one.
@@ -67,6 +69,7 @@ impl Journey {
         put(&mut self.backend, 0);
         put(&mut self.path, 0);
         put(&mut self.rank, 0);
+        put(&mut self.refused, 0);
     }
 }
 
@@ -91,6 +94,9 @@ pub fn run<F: Frame, T: Tables>(frame: &mut F, tables: &T, journey: &mut Journey
     };
     let journey = forget(journey);
     tables.count(journey.verdict.reason);
+    if journey.refused != 0 {
+        tables.count_refused(journey);
+    }
     if tables.node().is_some_and(|node| node.trace != 0) {
         tables.trace(journey);
     }
@@ -181,12 +187,16 @@ fn steer<F: Frame, T: Tables>(
         journey.mark = tables.peer_of_mac(journey.packet.source_mac).unwrap_or_default();
         marked = true;
     }
-    if admission && journey.mark.is_none() {
-        admit::new_flow(tables, node, &service, &journey.packet)?;
+    if admission
+        && journey.mark.is_none()
+        && let Err(why) = admit::new_flow(tables, node, &service, &journey.packet)
+    {
+        return refuse(node, journey, why);
     }
     let backend = if place.needs_owner {
         match owned(tables, node, &service, &place, hash, marked, journey)? {
             Owned::Backend(backend) => backend,
+            Owned::Refused(why) => return refuse(node, journey, why),
             Owned::Elsewhere(mark, reason) => {
                 if matches!(journey.packet.kind, Kind::FirstFragment) {
                     fragment::remember(tables, journey, journey.owner, 0);
@@ -195,12 +205,25 @@ fn steer<F: Frame, T: Tables>(
             }
         }
     } else {
+        if let Err(why) = admit::any(node, &service, &journey.packet) {
+            return refuse(node, journey, why);
+        }
         place.row.current()
     };
     if matches!(journey.packet.kind, Kind::FirstFragment) {
         fragment::remember(tables, journey, 0, backend);
     }
     toward_backend(tables, journey, &service, backend)
+}
+
+/// Refuses a packet; who sent it may be told so, unless there is nothing to answer to.
+#[inline(always)]
+fn refuse(node: &Node, journey: &mut Journey, why: Refusal) -> Station<Next> {
+    journey.refused = why as u8 + 1;
+    if node.tells_refused != 0 && matches!(journey.packet.kind, Kind::Whole) {
+        return Ok(Next::Answer(Answer::Reject));
+    }
+    Err(why.reason())
 }
 
 /// Where the packet comes from within the cluster.
@@ -220,6 +243,7 @@ fn mark<T: Tables>(
 
 enum Owned {
     Backend(u16),
+    Refused(Refusal),
     Elsewhere(Mark, Reason),
 }
 
@@ -265,6 +289,9 @@ fn owned<T: Tables>(
         if let Some(backend) = flow::known(tables, &flow_place, found, node, journey, service, current) {
             journey.known = true;
             journey.owner = me;
+            if let Err(why) = admit::any(node, service, &journey.packet) {
+                return Ok(Owned::Refused(why));
+            }
             return Ok(Owned::Backend(backend));
         }
     }
@@ -286,8 +313,12 @@ fn owned<T: Tables>(
         }
         let tcp = journey.packet.tuple.protocol == crate::packet::protocol::TCP;
         // An error message about an unknown flow opens none.
-        if !tcp && !matches!(journey.packet.kind, Kind::Error) && node.limits_new_flows() {
-            admit::new_flow(tables, node, service, &journey.packet)?;
+        if !tcp
+            && !matches!(journey.packet.kind, Kind::Error)
+            && node.limits_new_flows()
+            && let Err(why) = admit::new_flow(tables, node, service, &journey.packet)
+        {
+            return Ok(Owned::Refused(why));
         }
         if tcp || tables.now() < place.old_until { place.row.previous() } else { place.row.current() }
     };

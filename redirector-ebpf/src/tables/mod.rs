@@ -115,6 +115,8 @@ pub trait Tables {
     fn trace(&self, journey: &crate::stations::Journey);
     /// Counts a verdict.
     fn count(&self, reason: Reason);
+    /// Counts a packet that was refused, by [`RefusedKey`].
+    fn count_refused(&self, journey: &crate::stations::Journey);
     /// Counts a packet and its bytes for a service.
     fn count_service(&self, service: u16, bytes: u64);
     /// Counts a packet and its bytes for a backend and the rank of the path taken.
@@ -131,6 +133,64 @@ pub enum Budget {
     Inserts = 1,
     /// ICMP errors and resets sent from here.
     Replies = 2,
+}
+
+/// Why a packet of a service is refused that would be served else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Refusal {
+    /// The shed level refuses new flows of its class.
+    Level = 0,
+    /// The shed level refuses all of its class, established flows too.
+    Established = 1,
+    /// More new flows on this CPU than its budget.
+    NewFlows = 2,
+    /// More new flows from its source prefix than its budget.
+    Source = 3,
+}
+
+impl Refusal {
+    /// All, by number.
+    pub const ALL: [Self; 4] = [Self::Level, Self::Established, Self::NewFlows, Self::Source];
+
+    /// The reason of the packet's verdict, where nobody is told.
+    #[inline(always)]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Level => Reason::Shed,
+            Self::Established => Reason::ShedEstablished,
+            Self::NewFlows => Reason::NewFlowBudget,
+            Self::Source => Reason::SourceBudget,
+        }
+    }
+}
+
+/// By what refused packets are counted: service, class, and why, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct RefusedKey(pub u32);
+
+impl RefusedKey {
+    /// The key of these.
+    #[inline(always)]
+    pub const fn new(service: u16, class: u8, why: Refusal) -> Self {
+        Self(service as u32 | (class as u32) << 16 | (why as u32) << 24)
+    }
+
+    /// The key of a packet that was refused.
+    #[inline(always)]
+    pub fn of(journey: &crate::stations::Journey) -> Self {
+        let (service, class) = match &journey.service {
+            Some(service) => (service.id, crate::stations::admit::class(service, &journey.packet)),
+            None => (0, 0),
+        };
+        Self(service as u32 | (class as u32) << 16 | (journey.refused as u32).wrapping_sub(1) << 24)
+    }
+
+    /// Service, class, and why.
+    pub const fn parts(self) -> (u16, u8, Refusal) {
+        (self.0 as u16, (self.0 >> 16) as u8, Refusal::ALL[(self.0 >> 24) as usize & 3])
+    }
 }
 
 /// Number of [`Budget`]s.
@@ -172,8 +232,10 @@ pub struct Node {
     pub prefixes: u8,
     /// 1: changes of flows are told of, since other nodes are to have copies of them.
     pub tells_flows: u8,
+    /// 1: who is refused is told so by a reset or port unreachable.
+    pub tells_refused: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
 }
 
 impl Node {

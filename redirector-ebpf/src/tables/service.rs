@@ -73,8 +73,10 @@ pub struct Service {
     pub class: u8,
     /// 1: `owned`; 0: `shared`.
     pub owned: u8,
+    /// 1: a packet's DSCP says its class, where it says any; see [`crate::stations::admit::class`].
+    pub dscp: u8,
     /// Zero.
-    pub pad: u16,
+    pub pad: u8,
 }
 
 /// A pool.

@@ -35,6 +35,8 @@ pub enum Kind {
     Limits,
     Timeouts,
     Replication,
+    Shedding,
+    Health,
     Interface,
     Member,
     Vip,
@@ -119,13 +121,15 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
 }
 
 /// The order of the listing: what others refer to comes first.
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 15] = [
     Kind::Node,
     Kind::Cluster,
     Kind::Tables,
     Kind::Limits,
     Kind::Timeouts,
     Kind::Replication,
+    Kind::Shedding,
+    Kind::Health,
     Kind::Interface,
     Kind::Member,
     Kind::Vip,
@@ -148,6 +152,8 @@ fn things(config: &Config) -> BTreeMap<(usize, String), Value> {
     put(Kind::Limits, String::new(), json(&config.limits));
     put(Kind::Timeouts, String::new(), json(&config.timeouts));
     put(Kind::Replication, String::new(), json(&config.replication));
+    put(Kind::Shedding, String::new(), json(&config.shedding));
+    put(Kind::Health, String::new(), json(&config.health));
     config.interfaces.iter().for_each(|i| put(Kind::Interface, i.name.clone(), json(i)));
     config.members.iter().for_each(|m| put(Kind::Member, m.id.to_string(), json(m)));
     config.vips.iter().for_each(|v| put(Kind::Vip, v.address.to_string(), json(v)));

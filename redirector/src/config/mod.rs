@@ -13,6 +13,7 @@
 //! `read` fills a field that is wrong or missing with a placeholder and notes the mistake. `rules` then judges the whole
 //! and stays silent about fields that already have a mistake, so that one slip is told once.
 
+mod condition;
 mod diff;
 mod mistake;
 mod prefix;
@@ -29,6 +30,7 @@ use std::{fs::File, io::Read as _, path::Path as FilePath};
 
 use toml::de::DeTable;
 
+pub use condition::{Health, Refused, Shedding};
 pub use diff::{Change, Kind, What, diff};
 pub use mistake::{Mistake, Mistakes};
 pub use prefix::Prefix;
@@ -60,7 +62,7 @@ pub fn parse(name: &str, text: &str) -> Result<Config, Mistakes> {
 }
 
 /// Reads what all nodes have in common from the configuration of any of them, and puts it in place of `own`'s: members,
-/// VIPs, services, pools, limits, timeouts and replication. What is a node's own in the text is not looked at, so no file
+/// VIPs, services, pools, limits, timeouts, replication, shedding and health. What is a node's own in the text is not looked at, so no file
 /// is read. Rules hold for the whole that results.
 pub fn merge(name: &str, text: &str, own: &Config) -> Result<Config, Mistakes> {
     checked(name, text, |mut root, notes, whole| {

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
-use super::{Decap, Pool, Service, Vip, text::serialize_duration as duration};
+use super::{Decap, Health, Pool, Service, Shedding, Vip, text::serialize_duration as duration};
 
 /// A node's whole configuration.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -22,6 +22,10 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Copies of flows for the other owners of their slots.
     pub replication: Replication,
+    /// When load is shed, and how.
+    pub shedding: Shedding,
+    /// What follows from a node's health.
+    pub health: Health,
     /// Interfaces that packets are taken from.
     #[serde(rename = "interface")]
     pub interfaces: Vec<Interface>,
@@ -204,7 +208,7 @@ pub struct Limits {
     pub icmp_per_second: u32,
     /// Entries a second that each CPU puts into the flow table; 0: no limit.
     pub inserts_per_second: u32,
-    /// 0 to 3: which classes are refused at present.
+    /// 0 to 3: the shed level that holds at least, whatever the load.
     pub shed_level: u8,
 }
 

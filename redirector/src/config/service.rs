@@ -71,6 +71,8 @@ pub struct Service {
     pub ports: Vec<PortRange>,
     /// Its priority when load is shed.
     pub class: Class,
+    /// Whether a packet's DSCP says its class, where it says any.
+    pub dscp: bool,
     /// Who serves its flows.
     pub affinity: Affinity,
     /// Name of the pool.

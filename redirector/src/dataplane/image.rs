@@ -18,7 +18,7 @@ use siphasher::sip128::SipHasher24;
 use super::registry::{Full, Registry};
 use crate::config::{
     Affinity, BackendState, Config, Echo, Forward, MemberLink, Mode, Pool as PoolConfig, PortRange, Prefix, Protocol,
-    Unmatched,
+    Refused, Unmatched,
 };
 use crate::ownership;
 use crate::pool::{self, Member};
@@ -267,6 +267,7 @@ impl Image {
             id: config.node.id,
             shed_level: limits.shed_level,
             prefixes: u8::from(config.vips.iter().any(|vip| !vip.address.is_single())),
+            tells_refused: u8::from(matches!(config.shedding.answer, Refused::Reject)),
             tells_flows: u8::from(config.replication.enabled && config.members.len() > 1),
             ..Node::default()
         };
@@ -437,6 +438,7 @@ impl Image {
                 pool: pool as u16,
                 class: service.class as u8,
                 owned: u8::from(matches!(service.affinity, Affinity::Owned)),
+                dscp: u8::from(service.dscp),
                 pad: 0,
             };
             let key = |port: u16| ServiceKey {

@@ -60,6 +60,7 @@ pub const PINNED: &[&str] = &[
     "BUDGETS",
     "SOURCES",
     "REASONS",
+    "REFUSED",
     "SERVICE_TRAFFIC",
     "BACKEND_TRAFFIC",
     "NAMES",

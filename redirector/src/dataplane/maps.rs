@@ -5,13 +5,13 @@ use std::path::{Path as FilePath, PathBuf};
 
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::xdp::DevMap;
-use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use redirector_ebpf::packet::Address;
 use redirector_ebpf::tables::names::{Name, NameKey};
 use redirector_ebpf::tables::trace::TraceFilter;
 use redirector_ebpf::tables::{
-    AliveNodes, Backend, FragmentKey, NeighbourKey, Node, Path, Pool, Port, Row, Service, ServiceKey, Slot, Traffic,
-    Vip,
+    AliveNodes, Backend, FragmentKey, NeighbourKey, Node, Path, Pool, Port, RefusedKey, Row, Service, ServiceKey, Slot,
+    Traffic, Vip,
 };
 
 use super::flows::FlowTables;
@@ -94,6 +94,7 @@ pub struct Maps {
     pub held6: HashMap<MapData, Address, u32>,
     pub fragments: HashMap<MapData, FragmentKey, u64>,
     pub reasons: PerCpuArray<MapData, u64>,
+    pub refused: PerCpuHashMap<MapData, u32, u64>,
     pub service_traffic: PerCpuArray<MapData, Traffic>,
     pub backend_traffic: PerCpuArray<MapData, [Traffic; 4]>,
     pub names: HashMap<MapData, NameKey, Name>,
@@ -154,6 +155,7 @@ impl Maps {
             held6: open(directory, "HELD6", Map::HashMap)?,
             fragments: open(directory, "FRAGMENTS", Map::LruHashMap)?,
             reasons: open(directory, "REASONS", Map::PerCpuArray)?,
+            refused: open(directory, "REFUSED", Map::PerCpuHashMap)?,
             service_traffic: open(directory, "SERVICE_TRAFFIC", Map::PerCpuArray)?,
             backend_traffic: open(directory, "BACKEND_TRAFFIC", Map::PerCpuArray)?,
             names: open(directory, "NAMES", Map::HashMap)?,
@@ -161,6 +163,17 @@ impl Maps {
             flows: FlowTables::open(directory)?,
             liveness: LivenessMaps::open(directory)?,
         })
+    }
+
+    /// Refused packets.
+    ///
+    /// # Errors
+    /// [`MapsError::Use`].
+    pub fn refused(&self) -> Result<Vec<(RefusedKey, u64)>, MapsError> {
+        let counts = self.refused.iter().map(|entry| entry.map(|(key, cpus)| (RefusedKey(key), cpus.iter().sum())));
+        let mut counts: Vec<(RefusedKey, u64)> = counts.collect::<Result<_, _>>().map_err(read("REFUSED"))?;
+        counts.sort_by_key(|(key, _)| key.parts().0);
+        Ok(counts)
     }
 
     /// What is named, and the rows of backends and paths behind the names.

@@ -16,8 +16,8 @@ use redirector_ebpf::tables::flow::{Entry, Record, WAYS};
 use redirector_ebpf::tables::liveness::{Condition, Heard, LINKS, Sent, Watch};
 use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::{
-    AliveNodes, BUDGETS, Backend, Bucket, Budget, FragmentKey, Mark, NeighbourKey, Node, Path, Pool, Port, Row,
-    Service, ServiceKey, Slot, Tables, Vip,
+    AliveNodes, BUDGETS, Backend, Bucket, Budget, FragmentKey, Mark, NeighbourKey, Node, Path, Pool, Port, RefusedKey,
+    Row, Service, ServiceKey, Slot, Tables, Vip,
 };
 
 use super::flows::{Flow, FlowTables};
@@ -117,6 +117,8 @@ pub struct MemoryTables {
     pub told: RefCell<Vec<FlowEvent>>,
     /// What was counted.
     pub counted: RefCell<Vec<Reason>>,
+    /// Refused packets.
+    pub refused: RefCell<HashMap<RefusedKey, u64>>,
     /// By what rules peers are watched.
     pub watch: Watch,
     /// What this node says of itself.
@@ -148,6 +150,7 @@ impl MemoryTables {
             now: Cell::new(1_000_000_000_000),
             told: RefCell::default(),
             counted: RefCell::default(),
+            refused: RefCell::default(),
             watch: Watch::default(),
             condition: Condition::default(),
             sent: (0..LINKS).map(|_| Sent::default()).collect(),
@@ -345,6 +348,10 @@ impl Tables for MemoryTables {
 
     fn count(&self, reason: Reason) {
         self.counted.borrow_mut().push(reason);
+    }
+
+    fn count_refused(&self, journey: &Journey) {
+        *self.refused.borrow_mut().entry(RefusedKey::of(journey)).or_default() += 1;
     }
 
     fn count_service(&self, _service: u16, _bytes: u64) {}

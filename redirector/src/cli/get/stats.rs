@@ -7,7 +7,7 @@ use redirector_ebpf::reason::Reason;
 use serde::Serialize;
 
 use super::View;
-use crate::cli::output::{Output, Reader, ordered, text_table};
+use crate::cli::output::{Output, Reader, class, ordered, text_table};
 use crate::cli::target::Target;
 use crate::dataplane::maps::{MapsError, read};
 
@@ -30,7 +30,17 @@ struct Counters {
     /// Packets by reason, in the order in which the packet path knows them.
     #[serde(serialize_with = "ordered")]
     reasons: Vec<(&'static str, u64)>,
+    /// Packets that were refused since load was shed or a budget was spent.
+    refused: Vec<Refused>,
     flows: Tables,
+}
+
+#[derive(Serialize)]
+struct Refused {
+    service: String,
+    class: &'static str,
+    reason: &'static str,
+    packets: u64,
 }
 
 #[derive(Serialize)]
@@ -90,7 +100,16 @@ impl Stats {
         };
         let Tables { ipv4, ipv6 } = &counters.flows;
         let flows = text_table(&["FLOWS", "USED", "CAPACITY", "FILL"], vec![fill("ipv4", ipv4), fill("ipv6", ipv6)]);
-        format!("{}\n{flows}", text_table(header, rows))
+        let refused =
+            |one: &Refused| vec![one.service.clone(), one.class.into(), one.reason.into(), one.packets.to_string()];
+        let refused = match counters.refused.is_empty() {
+            true => String::new(),
+            false => {
+                let rows = counters.refused.iter().map(refused).collect();
+                format!("\n{}", text_table(&["REFUSED", "CLASS", "REASON", "PACKETS"], rows))
+            }
+        };
+        format!("{}{refused}\n{flows}", text_table(header, rows))
     }
 }
 
@@ -106,7 +125,11 @@ fn counters(view: &View) -> Result<Counters, MapsError> {
         let fill = if flow.v6 { &mut flows.ipv6 } else { &mut flows.ipv4 };
         fill.used += 1;
     }
-    Ok(Counters { reasons, flows })
+    let refused = view.maps.refused()?.into_iter().map(|(key, packets)| {
+        let (service, kind, why) = key.parts();
+        Refused { service: view.names.service(service), class: class(kind), reason: why.reason().name(), packets }
+    });
+    Ok(Counters { reasons, refused: refused.collect(), flows })
 }
 
 #[cfg(test)]
@@ -120,7 +143,8 @@ mod tests {
     fn counted(served: u64) -> Counters {
         let count = |reason: &Reason| if *reason == Reason::Served { served } else { 0 };
         let reasons = Reason::ALL.iter().map(|reason| (reason.name(), count(reason))).collect();
-        Counters { reasons, flows: Tables { ipv4: Fill { used: 2, capacity: 8 }, ipv6: Fill::default() } }
+        let refused = vec![Refused { service: "web".into(), class: "low", reason: "shed", packets: 3 }];
+        Counters { reasons, refused, flows: Tables { ipv4: Fill { used: 2, capacity: 8 }, ipv6: Fill::default() } }
     }
 
     #[test]
@@ -129,6 +153,7 @@ mod tests {
         assert!(text.contains("served   5       Sent to its backend."), "{text}");
         assert!(text.contains("ipv4    2      8          25.0%"), "{text}");
         assert!(!text.contains("no-path"), "{text}");
+        assert!(text.contains("web       low     shed     3"), "{text}");
         assert!(stats(true).text(&counted(5), None).contains("no-path"));
         let json = serde_json::to_value(counted(5)).unwrap();
         assert_eq!(json["reasons"]["served"], 5);

@@ -100,6 +100,14 @@ impl Decoder {
             "WATCH" | "CONDITION" | "SENT" | "HEARD" | "WATCHED" | "LATCHES" | "PULSE" | "CLOCK" => {
                 Box::new(liveness::entries(&maps.liveness, names, name)?.into_iter())
             }
+            "REFUSED" => Box::new(maps.refused()?.into_iter().map(|(key, count)| {
+                let (service, kind, why) = key.parts();
+                let service = names.service(service);
+                entry(
+                    key.0,
+                    json!({"service": service, "class": class(kind), "reason": why.reason().name(), "packets": count}),
+                )
+            })),
             "PEERS" => array("PEERS", maps.peers.iter(), |at, path: Path| {
                 let node = names.node(at as u8);
                 some(path != Path::default(), || self.path(Some(node), &path))
@@ -216,7 +224,7 @@ impl Decoder {
         let limit = |rate: u32| (rate != 0).then_some(rate);
         json!({
             "id": node.id, "name": self.names.node(node.id), "cluster": node.cluster, "slots": node.slot_mask + 1,
-            "shed_level": node.shed_level, "trace": node.trace != 0, "prefixes": node.prefixes != 0,
+            "shed_level": node.shed_level, "tells_refused": node.tells_refused != 0, "trace": node.trace != 0, "prefixes": node.prefixes != 0,
             "hop4": some_address(&node.hop4, false), "hop6": some_address(&node.hop6, true),
             "new_flows": limit(node.new_flows), "new_flows_per_source": limit(node.new_flows_per_source),
             "inserts": limit(node.inserts), "replies": node.replies, "idle_s": node.idle,
