@@ -73,13 +73,15 @@ fn a_backend_lacks_what_is_taken_from_it() -> Result<()> {
     let lab = Lab::up(&Topology { nodes: 0, backends: 1, ..Topology::for_test("lacks") })?;
     let vip = "198.51.100.0/29";
     let decap = Decap {
-        interface: "eth0".into(),
+        interfaces: vec!["eth0".into()],
         sources: vec!["10.77.1.0/24".parse()?],
         vips: vec![vip.parse()?, "2001:db8::7".parse()?],
         gue_port: 6080,
+        cluster: 1,
+        path_key: None,
     };
     let host = lab.host("b1")?;
-    let check = || -> Result<Vec<Finding>> { Ok(backend::judge(&decap, &host.run(|| backend::gather(&decap))??)) };
+    let check = || -> Result<Vec<Finding>> { Ok(backend::judge(&decap, &host.run(|| backend::gather("eth0"))??)) };
     let own = |findings: &[Finding], vip: &str| {
         findings.iter().any(|finding| finding.subject == vip && finding.level == Level::Ok)
     };

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | 0..2 | magic `RB` |
 //! | 2 | version, 1 |
-//! | 3 | kind: 1 request, 2 answer |
+//! | 3 | kind: 1 request, 2 answer; 3 and 4 the same between a node and the far end of a path, see below |
 //! | 4 | id of the node that sends |
 //! | 5 | id of the node that it is for |
 //! | 6 | number of the key, 1 to 255 |
@@ -28,6 +28,9 @@
 //! | 84..88 | milliseconds since its agent's last sign of life |
 //! | 88..120 | who is alive in its eyes, a bit for each id, the lowest first |
 //! | 120..128 | SipHash-2-4 of bytes 0..120 under the key |
+//!
+//! Beats between a node and the far end of a path are alike, under a key of their own. The far end has no id, and is 0 in
+//! bytes 4 and 5; bytes 56..60 are the number of the leg, which an answer repeats; bytes 12..16 and 60..120 are 0.
 
 use crate::reason::{Reason, Station};
 use crate::siphash;
@@ -52,6 +55,10 @@ pub enum Kind {
     Request = 1,
     /// It answers.
     Answer = 2,
+    /// It asks the far end of a path.
+    PathRequest = 3,
+    /// The far end of a path answers.
+    PathAnswer = 4,
 }
 
 /// A beat's words in the machine's order. What they say counts only once [`Beat::check`] has approved of them.
@@ -106,6 +113,27 @@ impl Beat {
         if possible { Ok(()) } else { Err(Reason::BeatMalformed) }
     }
 
+    /// Whether it is a whole and authentic beat of this kind between a node and the far end of a path.
+    ///
+    /// # Errors
+    /// The reason to drop it.
+    #[inline(always)]
+    pub fn check_path(&self, key: &[u64; 2], key_id: u8, cluster: u32, kind: Kind) -> Station<()> {
+        if self.version() != VERSION {
+            return Err(Reason::BeatVersion);
+        }
+        if self.cluster() != cluster {
+            return Err(Reason::BeatForeign);
+        }
+        if key_id == 0 || (self.words[0] >> 48) as u8 != key_id || self.words[TAG] != self.tag(key) {
+            return Err(Reason::BeatTag);
+        }
+        if (self.words[0] >> 24) as u8 != kind as u8 || self.words[7] >> 32 != 0 {
+            return Err(Reason::BeatMalformed);
+        }
+        Ok(())
+    }
+
     #[inline(always)]
     fn tag(&self, key: &[u64; 2]) -> u64 {
         match self.words.first_chunk::<TAG>() {
@@ -130,6 +158,18 @@ impl Beat {
     #[inline(always)]
     pub fn is_answer(&self) -> bool {
         (self.words[0] >> 24) as u8 == Kind::Answer as u8
+    }
+
+    /// Whether it comes from the far end of a path, and answers.
+    #[inline(always)]
+    pub fn is_path_answer(&self) -> bool {
+        (self.words[0] >> 24) as u8 == Kind::PathAnswer as u8
+    }
+
+    /// The number of the leg, of a beat to or from a far end.
+    #[inline(always)]
+    pub fn leg(&self) -> u32 {
+        self.words[7] as u32
     }
 
     /// Who sends it.
@@ -244,6 +284,44 @@ impl Beat {
     /// Puts the tag on, when all else is said.
     #[inline(always)]
     pub fn seal(&mut self, watch: &Watch) {
-        self.words[TAG] = self.tag(&watch.keys[0]);
+        self.seal_with(&watch.keys[0]);
+    }
+
+    /// The same, under this key.
+    #[inline(always)]
+    pub fn seal_with(&mut self, key: &[u64; 2]) {
+        self.words[TAG] = self.tag(key);
+    }
+
+    /// A request to the far end of a path, which is not sealed yet. `turn` is number, nonce and time.
+    #[inline(always)]
+    pub fn path_request(key_id: u8, cluster: u32, node: u8, boot_id: u64, leg: u32, turn: [u64; 3]) -> Self {
+        let mut beat = Self::default();
+        beat.set_path_head(key_id, cluster, Kind::PathRequest, node, 0);
+        beat.words[2] = boot_id;
+        beat.set_turn(turn[0], turn[1], 0, turn[2]);
+        beat.words[7] = leg as u64;
+        beat
+    }
+
+    /// Turns a request to this far end into the answer to it, which is not sealed yet.
+    #[inline(always)]
+    pub fn answer_path(&mut self, boot_id: u64, now: u64) {
+        let (key_id, asker) = ((self.words[0] >> 48) as u8, self.words[2]);
+        self.set_path_head(key_id, self.cluster(), Kind::PathAnswer, 0, self.source());
+        self.words[2] = boot_id;
+        self.words[5] = asker;
+        self.words[6] = now;
+    }
+
+    #[inline(always)]
+    fn set_path_head(&mut self, key_id: u8, cluster: u32, kind: Kind, source: u8, target: u8) {
+        self.words[0] = MAGIC as u64
+            | (VERSION as u64) << 16
+            | (kind as u64) << 24
+            | (source as u64) << 32
+            | (target as u64) << 40
+            | (key_id as u64) << 48;
+        self.words[1] = cluster as u64;
     }
 }

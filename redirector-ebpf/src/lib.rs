@@ -26,6 +26,7 @@ pub mod hash;
 pub mod hop;
 pub mod liveness;
 pub mod packet;
+pub mod paths;
 pub mod reason;
 pub mod siphash;
 pub mod stations;

@@ -78,7 +78,9 @@ pub fn open<W: Watching>(watching: &W, now: u64) -> Option<bool> {
     if stalled {
         pulse.frozen.store(pulse.frozen.load() + 1);
     }
-    Some(!stalled && now >= pulse.hold_until.load())
+    let may = !stalled && now >= pulse.hold_until.load();
+    pulse.may.store(u64::from(may));
+    Some(may)
 }
 
 /// Looks at a peer.

@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod liveness;
 pub mod netlink;
 pub mod ownership;
+pub mod paths;
 pub mod pki;
 pub mod pool;
 pub mod replication;

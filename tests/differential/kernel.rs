@@ -16,6 +16,7 @@ use redirector::dataplane::liveness::{LivenessMaps, LivenessTables as _};
 use redirector::dataplane::memory::MemoryTables;
 use redirector::dataplane::{batch, install, load, maps::Maps};
 use redirector_ebpf::abi::PORTS;
+use redirector_ebpf::decap::Settings;
 use redirector_ebpf::hash::HashKey;
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::tables::event::FlowEvent;
@@ -186,8 +187,8 @@ pub(crate) struct Decap {
 }
 
 impl Decap {
-    /// Loads the program for a backend with this MAC address, these sources of tunnels and these VIPs.
-    pub(crate) fn load(mac: u64, gue_port: u16, sources: &[IpAddr], vips: &[IpAddr]) -> Self {
+    /// Loads the program for a backend that is this, with these sources of tunnels and these VIPs.
+    pub(crate) fn load(settings: &Settings, sources: &[IpAddr], vips: &[IpAddr]) -> Self {
         let (pins, directory) = pins();
         let mut ebpf = load::open_decap(&directory).unwrap_or_else(|error| panic!("{error:?}"));
         std::fs::remove_dir_all(&pins).expect("the maps live on without their pins");
@@ -198,8 +199,8 @@ impl Decap {
                 map.insert(&Key::new(128, mapped(*ip).words), 1, 0).expect("insert an address");
             }
         }
-        let mut settings = Array::<_, [u64; 2]>::try_from(ebpf.map_mut("DECAP").expect("a map")).expect("an array");
-        settings.set(0, [mac, u64::from(gue_port.to_be())], 0).expect("set MAC address and port");
+        let mut map = Array::<_, Settings>::try_from(ebpf.map_mut("DECAP").expect("a map")).expect("an array");
+        map.set(0, settings, 0).expect("say who it is");
         let reasons = ebpf.take_map("REASONS").expect("a map").try_into().expect("a per-CPU array");
         Self { ebpf, reasons }
     }

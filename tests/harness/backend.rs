@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use redirector::dataplane::image::{ip, mac_word};
 use redirector::dataplane::memory::MemoryFrame;
 use redirector_ebpf::abi::GUE_PORT;
-use redirector_ebpf::decap::{self, Sources};
+use redirector_ebpf::beat::Beat;
+use redirector_ebpf::decap::{self, Settings, Sources};
 use redirector_ebpf::packet::Address;
 use redirector_ebpf::reason::Reason;
 
@@ -18,12 +19,37 @@ pub struct Backend {
     pub sources: Vec<IpAddr>,
     /// What may be within.
     pub vips: Vec<IpAddr>,
+    /// Who it is.
+    pub settings: Settings,
 }
+
+/// The time on its clock.
+pub const NOW: u64 = 77_000_000_000;
+
+/// The backend of the standard cluster: it answers beats.
+fn settings() -> Settings {
+    Settings {
+        mac: mac_word(mac(9, 0)),
+        key: PATH_KEY,
+        boot_id: 0xb00d,
+        cluster: 7,
+        gue_port: GUE_PORT.to_be(),
+        key_id: 5,
+        pad: 0,
+    }
+}
+
+/// The key of beats to the far ends of paths.
+pub const PATH_KEY: [u64; 2] = [0x1716_1514_1312_1110, 0x1f1e_1d1c_1b1a_1918];
 
 impl Default for Backend {
     fn default() -> Self {
         let all = |list: &[&str]| list.iter().map(|text| text.parse().expect("an address")).collect();
-        Self { sources: all(&["10.0.0.1", "2001:db8:1::1"]), vips: all(&["198.51.100.10", "2001:db8:100::10"]) }
+        Self {
+            sources: all(&["10.0.0.1", "2001:db8:1::1"]),
+            vips: all(&["198.51.100.10", "2001:db8:100::10"]),
+            settings: settings(),
+        }
     }
 }
 
@@ -36,12 +62,12 @@ impl Sources for Backend {
         self.vips.contains(&ip(address, v6))
     }
 
-    fn gue_port(&self) -> u16 {
-        GUE_PORT.to_be()
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.settings)
     }
 
-    fn mac(&self) -> u64 {
-        mac_word(mac(9, 0))
+    fn now(&self) -> u64 {
+        NOW
     }
 }
 
@@ -49,7 +75,7 @@ impl Backend {
     /// Takes a frame apart.
     pub fn run(&self, frame: &[u8]) -> (Reason, Vec<u8>) {
         let mut memory = MemoryFrame::new(frame);
-        let reason = decap::run(&mut memory, self);
+        let reason = decap::run(&mut memory, self, &mut Beat::default());
         (reason, memory.bytes().to_vec())
     }
 }

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod decode;
 pub mod fuzz;
 pub mod generate;
+pub mod leg;
 pub mod neighbour;
 pub mod node;
 pub mod packet;

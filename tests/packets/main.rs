@@ -5,6 +5,7 @@ mod carriage;
 mod decapsulation;
 mod fragments;
 mod icmp;
+mod legs;
 mod malformed;
 mod neighbours;
 mod nodes;

@@ -7,3 +7,4 @@ mod flow_table;
 mod hash;
 mod hops;
 mod liveness;
+mod paths;

@@ -7,9 +7,12 @@ use aya_ebpf::btf_maps::{
 };
 use aya_ebpf::macros::btf_map;
 use redirector_ebpf::abi::{NODES, PORTS as PORT_COUNT, SOURCE_CELLS};
+use redirector_ebpf::decap::Settings;
 use redirector_ebpf::packet::Address;
 use redirector_ebpf::stations::Journey;
+use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::event::FlowEvent;
+use redirector_ebpf::tables::leg::{LEGS, LegHeard, LegRules, LegSent};
 use redirector_ebpf::tables::liveness::{Condition, Heard, LINKS, Latch, Pulse, Sent, Watch, Watched};
 use redirector_ebpf::tables::names::{Name, NameKey};
 use redirector_ebpf::tables::trace::{Captured, TraceFilter, Traced};
@@ -140,9 +143,29 @@ pub(crate) static BACKENDS: Array<Backend, 8192> = Array::new();
 #[btf_map]
 pub(crate) static PATHS: Array<Path, 16384> = Array::new();
 
-/// Alive bits of paths, a word each. Agent, and the kernel's timer.
+/// Alive bits of paths, a word each. The timer, where paths are watched; the agent for paths that are new.
 #[btf_map]
-pub(crate) static PATH_ALIVE: Array<u32, 16384> = Array::new();
+pub(crate) static PATH_ALIVE: Array<Word, 16384, MMAPABLE> = Array::new();
+
+/// By what rules paths are watched. Agent.
+#[btf_map]
+pub(crate) static LEG_RULES: Array<LegRules, 1> = Array::new();
+
+/// Requests sent to far ends, by leg. Agent.
+#[btf_map]
+pub(crate) static LEG_SENT: Array<LegSent, LEGS, MMAPABLE> = Array::new();
+
+/// What was heard from far ends, by leg. XDP.
+#[btf_map]
+pub(crate) static LEG_HEARD: Array<LegHeard, LEGS, MMAPABLE> = Array::new();
+
+/// The paths that are watched, in a list. Agent.
+#[btf_map]
+pub(crate) static WATCHED_PATHS: Array<Word, 16384, MMAPABLE> = Array::new();
+
+/// Verdicts on paths, by id. The timer.
+#[btf_map]
+pub(crate) static PATH_LATCHES: Array<Latch, 16384, MMAPABLE> = Array::new();
 
 /// MAC addresses of neighbours, whole words. Agent, and XDP from the answers that it sees: the last one counts.
 #[btf_map]
@@ -240,6 +263,6 @@ pub(crate) static DECAP_SOURCES: LpmTrie<[u32; 4], u32, 4096> = LpmTrie::new();
 #[btf_map]
 pub(crate) static DECAP_VIPS: LpmTrie<[u32; 4], u32, 4096> = LpmTrie::new();
 
-/// Of the decap program: MAC address (word 0) and UDP port of GUE in network order (word 1). `decap`.
+/// Of the decap program: who the backend is. `decap`.
 #[btf_map]
-pub(crate) static DECAP: Array<[u64; 2], 1> = Array::new();
+pub(crate) static DECAP: Array<Settings, 1> = Array::new();

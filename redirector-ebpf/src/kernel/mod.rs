@@ -37,10 +37,14 @@ pub(crate) fn redirector(ctx: XdpContext) -> u32 {
 /// The backend's side of the tunnels.
 #[xdp(frags)]
 pub(crate) fn redirector_decap(ctx: XdpContext) -> u32 {
-    let reason = decap::run(&mut XdpFrame::new(&ctx), &BackendTables);
+    let Some(journey) = maps::JOURNEY.get_ptr_mut(0) else { return XDP_ABORTED };
+    // SAFETY: as above.
+    let beat = unsafe { &mut (*journey).beat };
+    let reason = decap::run(&mut XdpFrame::new(&ctx), &BackendTables, beat);
     tables::count(reason);
     match reason.action() {
         Action::Drop => XDP_DROP,
+        Action::Transmit => XDP_TX,
         _ => XDP_PASS,
     }
 }

@@ -5,7 +5,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::XdpContext;
-use redirector_ebpf::decap::Sources;
+use redirector_ebpf::decap::{Settings, Sources};
 use redirector_ebpf::packet::headers::Mac;
 use redirector_ebpf::packet::{Address, Frame, Tuple};
 use redirector_ebpf::reason::Reason;
@@ -16,8 +16,9 @@ use redirector_ebpf::tables::flow::{Entry, Record, Record4, Record6};
 use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::trace::switch;
 use redirector_ebpf::tables::{
-    AliveNodes, Backend, Bucket, Budget, Condition, FragmentKey, Heard, Mark, NeighbourKey, Node, Path, Pool, Port,
-    RefusedKey, Row, Sent, Service, ServiceKey, Slot, Tables, Traffic, Vip, Watch,
+    AliveNodes, Backend, Bucket, Budget, Condition, FragmentKey, Heard, LegHeard, LegRules, LegSent, Mark,
+    NeighbourKey, Node, Path, Pool, Port, RefusedKey, Row, Sent, Service, ServiceKey, Slot, Tables, Traffic, Vip,
+    Watch,
 };
 
 use super::frame::XdpFrame;
@@ -215,7 +216,7 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn path_alive(&self, id: u16) -> bool {
-        maps::PATH_ALIVE.get(u32::from(id)).is_some_and(|alive| *alive != 0)
+        maps::PATH_ALIVE.get(u32::from(id)).is_some_and(|alive| alive.load() != 0)
     }
 
     #[inline(always)]
@@ -351,6 +352,21 @@ impl Tables for MapTables<'_> {
     }
 
     #[inline(always)]
+    fn leg_rules(&self) -> Option<&LegRules> {
+        maps::LEG_RULES.get(0)
+    }
+
+    #[inline(always)]
+    fn leg_sent(&self, leg: u32) -> Option<&LegSent> {
+        maps::LEG_SENT.get(leg)
+    }
+
+    #[inline(always)]
+    fn leg_heard(&self, leg: u32) -> Option<&LegHeard> {
+        maps::LEG_HEARD.get(leg)
+    }
+
+    #[inline(always)]
     fn fine_now(&self) -> u64 {
         // SAFETY: takes nothing.
         unsafe { bpf_ktime_get_ns() }
@@ -411,12 +427,13 @@ impl Sources for BackendTables {
     }
 
     #[inline(always)]
-    fn gue_port(&self) -> u16 {
-        maps::DECAP.get(0).map_or(0, |settings| settings[1] as u16)
+    fn settings(&self) -> Option<&Settings> {
+        maps::DECAP.get(0)
     }
 
     #[inline(always)]
-    fn mac(&self) -> u64 {
-        maps::DECAP.get(0).map_or(0, |settings| settings[0])
+    fn now(&self) -> u64 {
+        // SAFETY: takes nothing.
+        unsafe { bpf_ktime_get_ns() }
     }
 }

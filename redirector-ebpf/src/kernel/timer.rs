@@ -5,7 +5,10 @@ use aya_ebpf::bindings::bpf_timer;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start};
 use core::ffi::c_void;
 use redirector_ebpf::liveness::{self, ROUND, Watching};
+use redirector_ebpf::paths::{self, Judging};
+use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::AliveNodes;
+use redirector_ebpf::tables::leg::{LegHeard, LegSent, PATHS_A_ROUND};
 use redirector_ebpf::tables::liveness::{Condition, Heard, Latch, Pulse, Sent, Watch, Watched};
 
 use super::maps;
@@ -58,6 +61,33 @@ impl Watching for MapWatching {
     }
 }
 
+impl Judging for MapWatching {
+    #[inline(always)]
+    fn admission(&self, row: u32) -> Option<&Word> {
+        maps::WATCHED_PATHS.get(row)
+    }
+
+    #[inline(always)]
+    fn path_latch(&self, path: u16) -> Option<&Latch> {
+        maps::PATH_LATCHES.get(u32::from(path))
+    }
+
+    #[inline(always)]
+    fn path_bit(&self, path: u16) -> Option<&Word> {
+        maps::PATH_ALIVE.get(u32::from(path))
+    }
+
+    #[inline(always)]
+    fn leg_sent(&self, leg: u16) -> Option<&LegSent> {
+        maps::LEG_SENT.get(u32::from(leg))
+    }
+
+    #[inline(always)]
+    fn leg_heard(&self, leg: u16) -> Option<&LegHeard> {
+        maps::LEG_HEARD.get(u32::from(leg))
+    }
+}
+
 /// Starts the timer, or has one that runs go on by this program; 0: done.
 #[inline(always)]
 pub(crate) fn start() -> i64 {
@@ -79,6 +109,7 @@ extern "C" fn tick(_map: *mut c_void, _key: *mut u32, clock: *mut Clock) -> i32 
     // SAFETY: takes nothing.
     let now = unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() };
     let _ = round(now);
+    let _ = settle_paths();
     // SAFETY: the timer that called.
     unsafe { bpf_timer_start(&raw mut (*clock).timer, ROUND, 0) };
     0
@@ -110,6 +141,39 @@ fn round(now: u64) -> Option<()> {
         word += 1;
     }
     Some(())
+}
+
+/// Goes on through the list of paths from where the last round ended.
+#[inline(always)]
+fn settle_paths() -> Option<()> {
+    let rows = maps::LEG_RULES.get(0)?.paths & 0xffff;
+    let pulse = MapWatching.pulse()?;
+    if rows == 0 {
+        return Some(());
+    }
+    if pulse.row.load() >= u64::from(rows) {
+        pulse.row.store(0);
+    }
+    let count = if rows < PATHS_A_ROUND { rows } else { PATHS_A_ROUND };
+    // SAFETY: the callback takes what the kernel gives it, and no context.
+    unsafe { bpf_loop(count, settle_path as *mut c_void, core::ptr::null_mut(), 0) };
+    let next = pulse.row.load() + u64::from(count);
+    pulse.row.store(if next >= u64::from(rows) { next - u64::from(rows) } else { next });
+    Some(())
+}
+
+#[inline(never)]
+extern "C" fn settle_path(index: u32, _context: *mut c_void) -> i64 {
+    let _ = settle_row(index & 0xffff);
+    0
+}
+
+#[inline(always)]
+fn settle_row(index: u32) -> Option<()> {
+    let (pulse, rows) = (MapWatching.pulse()?, maps::LEG_RULES.get(0)?.paths);
+    let row = pulse.row.load() as u32 + index;
+    let row = if row >= rows { row - rows } else { row };
+    paths::settle(&MapWatching, row, pulse.now.load(), pulse.may.load() != 0)
 }
 
 #[inline(never)]

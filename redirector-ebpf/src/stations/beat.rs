@@ -40,7 +40,7 @@ const UDP_BYTES: u16 = 8 + BYTES as u16;
 
 /// Whether IP and UDP tell the length of a beat: an answer keeps what they tell.
 #[inline(always)]
-fn is_whole<F: Frame>(frame: &F, packet: &Packet) -> bool {
+pub(crate) fn is_whole<F: Frame>(frame: &F, packet: &Packet) -> bool {
     let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
     l3 + usize::from(packet.l3_len) == l4 + usize::from(UDP_BYTES)
         && frame.read::<Udp>(l4).is_some_and(|udp| udp.len == UDP_BYTES.to_be())
@@ -48,7 +48,7 @@ fn is_whole<F: Frame>(frame: &F, packet: &Packet) -> bool {
 
 /// Reads a beat's words.
 #[inline(always)]
-fn read<F: Frame>(frame: &F, payload: usize, beat: &mut Beat) -> bool {
+pub(crate) fn read<F: Frame>(frame: &F, payload: usize, beat: &mut Beat) -> bool {
     let mut i = 0;
     while i < WORDS {
         match frame.read(payload + i * 8) {
@@ -72,6 +72,9 @@ fn judge<T: Tables>(tables: &T, beat: &mut Beat) -> Reason {
 
 #[inline(always)]
 fn take<T: Tables>(tables: &T, beat: &mut Beat) -> Result<Reason, Reason> {
+    if beat.is_path_answer() {
+        return super::leg::take(tables, beat);
+    }
     let node = tables.node().ok_or(Reason::NoTables)?;
     let watch = tables.watch().ok_or(Reason::NoTables)?;
     let (ingress, _) = tables.ingress().ok_or(Reason::NoTables)?;
@@ -174,8 +177,9 @@ fn send_back<F: Frame, T: Tables>(frame: &mut F, tables: &T, packet: &Packet, be
     }
 }
 
+/// Turns a frame round, with this beat in it.
 #[inline(always)]
-fn turn_round<F: Frame>(frame: &mut F, packet: &Packet, own_mac: u64, beat: &Beat) -> Option<()> {
+pub(crate) fn turn_round<F: Frame>(frame: &mut F, packet: &Packet, own_mac: u64, beat: &Beat) -> Option<()> {
     let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
     let mut ethernet: Ethernet = frame.read(0)?;
     ethernet.dst = ethernet.src;

@@ -4,6 +4,7 @@ pub mod admit;
 pub mod beat;
 pub mod flow;
 pub mod fragment;
+pub mod leg;
 pub mod neighbour;
 pub mod owner;
 pub mod parse;

@@ -252,6 +252,10 @@ pub struct Pulse {
     pub verdict: Word,
     /// Of the round: the time.
     pub now: Word,
+    /// Of the round: whether verdicts on paths may be passed.
+    pub may: Word,
+    /// The row of the list of paths that the next round begins with.
+    pub row: Word,
     /// Zero.
     pub pad: Word,
     /// Of the round: who falls silent.
@@ -266,5 +270,5 @@ macro_rules! words {
     )*};
 }
 
-words! { Condition = 6, Sent = 4 + REMEMBERED, Heard = 16 + REMEMBERED, Watched = 2, Latch = 2, Pulse = 20 }
+words! { Condition = 6, Sent = 4 + REMEMBERED, Heard = 16 + REMEMBERED, Watched = 2, Latch = 2, Pulse = 22 }
 super::no_padding! { Watch = 32 + 24 + 4 + 4 + 2 + 2 + 4 }

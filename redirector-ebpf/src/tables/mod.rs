@@ -6,6 +6,7 @@
 
 pub mod event;
 pub mod flow;
+pub mod leg;
 pub mod liveness;
 pub mod names;
 pub mod path;
@@ -20,6 +21,7 @@ use crate::stations::neighbour::{self, Question};
 use crate::sync::Word;
 
 pub use flow::{Bucket, FragmentKey, Record4, Record6};
+pub use leg::{LegHeard, LegRules, LegSent};
 pub use liveness::{Condition, Heard, Sent, Watch};
 pub use path::{Backend, NeighbourKey, Path, Port};
 pub use service::{Pool, Row, Service, ServiceKey, Vip};
@@ -109,6 +111,12 @@ pub trait Tables {
     fn sent(&self, link: u32) -> Option<&Sent>;
     /// What was heard on a link.
     fn heard(&self, link: u32) -> Option<&Heard>;
+    /// By what rules paths are watched.
+    fn leg_rules(&self) -> Option<&LegRules>;
+    /// What was sent over a leg.
+    fn leg_sent(&self, leg: u32) -> Option<&LegSent>;
+    /// What was heard over a leg.
+    fn leg_heard(&self, leg: u32) -> Option<&LegHeard>;
     /// Monotonic time in nanoseconds, as fine as the clock is: for beats alone.
     fn fine_now(&self) -> u64;
     /// Tells what was decided, where `trace` asks for it.

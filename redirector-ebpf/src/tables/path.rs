@@ -59,7 +59,7 @@ pub mod kind {
 
 /// An immutable way to a backend or another node, a cache line long.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Path {
     /// How it carries packets: a constant of [`kind`].
     pub kind: u8,

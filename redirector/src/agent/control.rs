@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::agreement::{AgreementStatus, Durable};
 use super::follow::{Asked, Change};
-use super::{Applied, LivenessStatus, Node};
+use super::{Applied, LivenessStatus, Node, PathStatus};
 use crate::breaker;
 use crate::config::Config;
 
@@ -39,6 +39,8 @@ pub enum Request {
     Replication,
     /// Which breakers are there, and how are they?
     Breakers,
+    /// How do your paths do?
+    Paths,
     /// What would this change?
     Diff {
         /// The file's name, for mistakes.
@@ -96,6 +98,11 @@ pub enum Answer {
         liveness: LivenessStatus,
         /// What agreement has; none where there is none.
         agreement: Option<AgreementStatus>,
+    },
+    /// How its paths do.
+    Paths {
+        /// One by one.
+        paths: Vec<PathStatus>,
     },
     /// What replication has counted.
     Replication {
@@ -230,6 +237,10 @@ pub(super) async fn answer(node: &mut Node, request: Request, answer: oneshot::S
             None => refused("flows are not replicated here".to_owned()),
         },
         Request::Breakers => Answer::Breakers { breakers: node.breakers().statuses() },
+        Request::Paths => match node.paths() {
+            Some(paths) => Answer::Paths { paths },
+            None => refused("the agent does not watch its paths yet".to_owned()),
+        },
         Request::Status => done(version, Vec::new()),
         Request::Diff { name, text } => node.diff(&name, &text).map_or_else(wrong, |changes| done(version, changes)),
         Request::Apply { name, text, expect } => match node.apply(&name, &text, expect).await {

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::committed;
 use super::follower::Follower;
 use super::lookout::{self, Host, Lookout};
+use super::paths::{PathStatus, Paths};
 use super::pulse;
 use super::talk::Talk;
 use crate::config::Config;
@@ -29,6 +30,7 @@ pub(super) struct Liveness {
     maps: LivenessMaps,
     sender: Sender,
     lookout: Lookout,
+    paths: Paths,
 }
 
 /// What is measured of a link to a peer.
@@ -83,7 +85,7 @@ pub struct LivenessStatus {
 }
 
 /// A word that changes when the host boots.
-fn boot_id() -> u64 {
+pub(crate) fn boot_id() -> u64 {
     let text = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     SipHasher24::new().hash(&text) | 1
 }
@@ -93,7 +95,8 @@ impl Liveness {
     pub(super) fn start(directory: &Path, config: &Config, key: [u8; 16], image: &Image) -> Result<Self> {
         let maps = LivenessMaps::open(directory)?;
         let sender = Sender::start(directory)?;
-        let mut liveness = Self { maps, sender, lookout: Lookout::new(config.node.id) };
+        let paths = Paths::open(directory)?;
+        let mut liveness = Self { maps, sender, lookout: Lookout::new(config.node.id), paths };
         liveness.configure(config, key, image)?;
         liveness.lookout.adopt(&liveness.maps);
         liveness.maps.condition().agent.store(now());
@@ -106,6 +109,7 @@ impl Liveness {
         let host = Host { boot_id: boot_id(), next_incarnation, time: now() };
         let plan = self.lookout.configure(&mut self.maps, config, key, image, host)?;
         self.sender.set_plan(plan);
+        self.sender.set_far(self.paths.configure(config, image)?);
         Ok(())
     }
 
@@ -135,7 +139,8 @@ impl Liveness {
     }
 
     /// A port lost its carrier, or has it again.
-    pub(super) fn carrier(&self, port: u8, carrier: bool) {
+    pub(super) fn carrier(&mut self, port: u8, carrier: bool) {
+        self.paths.carrier(port, carrier);
         self.lookout.carrier(&self.maps, port, carrier);
     }
 
@@ -146,6 +151,7 @@ impl Liveness {
         copies: Option<&mut Talk>,
         follower: Option<&mut Follower>,
     ) -> Option<Report> {
+        self.paths.step();
         pulse::pulse(&mut self.lookout, &self.maps, slots, copies, follower, now())
     }
 
@@ -164,6 +170,11 @@ impl Liveness {
             view.alive.words.iter_mut().zip(me.words).for_each(|(word, own)| *word |= own);
             vips.view(view);
         }));
+    }
+
+    /// What there is to tell of paths.
+    pub(super) fn path_status(&self) -> Vec<PathStatus> {
+        self.paths.status(&self.sender.figures().legs)
     }
 
     /// What there is to tell.

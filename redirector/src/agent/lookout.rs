@@ -19,9 +19,9 @@ use crate::liveness::{AGENT_SILENT, Action, Detector, LinkPlan, Observation, Own
 use crate::vip::{Fitness, View};
 
 /// What answers may take, as a share of the interval.
-const GRACE_DIVISOR: u32 = 4;
+pub(super) const GRACE_DIVISOR: u32 = 4;
 /// The least that answers may take.
-const GRACE_MIN: Duration = Duration::from_micros(500);
+pub(super) const GRACE_MIN: Duration = Duration::from_micros(500);
 
 /// How long a node that returns waits at most for flows that others have, before it serves without them.
 const FLOWS: Duration = Duration::from_secs(10);
@@ -56,13 +56,9 @@ fn keys(config: &Config, key: [u8; 16]) -> ([[u64; 2]; 2], [u8; 2]) {
         [] => vec![Key(own)],
         given => given.to_vec(),
     };
-    let words = |key: &Key| {
-        let [low, high] = [&key.0[..8], &key.0[8..]];
-        [low, high].map(|half| half.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte)))
-    };
     let mut keys = ([[0; 2]; 2], [0; 2]);
     for (place, key) in given.iter().take(2).enumerate() {
-        keys.0[place] = words(key);
+        keys.0[place] = key.words();
         keys.1[place] = key.number();
     }
     keys

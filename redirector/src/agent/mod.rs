@@ -17,6 +17,7 @@ pub mod follower;
 mod liveness;
 pub mod lookout;
 mod node;
+mod paths;
 pub mod pulse;
 mod talk;
 pub mod terms;
@@ -30,8 +31,10 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 pub use agreement::{AgreementStatus, Durable, MemberStatus};
+pub(crate) use liveness::boot_id;
 pub use liveness::{LinkStatus, LivenessStatus, PeerStatus};
 pub use node::{Applied, ApplyError, Node, load_alone};
+pub use paths::PathStatus;
 
 use follow::Change;
 
@@ -89,9 +92,9 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
                 look_after_vips(&mut vips, &mut node).await;
             }
             Ok(()) = decisions.changed() => {
-                let before = (node.version(), node.planned_vips());
+                let before = node.version();
                 node.follow().await;
-                if (node.version(), node.planned_vips()) != before {
+                if node.version() != before {
                     look_after_vips(&mut vips, &mut node).await;
                 }
             }
@@ -134,7 +137,7 @@ async fn look_at_peers(vips: &mut Vips, node: &mut Node) {
 /// served at all.
 async fn look_after_vips(vips: &mut Vips, node: &mut Node) {
     node.set_attached(vip::is_attached(node.config()).await);
-    vips.configure(node.config(), &node.planned_vips()).await;
+    vips.configure(node.config()).await;
     look_at_peers(vips, node).await;
 }
 

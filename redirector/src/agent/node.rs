@@ -16,6 +16,7 @@ use super::control;
 use super::follow::Change;
 use super::follower;
 use super::liveness::{Liveness, LivenessStatus};
+use super::paths::PathStatus;
 use super::talk::Talk;
 use crate::breaker::{Breaker, Breakers, Policy};
 use crate::config::{self, Config, Mistakes, XdpMode};
@@ -368,15 +369,15 @@ impl Node {
     }
 
     /// An interface lost its carrier, or has it again.
-    pub(super) fn carrier(&self, index: u32, carrier: bool) {
+    pub(super) fn carrier(&mut self, index: u32, carrier: bool) {
         let port = self.image.ports.iter().position(|port| port.ifindex == index && index != 0);
-        if let (Some(liveness), Some(port)) = (&self.liveness, port) {
+        if let (Some(liveness), Some(port)) = (&mut self.liveness, port) {
             liveness.carrier(port as u8, carrier);
         }
     }
 
     /// Reads all interfaces' carriers.
-    pub(super) async fn read_carriers(&self) {
+    pub(super) async fn read_carriers(&mut self) {
         match netlink::interfaces().await {
             Ok(all) => all.iter().for_each(|interface| self.carrier(interface.index, interface.carrier)),
             Err(error) => tracing::error!(%error, "the kernel's interfaces cannot be read"),
@@ -410,6 +411,11 @@ impl Node {
     /// What liveness has to tell.
     pub(super) fn liveness(&self) -> Option<LivenessStatus> {
         self.liveness.as_ref().map(|liveness| liveness.status(self.began))
+    }
+
+    /// What is known of paths.
+    pub(super) fn paths(&self) -> Option<Vec<PathStatus>> {
+        self.liveness.as_ref().map(Liveness::path_status)
     }
 
     /// The configuration in force.

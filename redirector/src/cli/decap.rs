@@ -6,10 +6,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Array, LpmTrie};
+use redirector_ebpf::decap::Settings as Own;
 
 use super::plane::{log, runtime};
 use super::target::{CONFIG, require_root};
-use crate::agent::control;
+use crate::agent::{boot_id, control};
 use crate::config::{self, Decap as Settings, Prefix, XdpMode};
 use crate::dataplane::image::{mac_word, mapped};
 use crate::dataplane::{install, load};
@@ -44,22 +45,31 @@ impl Decap {
 /// Attaches the program, or takes over the one that a killed process left, and waits for a signal. Then it goes: a backend
 /// whose operator has ended it should get no packets, and its paths' beats should fall silent.
 async fn serve(settings: &Settings, mode: XdpMode) -> Result<()> {
-    let interface = netlink::interface(&settings.interface).await?;
     // Named by namespace and interface, so that several hosts' programs on one machine do not meet.
     let namespace = std::fs::metadata("/proc/self/ns/net").context("cannot tell the network namespace")?.ino();
-    let pins = PathBuf::from(format!("/sys/fs/bpf/redirector-decap-{namespace}-{}", settings.interface));
-    let directory = load::prepare(&pins)?;
-    let _held = control::hold(&directory)?;
-    let result = attach(settings, &interface, &directory, mode);
-    let waited = match result {
-        Ok(attached) => {
-            tracing::info!(interface = settings.interface, mode = %attached, "taking tunnels apart");
-            wait().await
+    let (mut held, mut all) = (Vec::new(), Vec::new());
+    let mut result = Ok(());
+    for name in &settings.interfaces {
+        let interface = netlink::interface(name).await?;
+        let pins = PathBuf::from(format!("/sys/fs/bpf/redirector-decap-{namespace}-{name}"));
+        let directory = load::prepare(&pins)?;
+        held.push(control::hold(&directory)?);
+        all.push(pins);
+        match attach(settings, &interface, &directory, mode) {
+            Ok(attached) => tracing::info!(interface = name, mode = %attached, "taking tunnels apart"),
+            Err(error) => {
+                result = Err(error);
+                break;
+            }
         }
-        Err(error) => Err(error),
-    };
-    load::unload(&pins)?;
-    waited
+    }
+    if result.is_ok() {
+        result = wait().await;
+    }
+    for pins in all {
+        load::unload(&pins)?;
+    }
+    result
 }
 
 fn attach(
@@ -69,14 +79,23 @@ fn attach(
     mode: XdpMode,
 ) -> Result<load::Attached> {
     let mut ebpf = load::open_decap(directory)?;
-    let own = [mac_word(interface.mac), u64::from(settings.gue_port.to_be())];
+    let (key, key_id) = settings.path_key.map_or(([0; 2], 0), |key| (key.words(), key.number()));
+    let own = Own {
+        mac: mac_word(interface.mac),
+        key,
+        boot_id: boot_id(),
+        cluster: settings.cluster,
+        gue_port: settings.gue_port.to_be(),
+        key_id,
+        pad: 0,
+    };
     let map = ebpf.map_mut("DECAP").context("the object has no map DECAP")?;
-    Array::<_, [u64; 2]>::try_from(map)?.set(0, own, 0)?;
+    Array::<_, Own>::try_from(map)?.set(0, own, 0)?;
     for (name, prefixes) in [("DECAP_SOURCES", &settings.sources), ("DECAP_VIPS", &settings.vips)] {
         let map = ebpf.map_mut(name).with_context(|| format!("the object has no map {name}"))?;
         install::update_trie(&mut LpmTrie::try_from(map)?, &keys(prefixes), name)?;
     }
-    Ok(load::attach(load::program(&mut ebpf, "redirector_decap")?, directory, &settings.interface, mode)?)
+    Ok(load::attach(load::program(&mut ebpf, "redirector_decap")?, directory, &interface.name, mode)?)
 }
 
 fn keys(prefixes: &[Prefix]) -> HashMap<(u32, [u32; 4]), u32> {

@@ -32,8 +32,13 @@ impl Doctor {
 
 /// The findings about a backend.
 pub(super) fn check_backend(settings: &config::Decap) -> Result<()> {
-    let facts = backend::gather(settings)?;
-    report(&backend::judge(settings, &facts), &Output::default())
+    let mut findings: Vec<Finding> = Vec::new();
+    for interface in &settings.interfaces {
+        let found = backend::judge(settings, &backend::gather(interface)?);
+        // What concerns the host as a whole is told once.
+        findings.extend(found.into_iter().filter(|finding| !findings.contains(finding)).collect::<Vec<_>>());
+    }
+    report(&findings, &Output::default())
 }
 
 fn report(findings: &[Finding], output: &Output) -> Result<()> {

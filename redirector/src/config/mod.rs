@@ -15,6 +15,7 @@
 
 mod condition;
 mod diff;
+mod health;
 mod mistake;
 mod prefix;
 mod read;
@@ -32,6 +33,7 @@ use toml::de::DeTable;
 
 pub use condition::{Health, Refused, Shedding};
 pub use diff::{Change, Kind, What, diff};
+pub use health::PoolHealth;
 pub use mistake::{Mistake, Mistakes};
 pub use prefix::Prefix;
 pub use schema::*;

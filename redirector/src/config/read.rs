@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    health,
     reader::{Item, Reader},
     text::{self, Wrong},
     *,
@@ -103,7 +104,14 @@ pub(super) fn decap_alone(root: &mut Reader<'_>) -> Decap {
         Some(table) => decap(table),
         None => {
             root.must("decap", None, (), "add [decap] with interface, sources and vips");
-            Decap { interface: String::new(), sources: Vec::new(), vips: Vec::new(), gue_port: 0 }
+            Decap {
+                interfaces: Vec::new(),
+                sources: Vec::new(),
+                vips: Vec::new(),
+                gue_port: 0,
+                cluster: 0,
+                path_key: None,
+            }
         }
     }
 }
@@ -144,6 +152,7 @@ fn cluster_of_one() -> Cluster {
         slots: 16_384,
         beats: Beats::STANDARD,
         beat_keys: Vec::new(),
+        path_key: None,
         identity: None,
         port: 4201,
         down_after: Duration::from_secs(10),
@@ -171,11 +180,12 @@ fn cluster(mut r: Reader<'_>, beside: Option<&FilePath>) -> Cluster {
     let id = r.number("id", 0..=u32::MAX).unwrap_or(default.id);
     let beats = r.parsed("beats", text::beats).unwrap_or(default.beats);
     let beat_keys = beat_keys(&mut r);
+    let path_key = r.parsed("path_key", text::key);
     let identity = identity(&mut r, beside);
     let port = r.number("port", 1..=u16::MAX).unwrap_or(default.port);
     let down_after = r.duration("down_after", DOWN_AFTER).unwrap_or(default.down_after);
     r.done();
-    Cluster { id, key: key.or(key_of_file), slots, beats, beat_keys, identity, port, down_after }
+    Cluster { id, key: key.or(key_of_file), slots, beats, beat_keys, path_key, identity, port, down_after }
 }
 
 fn beat_keys(r: &mut Reader<'_>) -> Vec<Key> {
@@ -373,9 +383,10 @@ fn pool(mut r: Reader<'_>) -> Pool {
     let name = r.must("name", name, String::new(), "add a name, unique among the pools");
     let mode = r.must("mode", mode, Mode::L2, "add mode = \"l2\", \"ipip\" or \"gue\"");
     let settle = r.duration("settle", SETTLE).unwrap_or(Duration::from_secs(60));
+    let health = r.table("health").map_or_else(PoolHealth::default, health::health);
     let backends = r.tables("backend").into_iter().map(|r| backend(r, mode)).collect();
     r.done();
-    Pool { name, mode, settle, backends }
+    Pool { name, mode, settle, health, backends }
 }
 
 fn backend(mut r: Reader<'_>, mode: Mode) -> Backend {
@@ -422,17 +433,37 @@ fn path(mut r: Reader<'_>, mode: Mode, backend: IpAddr) -> Path {
 }
 
 fn decap(mut r: Reader<'_>) -> Decap {
-    let interface = r.parsed("interface", text::interface);
+    let interfaces = decap_interfaces(&mut r);
     let sources = prefixes(&mut r, "sources", "add sources = [\"10.0.0.0/24\"], the redirectors' addresses");
     let vips = prefixes(&mut r, "vips", "add vips = [\"192.0.2.1\"], the addresses that this backend serves");
     let decap = Decap {
-        interface: r.must("interface", interface, String::new(), "add the interface that tunnel packets arrive at"),
+        interfaces,
         sources,
         vips,
         gue_port: r.number("gue_port", 1..=u16::MAX).unwrap_or(6080),
+        cluster: r.number("cluster", 0..=u32::MAX).unwrap_or(1),
+        path_key: r.parsed("path_key", text::key),
     };
     r.done();
     decap
+}
+
+/// One interface, or a list of several.
+fn decap_interfaces(r: &mut Reader<'_>) -> Vec<String> {
+    let mend = "add the interface that tunnel packets arrive at, or a list of several";
+    let item = r.item("interface");
+    let interfaces: Vec<String> = match &item {
+        Some(item) if item.is_list() => {
+            let elements = item.elements(mend).unwrap_or_default();
+            elements.iter().filter_map(|element| element.parsed(text::interface)).collect()
+        }
+        Some(item) => item.parsed(text::interface).into_iter().collect(),
+        None => r.must("interface", None, Vec::new(), mend),
+    };
+    if item.is_some_and(|item| item.is_list() && item.elements(mend).is_some_and(|list| list.is_empty())) {
+        r.wrong("interface", Wrong::new("the list is empty", mend));
+    }
+    interfaces
 }
 
 fn prefixes(r: &mut Reader<'_>, name: &'static str, mend: &str) -> Vec<Prefix> {

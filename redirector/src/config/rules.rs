@@ -101,6 +101,10 @@ fn members(config: &Config, notes: &Notes) {
     if let Some(own) = members.iter().position(|member| member.id == id).filter(|_| !unread) {
         one_family_across_routers(members, own, notes);
     }
+    if config.cluster.path_key.is_some() && config.cluster.path_key == config.cluster.key {
+        let mend = "draw another one by `openssl rand -hex 16`: backends have it too, and must not speak for nodes";
+        notes.report("cluster.path_key", "it is the nodes' own key", mend);
+    }
     if members.len() > 1 && config.cluster.key.is_none() && !notes.is_wrong("cluster.key_file") {
         let mend = "add [cluster] key = \"...\", the same on every node, made by `openssl rand -hex 16`";
         notes.report("cluster.key", "a cluster of several nodes needs a key", mend);

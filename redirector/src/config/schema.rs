@@ -73,6 +73,8 @@ pub struct Cluster {
     pub beats: Beats,
     /// Keys of beats other than the one that follows from `key`: the first is used, either is accepted.
     pub beat_keys: Vec<Key>,
+    /// The key of beats to the far ends of paths; without it none are sent.
+    pub path_key: Option<Key>,
     /// How this node's agent proves to its peers who it is; without it, agents do not talk.
     #[serde(flatten)]
     pub identity: Option<IdentityFiles>,
@@ -144,6 +146,12 @@ pub struct Key(
 );
 
 impl Key {
+    /// As the words that tags are made with.
+    pub fn words(&self) -> [u64; 2] {
+        let [low, high] = [&self.0[..8], &self.0[8..]];
+        [low, high].map(|half| half.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte)))
+    }
+
     /// The number by which beats name their key, 1 to 255.
     pub fn number(&self) -> u8 {
         let digest = siphasher::sip::SipHasher24::new_with_key(&self.0).hash(b"redirector beat key number");

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, time::Duration};
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
-use super::{Prefix, text::serialize_duration as duration};
+use super::{Key, PoolHealth, Prefix, text::serialize_duration as duration};
 
 /// A virtual address, or a prefix of them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -157,6 +157,8 @@ pub struct Pool {
     /// left, for which they have no way yet.
     #[serde(serialize_with = "duration")]
     pub settle: Duration,
+    /// How its backends are watched.
+    pub health: PoolHealth,
     /// At least one of them active.
     #[serde(rename = "backend")]
     pub backends: Vec<Backend>,
@@ -222,11 +224,16 @@ pub struct Path {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Decap {
     /// Where tunnel packets arrive.
-    pub interface: String,
+    #[serde(rename = "interface")]
+    pub interfaces: Vec<String>,
     /// Who may send them.
     pub sources: Vec<Prefix>,
     /// Which inner destinations are accepted.
     pub vips: Vec<Prefix>,
     /// UDP port of GUE.
     pub gue_port: u16,
+    /// The cluster whose beats are answered.
+    pub cluster: u32,
+    /// The key of beats to far ends of paths, the nodes' `path_key`; without it none are answered.
+    pub path_key: Option<Key>,
 }

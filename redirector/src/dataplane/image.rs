@@ -17,8 +17,8 @@ use siphasher::sip128::SipHasher24;
 
 use super::registry::{Full, Registry};
 use crate::config::{
-    Affinity, BackendState, Config, Echo, Forward, MemberLink, Mode, Pool as PoolConfig, PortRange, Prefix, Protocol,
-    Refused, Unmatched,
+    Affinity, BackendState, Beats, Config, Echo, Forward, MemberLink, Mode, Pool as PoolConfig, PortRange, Prefix,
+    Protocol, Refused, Unmatched,
 };
 use crate::ownership;
 use crate::pool::{self, Member};
@@ -57,6 +57,30 @@ impl NextHop {
     }
 }
 
+/// A way over which beats go to the far end of paths, as packets do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Leg {
+    /// Port, VLAN, next hop and tunnel.
+    pub path: Path,
+    /// Where answers go: an address of this node's on the port.
+    pub source: IpAddr,
+    /// Who answers: the tunnel's far end, or the next hop where there is no tunnel.
+    pub target: IpAddr,
+}
+
+/// How a path is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// The way that beats to its far end take; none where none go.
+    pub leg: Option<Leg>,
+    /// How often they go.
+    pub beats: Beats,
+    /// Answers in a row after which it is used again.
+    pub rise: u32,
+    /// How long it waits at least until it is used again.
+    pub hold_down: Duration,
+}
+
 /// A pool as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolImage {
@@ -81,6 +105,8 @@ pub struct Image {
     pub pools: BTreeMap<u16, PoolImage>,
     pub backends: BTreeMap<u16, Backend>,
     pub paths: BTreeMap<u16, Path>,
+    /// How paths are watched.
+    pub watched: BTreeMap<u16, Watched>,
     pub neighbours: BTreeMap<u32, NextHop>,
     pub peers: BTreeMap<u8, Path>,
     /// Ways that beats take, by node and port.
@@ -360,6 +386,9 @@ impl Image {
                     let size = paths_size(config);
                     paths[rank] = self.registry.assign_path(&format!("{name}/{}", rank + 1), &row, size)?;
                     self.paths.insert(paths[rank], row);
+                    let next_hop = path.next_hop;
+                    let watched = self.watched(config, pool, &row, path.interface.as_str(), next_hop, links);
+                    self.watched.insert(paths[rank], watched);
                 }
                 self.backends.insert(number, Backend { pool: id, paths });
                 if matches!(backend.state, BackendState::Active) {
@@ -371,6 +400,26 @@ impl Image {
         }
         self.registry.backends.extend(self.backends.iter().map(|(id, row)| (*id, *row)));
         Ok(())
+    }
+
+    fn watched(
+        &self,
+        config: &Config,
+        pool: &PoolConfig,
+        row: &Path,
+        interface: &str,
+        next_hop: IpAddr,
+        links: &Links,
+    ) -> Watched {
+        let target = if row.kind == carried::L2 { next_hop } else { ip(&row.remote, row.outer_v6 != 0) };
+        let leg = |source| Leg { path: Path { mtu: 0, ..*row }, source, target };
+        let is_asked = config.cluster.path_key.is_some();
+        Watched {
+            leg: source(links, interface, target).ok().filter(|_| is_asked).map(leg),
+            beats: pool.health.beats.unwrap_or(config.cluster.beats),
+            rise: pool.health.rise,
+            hold_down: pool.health.hold_down,
+        }
     }
 
     fn path(&mut self, pool: &PoolConfig, path: &crate::config::Path, links: &Links) -> Result<Path, ImageError> {

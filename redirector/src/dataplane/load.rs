@@ -47,6 +47,11 @@ pub const PINNED: &[&str] = &[
     "BACKENDS",
     "PATHS",
     "PATH_ALIVE",
+    "LEG_RULES",
+    "LEG_SENT",
+    "LEG_HEARD",
+    "WATCHED_PATHS",
+    "PATH_LATCHES",
     "NEIGHBOURS",
     "NEIGHBOUR_IDS",
     "HELD4",
@@ -204,6 +209,8 @@ fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         ("BACKENDS", tables.backends),
         ("PATHS", paths_size(config)),
         ("PATH_ALIVE", paths_size(config)),
+        ("WATCHED_PATHS", paths_size(config)),
+        ("PATH_LATCHES", paths_size(config)),
         ("FLOWS4", flows4 / WAYS as u32),
         ("FLOWS6", flows6 / WAYS as u32),
         ("TUPLES4", flows4),
@@ -259,7 +266,10 @@ fn shrink_decap(loader: &mut EbpfLoader<'_>) {
 /// [`LoadError`].
 pub fn open_decap(directory: &Path) -> Result<Ebpf, LoadError> {
     let mut loader = EbpfLoader::new();
-    for name in ["FLOWS4", "FLOWS6", "TUPLES4", "TUPLES6", "SERVICE_TRAFFIC", "BACKEND_TRAFFIC", "SOURCES", "PATHS"] {
+    let of_a_node =
+        ["FLOWS4", "FLOWS6", "TUPLES4", "TUPLES6", "SERVICE_TRAFFIC", "BACKEND_TRAFFIC", "SOURCES", "PATHS"];
+    let of_paths = ["PATH_ALIVE", "LEG_SENT", "LEG_HEARD", "WATCHED_PATHS", "PATH_LATCHES"];
+    for name in of_a_node.into_iter().chain(of_paths) {
         loader.map_max_entries(name, 1);
     }
     // A ring is a page at least.

@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 
 use aya::maps::MapData;
 use redirector_ebpf::sync::Word;
+use redirector_ebpf::tables::leg::{LegHeard, LegSent};
 use redirector_ebpf::tables::liveness::{Condition, Heard, Latch, Pulse, Sent, Watched};
 
 use super::maps::MapsError;
@@ -88,6 +89,12 @@ unsafe impl Shared for Latch {}
 unsafe impl Shared for Pulse {}
 // SAFETY: words.
 unsafe impl Shared for [Word; 4] {}
+// SAFETY: a word.
+unsafe impl Shared for Word {}
+// SAFETY: words.
+unsafe impl Shared for LegSent {}
+// SAFETY: words.
+unsafe impl Shared for LegHeard {}
 
 impl<V: Shared> Mapped<V> {
     /// A value, by an index within the size that was asked for; a greater one gives the last.

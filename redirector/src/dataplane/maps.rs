@@ -16,6 +16,7 @@ use redirector_ebpf::tables::{
 
 use super::flows::FlowTables;
 use super::liveness::LivenessMaps;
+use super::paths::PathMaps;
 use super::registry::Registry;
 
 /// A pinned map is missing or of another shape.
@@ -87,7 +88,7 @@ pub struct Maps {
     pub peer_macs: HashMap<MapData, u64, u32>,
     pub backends: Array<MapData, Backend>,
     pub paths: Array<MapData, Path>,
-    pub path_alive: Array<MapData, u32>,
+    pub path_alive: Array<MapData, u64>,
     pub neighbours: Array<MapData, u64>,
     pub neighbour_ids: HashMap<MapData, NeighbourKey, u32>,
     pub held4: HashMap<MapData, u32, u32>,
@@ -101,6 +102,7 @@ pub struct Maps {
     pub trace: Array<MapData, TraceFilter>,
     pub flows: FlowTables,
     pub liveness: LivenessMaps,
+    pub path_health: PathMaps,
 }
 
 /// Opens a pinned map as a typed one.
@@ -162,6 +164,7 @@ impl Maps {
             trace: open(directory, "TRACE", Map::Array)?,
             flows: FlowTables::open(directory)?,
             liveness: LivenessMaps::open(directory)?,
+            path_health: PathMaps::open(directory)?,
         })
     }
 

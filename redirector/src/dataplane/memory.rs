@@ -13,6 +13,7 @@ use redirector_ebpf::stations::Journey;
 use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::event::FlowEvent;
 use redirector_ebpf::tables::flow::{Entry, Record, WAYS};
+use redirector_ebpf::tables::leg::{LegHeard, LegRules, LegSent};
 use redirector_ebpf::tables::liveness::{Condition, Heard, LINKS, Sent, Watch};
 use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::{
@@ -31,6 +32,9 @@ pub struct MemoryFrame {
     bytes: Vec<u8>,
     start: usize,
 }
+
+/// Legs of tables in memory: nobody has more there.
+const LEGS_HERE: usize = 16;
 
 /// Room before a packet (the kernel's `XDP_PACKET_HEADROOM`).
 const HEADROOM: usize = 256;
@@ -129,6 +133,12 @@ pub struct MemoryTables {
     pub heard: Vec<Heard>,
     /// Both flow tables.
     pub flows: Arc<FlowTables>,
+    /// By what rules paths are watched.
+    pub leg_rules: LegRules,
+    /// Requests that were sent, by leg.
+    pub leg_sent: Vec<LegSent>,
+    /// What was heard, by leg.
+    pub leg_heard: Vec<LegHeard>,
     fragments: RefCell<HashMap<FragmentKey, u64>>,
     budgets: [Word; BUDGETS as usize],
     sources: Vec<Word>,
@@ -156,6 +166,9 @@ impl MemoryTables {
             sent: (0..LINKS).map(|_| Sent::default()).collect(),
             heard: (0..LINKS).map(|_| Heard::default()).collect(),
             flows: Arc::new(FlowTables::in_memory(buckets)),
+            leg_rules: LegRules::default(),
+            leg_sent: (0..LEGS_HERE).map(|_| LegSent::default()).collect(),
+            leg_heard: (0..LEGS_HERE).map(|_| LegHeard::default()).collect(),
             fragments: RefCell::default(),
             budgets: [const { Word::new(0) }; BUDGETS as usize],
             sources: (0..SOURCE_CELLS).map(|_| Word::new(0)).collect(),
@@ -338,6 +351,18 @@ impl Tables for MemoryTables {
 
     fn heard(&self, link: u32) -> Option<&Heard> {
         self.heard.get(link as usize)
+    }
+
+    fn leg_rules(&self) -> Option<&LegRules> {
+        Some(&self.leg_rules)
+    }
+
+    fn leg_sent(&self, leg: u32) -> Option<&LegSent> {
+        self.leg_sent.get(leg as usize)
+    }
+
+    fn leg_heard(&self, leg: u32) -> Option<&LegHeard> {
+        self.leg_heard.get(leg as usize)
     }
 
     fn fine_now(&self) -> u64 {

@@ -16,5 +16,6 @@ pub mod load;
 mod mapped;
 pub mod maps;
 pub mod memory;
+pub mod paths;
 pub mod registry;
 pub mod rows;

@@ -15,6 +15,8 @@ const DECAP_PROGRAM: &str = "redirector_deca";
 /// What is so on a backend, without a judgement.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Facts {
+    /// The interface's name.
+    pub name: String,
     /// The interface where tunnel packets arrive, or why there are no facts of it.
     pub interface: Result<Interface, String>,
     /// Its addresses and their prefix lengths.
@@ -27,9 +29,11 @@ pub struct Facts {
     pub arp_announce: Option<i64>,
 }
 
-/// Gathers the facts in the network namespace of the calling thread.
-pub fn gather(decap: &Decap) -> Result<Facts, Error> {
-    let name = &decap.interface;
+/// Gathers the facts of an interface in the network namespace of the calling thread.
+///
+/// # Errors
+/// Where the kernel does not tell.
+pub fn gather(name: &str) -> Result<Facts, Error> {
     let gathered = super::block_on(async || {
         let found = match netlink::interface(name).await {
             Ok(found) => {
@@ -48,7 +52,8 @@ pub fn gather(decap: &Decap) -> Result<Facts, Error> {
         Err(says) => (Err(says), Vec::new()),
     };
     let arp = |setting| interface::stricter(name, setting);
-    Ok(Facts { interface, addresses, routes, arp_ignore: arp("arp_ignore"), arp_announce: arp("arp_announce") })
+    let (arp_ignore, arp_announce) = (arp("arp_ignore"), arp("arp_announce"));
+    Ok(Facts { name: name.to_owned(), interface, addresses, routes, arp_ignore, arp_announce })
 }
 
 /// Judges the facts against what is configured.
@@ -63,7 +68,7 @@ pub fn judge(decap: &Decap, facts: &Facts) -> Vec<Finding> {
             findings.extend(size(decap, interface, &facts.routes));
             findings.extend(rp_filter(interface));
         }
-        Err(says) => findings.push(Finding::error(&decap.interface, says).mend("correct `interface` under [decap]")),
+        Err(says) => findings.push(Finding::error(&facts.name, says).mend("correct `interface` under [decap]")),
     }
     findings.extend(arp(decap, facts));
     findings
@@ -162,7 +167,7 @@ fn rp_filter(interface: &Interface) -> Option<Finding> {
 
 /// Whether this host claims VIPs on its segment, which belong to the redirectors.
 fn arp(decap: &Decap, facts: &Facts) -> Vec<Finding> {
-    let name = &decap.interface;
+    let name = &facts.name;
     let mut vips = decap.vips.iter().filter(|vip| vip.address().is_ipv4()).peekable();
     if vips.peek().is_none() {
         return Vec::new();

@@ -186,16 +186,19 @@ fn mends_name_interfaces_as_sysctl_wants_them() {
 
 fn decap() -> Decap {
     Decap {
-        interface: "eth0".into(),
+        interfaces: vec!["eth0".into()],
         sources: vec!["10.77.1.0/24".parse().unwrap()],
         vips: ["10.77.100.1", "203.0.113.0/28", "2001:db8:100::1"].map(|text| text.parse().unwrap()).into(),
         gue_port: 6080,
+        cluster: 1,
+        path_key: None,
     }
 }
 
 fn good_backend() -> backend::Facts {
     let local = [("10.77.100.1", 32), ("203.0.113.0", 24), ("2001:db8:100::1", 128)];
     backend::Facts {
+        name: "eth0".into(),
         interface: Ok(Interface {
             programs: vec![program("redirector_deca", AttachedMode::Native)],
             ..good_interface()

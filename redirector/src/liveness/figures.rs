@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use super::LegFigures;
+
 /// Longest time that a histogram tells, in microseconds.
 const LONGEST_US: u64 = 60_000_000;
 
@@ -68,6 +70,8 @@ pub struct Figures {
     pub links: BTreeMap<(u8, u8), LinkFigures>,
     /// The sender's own.
     pub sender: SenderFigures,
+    /// By number of the leg to a far end.
+    pub legs: BTreeMap<u16, LegFigures>,
 }
 
 /// A distribution in a few numbers, microseconds.

@@ -12,6 +12,7 @@ mod asker;
 mod detector;
 mod figures;
 pub mod frame;
+mod legs;
 mod sender;
 mod socket;
 #[cfg(test)]
@@ -20,5 +21,6 @@ mod tests;
 pub use asker::{Asker, Changes, LinkPlan, Plan};
 pub use detector::{AGENT_SILENT, Action, Detector, Observation, Own, Peer, State};
 pub use figures::{Figures, LinkFigures, SenderFigures, Spread};
+pub use legs::{FarEnd, FarPlan, LegFigures};
 pub use sender::{Sender, StartError, Watcher};
 pub(crate) use socket::be_real_time;

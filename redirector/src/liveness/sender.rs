@@ -20,11 +20,13 @@ use tokio::sync::watch;
 use super::asker::{Asker, LinkPlan, Plan};
 use super::figures::Figures;
 use super::frame::{self, Way};
+use super::legs::{FarPlan, Legs, Sockets};
 use super::socket::{PacketSocket, be_real_time, sleep_until};
 use crate::dataplane::flows::now;
 use crate::dataplane::image::ip;
 use crate::dataplane::liveness::{LivenessMaps, LivenessTables as _};
 use crate::dataplane::maps::{self, MapsError};
+use crate::dataplane::paths::PathMaps;
 
 /// How often next hops' MAC addresses are read again.
 const REREAD: u64 = 100_000_000;
@@ -52,6 +54,7 @@ pub struct Sender {
 
 struct Shared {
     plan: Mutex<Option<Plan>>,
+    far: Mutex<Option<FarPlan>>,
     figures: Mutex<Figures>,
     watcher: Mutex<Option<Watcher>>,
     stop: AtomicBool,
@@ -72,6 +75,7 @@ impl Sender {
         getrandom::fill(&mut seed).map_err(StartError::Random)?;
         let shared = Arc::new(Shared {
             plan: Mutex::new(None),
+            far: Mutex::new(None),
             figures: Mutex::new(Figures::default()),
             watcher: Mutex::new(None),
             stop: AtomicBool::new(false),
@@ -83,6 +87,7 @@ impl Sender {
             neighbours,
             changed,
             asker: Asker::new(u64::from_le_bytes(seed), now()),
+            legs: Legs::new(PathMaps::open(directory)?, u64::from_le_bytes(seed) >> 1),
             links: Vec::new(),
             sockets: BTreeMap::new(),
             figures: Figures::default(),
@@ -95,6 +100,11 @@ impl Sender {
     /// Changes whom to ask and how.
     pub fn set_plan(&self, plan: Plan) {
         *self.shared.plan.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan);
+    }
+
+    /// Changes which far ends of paths to ask and how.
+    pub fn set_far(&self, plan: FarPlan) {
+        *self.shared.far.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan);
     }
 
     /// Changes whenever alive bits do, or what peers say of them.
@@ -139,7 +149,8 @@ struct Work {
     changed: watch::Sender<u64>,
     asker: Asker,
     links: Vec<Link>,
-    sockets: BTreeMap<u32, (PacketSocket, Vec<Vec<u8>>)>,
+    legs: Legs,
+    sockets: Sockets,
     figures: Figures,
     reread: u64,
 }
@@ -166,12 +177,17 @@ impl Work {
             }
             if let Some(missed) = self.asker.round(time) {
                 self.take_plan();
+                self.take_far();
                 if time >= self.reread {
                     self.read_next_hops();
+                    self.legs.read_next_hops(&self.neighbours);
                     self.reread = time + REREAD;
                 }
                 self.ask(time, false);
                 self.figures.sender.skipped += missed;
+            }
+            if time >= self.legs.due() {
+                self.ask_far(time);
             }
             if self.look() {
                 self.ask(now(), true);
@@ -180,10 +196,11 @@ impl Work {
             if time >= publish {
                 publish = time + PUBLISH;
                 if let Ok(mut figures) = self.shared.figures.try_lock() {
+                    self.figures.legs.clone_from(&self.legs.figures);
                     figures.clone_from(&self.figures);
                 }
             }
-            due = self.asker.due(time);
+            due = self.asker.due(time).min(self.legs.due());
         }
     }
 
@@ -194,8 +211,23 @@ impl Work {
         let heard = |link: &LinkPlan| self.maps.heard(link.node, link.path.port).answered.load();
         let link = |plan: &LinkPlan| Link { plan: plan.clone(), target_mac: None, recorded: heard(plan), came: 0 };
         self.links = plan.links.iter().map(link).collect();
-        let interfaces: Vec<u32> = plan.links.iter().map(|link| link.interface).collect();
-        self.sockets.retain(|interface, _| interfaces.contains(interface));
+        self.open_sockets(plan.links.iter().map(|link| link.interface));
+        self.figures.links.retain(|key, _| plan.links.iter().any(|link| (link.node, link.path.port) == *key));
+        self.asker.set_plan(&self.maps, plan);
+        self.reread = 0;
+    }
+
+    fn take_far(&mut self) {
+        let Ok(mut place) = self.shared.far.try_lock() else { return };
+        let Some(plan) = place.take() else { return };
+        drop(place);
+        self.open_sockets(plan.ends.iter().map(|end| end.interface));
+        self.legs.set_plan(plan, now());
+        self.reread = 0;
+    }
+
+    /// Sockets stay open: interfaces are read at start, and there are few.
+    fn open_sockets(&mut self, interfaces: impl Iterator<Item = u32>) {
         for interface in interfaces {
             if self.sockets.contains_key(&interface) {
                 continue;
@@ -205,9 +237,24 @@ impl Work {
                 Err(error) => tracing::error!(interface, %error, "no socket to send beats with"),
             }
         }
-        self.figures.links.retain(|key, _| plan.links.iter().any(|link| (link.node, link.path.port) == *key));
-        self.asker.set_plan(&self.maps, plan);
-        self.reread = 0;
+    }
+
+    fn ask_far(&mut self, time: u64) {
+        self.clear_frames();
+        self.legs.ask(time, &mut self.sockets);
+        self.send_frames();
+        self.maps.condition().sender.store(time);
+    }
+
+    fn clear_frames(&mut self) {
+        self.sockets.values_mut().for_each(|(_, frames)| frames.clear());
+    }
+
+    fn send_frames(&mut self) {
+        for (socket, frames) in self.sockets.values_mut() {
+            let sent = socket.send(frames);
+            self.figures.sender.unsent += (frames.len() - sent) as u64;
+        }
     }
 
     fn read_next_hops(&mut self) {
@@ -219,9 +266,7 @@ impl Work {
 
     /// Sends the requests that are due.
     fn ask(&mut self, time: u64, between: bool) {
-        for (_, frames) in self.sockets.values_mut() {
-            frames.clear();
-        }
+        self.clear_frames();
         let Self { asker, maps, links, sockets, figures, .. } = self;
         asker.ask(maps, time, between, |at, plan, beat| {
             let LinkPlan { node, path, interface, mac } = plan;
@@ -234,6 +279,7 @@ impl Work {
                 vlan: path.vlan,
                 source: ip(&path.local, v6),
                 target: ip(&path.remote, v6),
+                tunnel: None,
             };
             let mut bytes = Vec::with_capacity(192);
             if frame::write(&mut bytes, &way, beat) {
@@ -241,10 +287,7 @@ impl Work {
                 figures.links.entry((*node, path.port)).or_default().sent += 1;
             }
         });
-        for (socket, frames) in self.sockets.values_mut() {
-            let sent = socket.send(frames);
-            self.figures.sender.unsent += (frames.len() - sent) as u64;
-        }
+        self.send_frames();
     }
 
     /// Whether alive bits have changed. Whoever waits for it is told, also where only peers see it otherwise now.
@@ -263,6 +306,7 @@ impl Work {
 
     /// Puts new answers into the figures.
     fn record(&mut self) {
+        self.legs.record();
         for link in &mut self.links {
             let (node, port) = (link.plan.node, link.plan.path.port);
             let (sent, heard) = (self.maps.sent(node, port), self.maps.heard(node, port));
@@ -284,7 +328,7 @@ impl Work {
     }
 }
 
-fn octets(word: u64) -> [u8; 6] {
+pub(super) fn octets(word: u64) -> [u8; 6] {
     let Mac([a, b, c]) = Mac::from_word(word);
     let [a, b, c] = [a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes()];
     [a[0], a[1], b[0], b[1], c[0], c[1]]

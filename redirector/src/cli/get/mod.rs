@@ -11,8 +11,6 @@ mod services;
 mod stats;
 mod vips;
 
-use std::time::Duration;
-
 use anyhow::Result;
 use aya::maps::MapError;
 use clap::Subcommand;
@@ -79,7 +77,7 @@ impl Get {
             What::Nodes(Plain { target, output }) => nodes::show(&View::open(&target)?, &target, output),
             What::Services(Plain { target, output }) => output.list(services::list(&View::open(&target)?)?),
             What::Backends(Plain { target, output }) => output.list(backends::list(&View::open(&target)?)?),
-            What::Paths(Plain { target, output }) => output.list(paths::list(&View::open(&target)?)?),
+            What::Paths(Plain { target, output }) => paths::show(&View::open(&target)?, &target, output),
             What::Vips(Plain { target, output }) => {
                 output.list(vips::list(&View::open(&target)?, target.config()?.as_ref())?)
             }
@@ -91,9 +89,6 @@ impl Get {
         }
     }
 }
-
-/// How long an agent is waited for, which may be stopped.
-const ANSWER: Duration = Duration::from_secs(1);
 
 /// A node's maps and what its numbers are called.
 struct View {

@@ -1,14 +1,23 @@
 //! Paths to backends, in order of rank.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use redirector_ebpf::tables::path::kind;
 use serde::Serialize;
 
 use super::View;
-use crate::cli::output::{Row, cell, mode, yes};
+use crate::agent::PathStatus;
+use crate::agent::control::{self, Answer, Request};
+use crate::cli::output::{Output, Row, cell, mode, yes};
+use crate::cli::target::Target;
 use crate::dataplane::image::ip;
 use crate::dataplane::maps::MapsError;
+use crate::paths::health::State;
+
+/// How long an agent may take to answer: without it the maps say most.
+const ANSWER: Duration = Duration::from_secs(1);
 
 #[derive(Serialize)]
 pub(super) struct Path {
@@ -25,6 +34,8 @@ pub(super) struct Path {
     remote: Option<IpAddr>,
     mtu: u16,
     alive: bool,
+    /// What the agent knows of it; none where the agent does not answer.
+    health: Option<PathStatus>,
     packets: u64,
     bytes: u64,
 }
@@ -42,12 +53,17 @@ impl Row for Path {
             "MAC",
             "REMOTE",
             "ALIVE",
+            "STATE",
+            "RTT",
+            "WHY",
             "PACKETS",
             "BYTES",
         ]
     }
 
     fn cells(&self) -> Vec<String> {
+        let health = self.health.as_ref();
+        let beats = health.and_then(|health| health.beats).filter(|beats| beats.answered > 0);
         vec![
             self.pool.clone(),
             self.backend.clone(),
@@ -59,13 +75,39 @@ impl Row for Path {
             self.mac.clone().unwrap_or_else(|| "unresolved".to_owned()),
             cell(self.remote),
             yes(self.alive),
+            cell(self.health.as_ref().map(|health| state(health.state))),
+            cell(beats.map(|beats| format!("{:.0} us", beats.round_trip_us))),
+            cell(health.and_then(|health| health.why.as_deref()).filter(|_| !self.alive)),
             self.packets.to_string(),
             self.bytes.to_string(),
         ]
     }
 }
 
-pub(super) fn list(view: &View) -> Result<Vec<Path>, MapsError> {
+/// Shows the paths. What the agent knows besides is told where it runs.
+pub(super) fn show(view: &View, target: &Target, output: Output) -> anyhow::Result<()> {
+    output.list(list(view, &ask(target))?)
+}
+
+/// What the agent knows of paths, by id.
+fn ask(target: &Target) -> HashMap<u16, PathStatus> {
+    let Ok(Some(config)) = target.config() else { return HashMap::new() };
+    match control::ask_within(ANSWER, &control::path(&config), &Request::Paths) {
+        Ok(Answer::Paths { paths }) => paths.into_iter().map(|status| (status.path, status)).collect(),
+        _ => HashMap::new(),
+    }
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        State::Assumed => "assumed",
+        State::Alive => "alive",
+        State::Suspect => "suspect",
+        State::Returning => "returning",
+    }
+}
+
+fn list(view: &View, told: &HashMap<u16, PathStatus>) -> Result<Vec<Path>, MapsError> {
     let registry = &view.names.registry;
     let mut paths = Vec::new();
     for (&id, row) in &registry.backends {
@@ -73,6 +115,7 @@ pub(super) fn list(view: &View) -> Result<Vec<Path>, MapsError> {
         let traffic = view.backend_traffic(id)?;
         for (rank, path_id) in row.paths.into_iter().enumerate() {
             let Some(path) = registry.paths.get(&path_id).filter(|_| path_id != 0) else { continue };
+            let told = told.get(&path_id);
             paths.push(Path {
                 pool: pool.clone(),
                 backend: backend.clone(),
@@ -85,6 +128,7 @@ pub(super) fn list(view: &View) -> Result<Vec<Path>, MapsError> {
                 remote: (path.kind != kind::L2).then(|| ip(&path.remote, path.outer_v6 != 0)),
                 mtu: path.mtu,
                 alive: view.path_alive(path_id)?,
+                health: told.cloned(),
                 packets: traffic[rank].packets,
                 bytes: traffic[rank].bytes,
             });

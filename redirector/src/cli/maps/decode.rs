@@ -17,7 +17,7 @@ use redirector_ebpf::tables::{
 };
 use serde_json::{Value, json};
 
-use super::{Entry, liveness};
+use super::{Entry, liveness, paths};
 use crate::cli::get::{ranges, vip_lines};
 use crate::cli::output::{Names, class, echo, mac, mode, protocol, state, unmatched};
 use crate::dataplane::batch::read_array;
@@ -108,6 +108,9 @@ impl Decoder {
                     json!({"service": service, "class": class(kind), "reason": why.reason().name(), "packets": count}),
                 )
             })),
+            "LEG_RULES" | "LEG_SENT" | "LEG_HEARD" | "WATCHED_PATHS" | "PATH_LATCHES" => {
+                Box::new(paths::entries(&maps.path_health, names, name)?.into_iter())
+            }
             "PEERS" => array("PEERS", maps.peers.iter(), |at, path: Path| {
                 let node = names.node(at as u8);
                 some(path != Path::default(), || self.path(Some(node), &path))
@@ -127,7 +130,7 @@ impl Decoder {
             "PATHS" => array("PATHS", maps.paths.iter(), |at, path: Path| {
                 some(path != Path::default(), || self.path(Some(names.path(at as u16)), &path))
             })?,
-            "PATH_ALIVE" => array("PATH_ALIVE", maps.path_alive.iter(), |at, alive: u32| {
+            "PATH_ALIVE" => array("PATH_ALIVE", maps.path_alive.iter(), |at, alive: u64| {
                 let is_path = alive != 0 || names.registry.name(kind::PATH, at).is_some();
                 some(is_path, || json!({"name": names.path(at as u16), "alive": alive != 0}))
             })?,

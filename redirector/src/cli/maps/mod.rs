@@ -3,6 +3,7 @@
 mod decode;
 mod list;
 mod liveness;
+mod paths;
 
 use anyhow::{Result, bail};
 use clap::Subcommand;

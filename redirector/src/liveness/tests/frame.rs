@@ -17,7 +17,7 @@ const TARGET_MAC: [u8; 6] = [2, 0, 0, 0, 2, 0];
 
 fn way(source: &str, target: &str, vlan: u16) -> Way {
     let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
-    Way { source_mac: SOURCE_MAC, target_mac: TARGET_MAC, vlan, source: ip(source), target: ip(target) }
+    Way { source_mac: SOURCE_MAC, target_mac: TARGET_MAC, vlan, source: ip(source), target: ip(target), tunnel: None }
 }
 
 fn beat(seed: u64) -> Beat {

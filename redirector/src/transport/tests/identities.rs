@@ -125,6 +125,7 @@ fn files_that_are_no_identity_are_told_apart() {
         assert!(told.contains(words), "{told:?} does not say {words:?}");
     }
     let mut cluster = crate::config::Cluster {
+        path_key: None,
         id: 7,
         key: None,
         slots: 256,

@@ -1,0 +1,111 @@
+//! What tells which paths are alive: what beats to their far ends and the kernel's timer go by, and what they leave behind.
+//!
+//! A *leg* is a way to a far end, as packets take it: port, VLAN, next hop and tunnel. Paths of several pools that differ in
+//! nothing else share one, and beats go over it once for all of them. Requests are numbered per leg from 1 on.
+//! Written by the agent: [`LegRules`], [`LegSent`], the list of [`PathAdmission`]s. Written by XDP from answers:
+//! [`LegHeard`]. Written by the timer: a [`super::liveness::Latch`] for each path, and the paths' alive bits.
+
+use super::liveness::REMEMBERED;
+use crate::sync::Word;
+
+/// Legs that a node can have.
+pub const LEGS: usize = 4096;
+
+/// Stands for no leg: no beats go over the path.
+pub const NO_LEG: u16 = u16::MAX;
+
+/// Paths that the timer looks at in one round, so that its rounds stay short however many there are.
+pub const PATHS_A_ROUND: u32 = 256;
+
+/// By what rules paths are watched.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LegRules {
+    /// The key of beats to far ends. It is not the nodes' own, so that no backend can speak for a node.
+    pub key: [u64; 2],
+    /// Paths that are watched: the first rows of the list of [`PathAdmission`]s.
+    pub paths: u32,
+    /// Number of the key; 0: no beats go to far ends.
+    pub key_id: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// The requests that were sent over a leg, and how soon they should be answered.
+#[repr(C)]
+#[derive(Default)]
+pub struct LegSent {
+    /// Number of the last one; 0: none yet.
+    pub sequence: Word,
+    /// A request's nonce is this and its number: drawn anew when an agent starts, so that no old answer fits.
+    pub nonce_base: Word,
+    /// Not 0: the port has no carrier.
+    pub down: Word,
+    /// Nanoseconds between two requests.
+    pub interval: Word,
+    /// Nanoseconds that an answer may take.
+    pub grace: Word,
+    /// Requests that go unanswered before the leg is silent.
+    pub multiplier: Word,
+    /// Zero.
+    pub pad: [Word; 2],
+    /// When they were sent, by number modulo [`REMEMBERED`].
+    pub times: [Word; REMEMBERED],
+}
+
+impl LegSent {
+    /// When a request was sent; long ago, if that is not remembered any more.
+    #[inline(always)]
+    pub fn time(&self, number: u64) -> u64 {
+        if self.sequence.load().wrapping_sub(number) >= REMEMBERED as u64 {
+            0
+        } else {
+            super::liveness::slot(&self.times, number).load()
+        }
+    }
+}
+
+/// What was heard over a leg.
+#[repr(C)]
+#[derive(Default)]
+pub struct LegHeard {
+    /// Number of my last request that was answered; 0: none ever was, so that there is no beating far end to judge by.
+    pub answered: Word,
+    /// When.
+    pub at: Word,
+    /// The far end's boot id.
+    pub boot_id: Word,
+    /// Zero.
+    pub pad: Word,
+    /// When answers came, by number modulo [`REMEMBERED`].
+    pub times: [Word; REMEMBERED],
+}
+
+/// A path that is watched, in one word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathAdmission {
+    /// The path's id; 0: the row is free.
+    pub path: u16,
+    /// Its leg, or [`NO_LEG`].
+    pub leg: u16,
+    /// 0 while the agent does not let the path be alive; a new one each time that it lets it be alive again.
+    pub term: u32,
+}
+
+impl PathAdmission {
+    /// As a word.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.path as u64 | (self.leg as u64) << 16 | (self.term as u64) << 32
+    }
+
+    /// Of a word.
+    #[inline(always)]
+    pub const fn of(word: u64) -> Self {
+        Self { path: word as u16, leg: (word >> 16) as u16, term: (word >> 32) as u32 }
+    }
+}
+
+const _: () = assert!(core::mem::size_of::<LegSent>() == (8 + REMEMBERED) * 8);
+const _: () = assert!(core::mem::size_of::<LegHeard>() == (4 + REMEMBERED) * 8);
+super::no_padding! { LegRules = 16 + 4 + 1 + 3 }

@@ -1,0 +1,239 @@
+//! Paths within the agent: keeps the kernel's list of paths and legs in step with the configuration, feeds the machines with
+//! what the maps say, and lets paths be alive where they say so.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path as FilePath;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use redirector_ebpf::tables::leg::{LEGS, LegRules, NO_LEG, PathAdmission};
+use redirector_ebpf::tables::liveness::{REMEMBERED, slot};
+use serde::{Deserialize, Serialize};
+
+use super::liveness::boot_id;
+use super::lookout::{GRACE_DIVISOR, GRACE_MIN};
+use crate::config::Config;
+use crate::dataplane::flows::now;
+use crate::dataplane::image::{Image, Leg};
+use crate::dataplane::paths::PathMaps;
+use crate::liveness::{FarEnd, FarPlan, LegFigures};
+use crate::paths::health::{Action, Observation, Path, Rules, State};
+
+/// Beats that all legs together get in a second at most; more of them are asked less often.
+const BEATS_A_SECOND: u64 = 50_000;
+
+/// The paths of a node.
+pub(super) struct Paths {
+    maps: PathMaps,
+    paths: BTreeMap<u16, Watch>,
+    /// Numbers of legs, kept as long as a leg is used.
+    legs: HashMap<Leg, u16>,
+    /// Ports without a carrier.
+    down: Vec<u8>,
+}
+
+/// One path.
+struct Watch {
+    row: usize,
+    term: u32,
+    leg: Option<u16>,
+    port: u8,
+    rules: Rules,
+    health: Path,
+}
+
+/// What the agent knows of a path.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PathStatus {
+    /// Its id.
+    pub path: u16,
+    /// What it is.
+    pub state: State,
+    /// How long it has been that, milliseconds.
+    pub for_ms: u64,
+    /// Why it is not used, or was not last.
+    pub why: Option<String>,
+    /// How often it fell since the agent started.
+    pub falls: u64,
+    /// What is measured of its leg; none where no beats go.
+    pub beats: Option<LegFigures>,
+}
+
+impl Paths {
+    pub(super) fn open(directory: &FilePath) -> Result<Self> {
+        let maps = PathMaps::open(directory)?;
+        Ok(Self { maps, paths: BTreeMap::new(), legs: HashMap::new(), down: Vec::new() })
+    }
+
+    /// Takes over a configuration; says which far ends to ask from now on.
+    pub(super) fn configure(&mut self, config: &Config, image: &Image) -> Result<FarPlan> {
+        let clock = Duration::from_nanos(now());
+        self.number_legs(image)?;
+        let key = config.cluster.path_key.map_or(([0; 2], 0), |key| (key.words(), key.number()));
+        let pace = 1_000_000_000 * self.legs.len() as u64 / BEATS_A_SECOND;
+        let mut ends: BTreeMap<u16, FarEnd> = BTreeMap::new();
+        let before = self.paths.keys().copied().collect::<Vec<_>>();
+        for id in before.into_iter().filter(|id| !image.watched.contains_key(id)) {
+            if let Some(watch) = self.paths.remove(&id) {
+                self.maps.set_admission(watch.row, PathAdmission::default());
+            }
+        }
+        for (&id, watched) in &image.watched {
+            let leg = watched.leg.as_ref().and_then(|leg| self.legs.get(leg).copied());
+            let Some(row) = image.paths.get(&id) else { continue };
+            let rules = Rules { rise: watched.rise, hold_down: watched.hold_down };
+            if let (Some(number), Some(leg)) = (leg, &watched.leg) {
+                let port = image.ports[usize::from(row.port)];
+                let interval = (watched.beats.interval.as_nanos() as u64).max(pace);
+                let sent = self.maps.sent(number);
+                let asked = ends.entry(number).or_insert_with(|| FarEnd {
+                    number,
+                    leg: leg.clone(),
+                    interface: port.ifindex,
+                    mac: port.mac,
+                    interval,
+                });
+                // Of pools that share a leg the most impatient decides.
+                asked.interval = asked.interval.min(interval);
+                sent.interval.store(asked.interval);
+                let grace = Duration::from_nanos(asked.interval / u64::from(GRACE_DIVISOR)).max(GRACE_MIN);
+                sent.grace.store(grace.as_nanos() as u64);
+                sent.multiplier.store(watched.beats.multiplier.into());
+                sent.down.store(u64::from(self.down.contains(&row.port)));
+            }
+            match self.paths.get_mut(&id) {
+                Some(watch) => (watch.leg, watch.rules) = (leg, rules),
+                None => {
+                    let watch = self.adopt(id, leg, row.port, rules, clock)?;
+                    self.paths.insert(id, watch);
+                }
+            }
+            let watch = &self.paths[&id];
+            self.maps.set_admission(watch.row, admission(id, watch));
+        }
+        let rows = self.paths.values().map(|watch| watch.row as u32 + 1).max().unwrap_or(0);
+        let rules = LegRules { key: key.0, paths: rows, key_id: key.1, pad: [0; 3] };
+        self.maps.set_rules(&rules).context("paths")?;
+        let ends = ends.into_values().collect();
+        Ok(FarPlan { node: config.node.id, cluster: config.cluster.id, boot_id: boot_id(), key, ends })
+    }
+
+    /// Gives legs numbers. A leg keeps its own; a number that goes to another leg forgets what was answered under it.
+    fn number_legs(&mut self, image: &Image) -> Result<()> {
+        let used: Vec<&Leg> = image.watched.values().filter_map(|watched| watched.leg.as_ref()).collect();
+        let mut left: HashMap<Leg, u16> = HashMap::new();
+        for leg in used.iter().copied() {
+            if let Some(number) = self.legs.get(leg) {
+                left.insert(leg.clone(), *number);
+            }
+        }
+        let mut taken: Vec<bool> = vec![false; LEGS];
+        left.values().for_each(|number| taken[usize::from(*number)] = true);
+        let mut next = 0;
+        for leg in used {
+            if left.contains_key(leg) {
+                continue;
+            }
+            next = (next..LEGS).find(|number| !taken[*number]).unwrap_or(LEGS);
+            ensure!(next < LEGS, "paths lead over more than {LEGS} different next hops and tunnels");
+            taken[next] = true;
+            let number = next as u16;
+            self.maps.heard(number).answered.store(0);
+            left.insert(leg.clone(), number);
+        }
+        self.legs = left;
+        Ok(())
+    }
+
+    /// A path that this agent does not know yet: as its predecessor left it, or a new one.
+    fn adopt(&self, id: u16, leg: Option<u16>, port: u8, rules: Rules, clock: Duration) -> Result<Watch> {
+        let rows = self.maps.rows();
+        let own: Vec<usize> = self.paths.values().map(|watch| watch.row).collect();
+        let there = (0..rows).find(|row| self.maps.admission(*row).path == id);
+        let free = || (0..rows).find(|row| self.maps.admission(*row).path == 0 && !own.contains(row));
+        let row = there.or_else(free).context("no row is left for another path")?;
+        let mut health = Path::new(clock);
+        let term = match there.map(|row| self.maps.admission(row).term) {
+            None => self.maps.next_term(id, 0),
+            Some(term) => {
+                if term == 0 || self.maps.latch(id).term.load() == u64::from(term) {
+                    health.adopt_fallen();
+                }
+                term
+            }
+        };
+        Ok(Watch { row, term, leg, port, rules, health })
+    }
+
+    /// A port lost its carrier, or has it again.
+    pub(super) fn carrier(&mut self, port: u8, carrier: bool) {
+        self.down.retain(|down| *down != port);
+        if !carrier {
+            self.down.push(port);
+        }
+        for watch in self.paths.values().filter(|watch| watch.port == port) {
+            if let Some(leg) = watch.leg {
+                self.maps.sent(leg).down.store(u64::from(!carrier));
+            }
+        }
+    }
+
+    /// Looks at all paths, and lets those be alive that may.
+    pub(super) fn step(&mut self) {
+        let time = now();
+        let clock = Duration::from_nanos(time);
+        for (&id, watch) in &mut self.paths {
+            let seen = Observation {
+                on: watch.term != 0 && self.maps.latch(id).term.load() != u64::from(watch.term),
+                carrier: !self.down.contains(&watch.port),
+                streak: watch.leg.and_then(|leg| streak(&self.maps, leg, time)),
+                ..Observation::default()
+            };
+            let before = watch.health.state;
+            match watch.health.observe(clock, &watch.rules, &seen) {
+                Some(Action::Admit) => watch.term = self.maps.next_term(id, watch.term),
+                Some(Action::Dismiss) => watch.term = 0,
+                None => {}
+            }
+            if watch.health.state != before {
+                self.maps.set_admission(watch.row, admission(id, watch));
+                tracing::info!(path = id, from = ?before, to = ?watch.health.state, why = watch.health.why, "a path changed");
+            }
+        }
+    }
+
+    /// What there is to tell.
+    pub(super) fn status(&self, figures: &BTreeMap<u16, LegFigures>) -> Vec<PathStatus> {
+        let clock = Duration::from_nanos(now());
+        let told = self.paths.iter().map(|(&path, Watch { leg, health, .. })| PathStatus {
+            path,
+            state: health.state,
+            for_ms: clock.saturating_sub(health.since).as_millis() as u64,
+            why: health.why.map(str::to_owned),
+            falls: health.falls,
+            beats: leg.and_then(|leg| figures.get(&leg).copied()),
+        });
+        told.collect()
+    }
+}
+
+fn admission(path: u16, watch: &Watch) -> PathAdmission {
+    PathAdmission { path, leg: watch.leg.unwrap_or(NO_LEG), term: watch.term }
+}
+
+/// How many requests in a row were answered, up to the last whose answer is due; none where nothing ever was.
+fn streak(maps: &PathMaps, leg: u16, now: u64) -> Option<u32> {
+    let (sent, heard) = (maps.sent(leg), maps.heard(leg));
+    let (last, answered) = (sent.sequence.load(), heard.answered.load());
+    if answered == 0 {
+        return None;
+    }
+    let is_due = |number: &u64| now.saturating_sub(sent.time(*number)) >= sent.grace.load();
+    let is_answered = |number: &u64| {
+        let went = sent.time(*number);
+        went != 0 && slot(&heard.times, *number).load() >= went
+    };
+    let oldest = last.saturating_sub(REMEMBERED as u64 - 1).max(1);
+    let counted = (oldest..=last).rev().skip_while(|number| !is_due(number) && !is_answered(number));
+    Some(counted.take_while(is_answered).count() as u32)
+}

@@ -1,0 +1,41 @@
+//! How paths and backends of a pool are watched, and what becomes of a backend that is dead.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{
+    Beats,
+    reader::Reader,
+    text::{self, serialize_duration as duration},
+};
+
+/// What is configured as `[pool.health]`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PoolHealth {
+    /// How often beats go to far ends, if other than between nodes.
+    pub beats: Option<Beats>,
+    /// Answers in a row after which a path that was silent is used again.
+    pub rise: u32,
+    /// How long a path that is back waits at least, so that one that flaps is not used at each turn.
+    #[serde(serialize_with = "duration")]
+    pub hold_down: Duration,
+}
+
+impl Default for PoolHealth {
+    fn default() -> Self {
+        Self { beats: None, rise: 3, hold_down: Duration::from_millis(250) }
+    }
+}
+
+/// Reads `[pool.health]`.
+pub(super) fn health(mut r: Reader<'_>) -> PoolHealth {
+    let default = PoolHealth::default();
+    let health = PoolHealth {
+        beats: r.parsed("beats", text::beats),
+        rise: r.number("rise", 1..=15).unwrap_or(default.rise),
+        hold_down: r.duration("hold_down", Duration::ZERO..=Duration::from_secs(3600)).unwrap_or(default.hold_down),
+    };
+    r.done();
+    health
+}

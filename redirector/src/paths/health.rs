@@ -1,0 +1,285 @@
+//! What becomes of a path, as far as the agent decides it: a state machine without clocks, sockets and maps.
+//!
+//! ```text
+//! assumed ──something answers──► alive ──bit turned off, or a bad sign──► suspect
+//!    │ bad sign                    ▲                                        │ no sign is bad
+//!    └────────► suspect            └── risen, and held down long enough ── returning
+//! ```
+//!
+//! A path about which nothing is known is used: a fleet whose probes say nothing yet must serve. One that was off is used
+//! again when no sign is bad, its beats have risen, and a time has passed that doubles with each fall, so that a path which
+//! flaps is damped.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest that a path is held down, in times of what is configured.
+const DOUBLINGS_MAX: u32 = 7;
+/// After so long without another fall, one is forgotten.
+const FORGIVEN: Duration = Duration::from_secs(60);
+
+/// What a path is in this node's eyes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// It is used, and nothing has ever answered there.
+    Assumed,
+    /// It is used, and answers.
+    Alive,
+    /// It is not used while others are alive.
+    Suspect,
+    /// It answers again, and is not used yet.
+    Returning,
+}
+
+/// What one source of knowledge says of a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sign {
+    /// Nothing.
+    #[default]
+    None,
+    /// It works.
+    Good,
+    /// It does not.
+    Bad,
+}
+
+/// What there is to see of a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Observation {
+    /// Whether nothing has turned it off since it was let in.
+    pub on: bool,
+    /// Whether its port has a carrier.
+    pub carrier: bool,
+    /// Of its last requests, answered in a row up to the last whose answer is due; none where nothing ever answered.
+    pub streak: Option<u32>,
+    /// What probes say.
+    pub probes: Sign,
+    /// What a routing neighbour's session says.
+    pub session: Sign,
+    /// What the flows themselves say.
+    pub flows: Sign,
+}
+
+/// When a path is used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Answers in a row.
+    pub rise: u32,
+    /// How long at least after its first fall.
+    pub hold_down: Duration,
+}
+
+/// What is to be done about a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Let it be alive.
+    Admit,
+    /// Do not let it be alive.
+    Dismiss,
+}
+
+/// One path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// What it is.
+    pub state: State,
+    /// Since when, on the agent's clock.
+    pub since: Duration,
+    /// Why it is not used, or was not last.
+    pub why: Option<&'static str>,
+    /// Whether it was let in and nothing has turned it off since.
+    pub admitted: bool,
+    /// How often it fell.
+    pub falls: u64,
+    flaps: u32,
+    not_before: Duration,
+    quiet_since: Duration,
+}
+
+impl Path {
+    /// A path of which nothing is known; it is to be let in.
+    pub fn new(now: Duration) -> Self {
+        Self {
+            state: State::Assumed,
+            since: now,
+            why: None,
+            admitted: true,
+            falls: 0,
+            flaps: 0,
+            not_before: Duration::ZERO,
+            quiet_since: now,
+        }
+    }
+
+    /// An agent that starts finds a path that was turned off, or was not let in.
+    pub fn adopt_fallen(&mut self) {
+        (self.admitted, self.state, self.why) = (false, State::Suspect, Some("it was off before the agent started"));
+    }
+
+    /// Takes in what there is to see at a time; says what is to be done.
+    pub fn observe(&mut self, now: Duration, rules: &Rules, seen: &Observation) -> Option<Action> {
+        if self.flaps > 0 && now.saturating_sub(self.quiet_since) >= FORGIVEN {
+            self.flaps -= 1;
+            self.quiet_since = now;
+        }
+        let bad = bad(seen);
+        if self.admitted {
+            let off = (!seen.on).then_some(if seen.carrier { "its beats went unanswered" } else { NO_CARRIER });
+            let Some(why) = off.or(bad) else {
+                let answers = seen.streak.is_some() || [seen.probes, seen.session].contains(&Sign::Good);
+                self.enter(if answers { State::Alive } else { State::Assumed }, now);
+                return None;
+            };
+            self.fall(now, rules, why);
+            return Some(Action::Dismiss);
+        }
+        if bad.is_some() {
+            self.why = bad;
+            self.enter(State::Suspect, now);
+            return None;
+        }
+        if seen.streak == Some(0) {
+            self.enter(State::Suspect, now);
+            return None;
+        }
+        if seen.streak.is_some_and(|streak| streak < rules.rise) || now < self.not_before {
+            self.enter(State::Returning, now);
+            return None;
+        }
+        self.admitted = true;
+        self.enter(if seen.streak.is_some() { State::Alive } else { State::Assumed }, now);
+        Some(Action::Admit)
+    }
+
+    fn fall(&mut self, now: Duration, rules: &Rules, why: &'static str) {
+        (self.admitted, self.why) = (false, Some(why));
+        self.falls += 1;
+        self.not_before = now + rules.hold_down * 2u32.pow(self.flaps.min(DOUBLINGS_MAX));
+        self.flaps += 1;
+        self.quiet_since = now;
+        self.enter(State::Suspect, now);
+    }
+
+    fn enter(&mut self, state: State, now: Duration) {
+        if self.state != state {
+            self.state = state;
+            self.since = now;
+        }
+    }
+}
+
+const NO_CARRIER: &str = "its port has no carrier";
+
+/// The first sign that is bad.
+fn bad(seen: &Observation) -> Option<&'static str> {
+    let signs = [
+        (!seen.carrier, NO_CARRIER),
+        (seen.probes == Sign::Bad, "its probes fail"),
+        (seen.session == Sign::Bad, "its BFD session is down"),
+        (seen.flows == Sign::Bad, "its flows get no answers"),
+    ];
+    signs.into_iter().find(|(is_bad, _)| *is_bad).map(|(_, why)| why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What there is to see, in kinds.
+    const GOOD: Observation = Observation {
+        on: true,
+        carrier: true,
+        streak: Some(9),
+        probes: Sign::None,
+        session: Sign::None,
+        flows: Sign::None,
+    };
+    const KINDS: [(&str, Observation); 10] = [
+        ("nothing known", Observation { streak: None, ..GOOD }),
+        ("answers", GOOD),
+        ("answers not yet in a row", Observation { streak: Some(2), ..GOOD }),
+        ("silent, not off yet", Observation { streak: Some(0), ..GOOD }),
+        ("off", Observation { on: false, streak: Some(0), ..GOOD }),
+        ("off, and answers", Observation { on: false, ..GOOD }),
+        ("no carrier", Observation { on: false, carrier: false, ..GOOD }),
+        ("probes fail", Observation { probes: Sign::Bad, ..GOOD }),
+        ("session down", Observation { session: Sign::Bad, ..GOOD }),
+        ("flows die", Observation { flows: Sign::Bad, ..GOOD }),
+    ];
+
+    const RULES: Rules = Rules { rise: 3, hold_down: Duration::from_millis(250) };
+    const T: Duration = Duration::from_secs(100);
+
+    /// A path in each of its states.
+    fn in_state(state: State) -> Path {
+        let mut path = Path::new(T);
+        match state {
+            State::Assumed => {}
+            State::Alive => assert_eq!(path.observe(T, &RULES, &GOOD), None),
+            State::Suspect => {
+                assert_eq!(path.observe(T, &RULES, &KINDS[4].1), Some(Action::Dismiss));
+            }
+            State::Returning => {
+                path.observe(T, &RULES, &KINDS[4].1);
+                assert_eq!(path.observe(T, &RULES, &Observation { on: false, ..GOOD }), None);
+            }
+        }
+        assert_eq!(path.state, state);
+        path
+    }
+
+    #[test]
+    fn every_state_meets_every_sight() {
+        use Action::{Admit, Dismiss};
+        use State::{Alive, Assumed, Returning, Suspect};
+        const STAYS: Option<Action> = None;
+        let used = |seen| match seen {
+            "nothing known" => (Assumed, STAYS),
+            "answers" | "answers not yet in a row" | "silent, not off yet" => (Alive, STAYS),
+            _ => (Suspect, Some(Dismiss)),
+        };
+        // Long after the fall, so that nothing holds it down.
+        let unused = |seen| match seen {
+            "nothing known" => (Assumed, Some(Admit)),
+            "answers" | "off, and answers" => (Alive, Some(Admit)),
+            "answers not yet in a row" => (Returning, STAYS),
+            _ => (Suspect, STAYS),
+        };
+        for state in [Assumed, Alive, Suspect, Returning] {
+            for (name, seen) in KINDS {
+                let mut path = in_state(state);
+                let action = path.observe(T + Duration::from_secs(1), &RULES, &seen);
+                let expected = if matches!(state, Assumed | Alive) { used(name) } else { unused(name) };
+                assert_eq!((path.state, action), expected, "{state:?} on {name}");
+                assert_eq!(path.admitted, matches!(path.state, Assumed | Alive), "{state:?} on {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_that_flaps_is_held_down_ever_longer_and_forgiven() {
+        let mut path = Path::new(T);
+        let mut now = T;
+        let mut waits = Vec::new();
+        for _ in 0..10 {
+            assert_eq!(path.observe(now, &RULES, &Observation { on: false, ..GOOD }), Some(Action::Dismiss));
+            let fell = now;
+            while path.observe(now, &RULES, &GOOD) != Some(Action::Admit) {
+                now += Duration::from_millis(10);
+            }
+            waits.push(now - fell);
+        }
+        assert_eq!(waits[..3], [250, 500, 1000].map(Duration::from_millis));
+        assert!(waits.iter().all(|wait| *wait <= RULES.hold_down * 128), "{waits:?}");
+        assert_eq!(path.falls, 10);
+        for minute in 1..=20 {
+            assert_eq!(path.observe(now + FORGIVEN * minute, &RULES, &GOOD), None);
+        }
+        let later = now + FORGIVEN * 21;
+        path.observe(later, &RULES, &KINDS[4].1);
+        assert_eq!(path.observe(later + RULES.hold_down, &RULES, &GOOD), Some(Action::Admit));
+    }
+}
