@@ -11,6 +11,7 @@ mod holders;
 mod kills;
 mod liveness;
 mod million;
+mod paths;
 mod pmtu;
 mod quiet;
 mod refusal;

@@ -29,6 +29,8 @@ const OF_PACKETS: &[&str] = &[
     "SENT",
     "HEARD",
     "PULSE",
+    "LEG_SENT",
+    "LEG_HEARD",
     "link-",
 ];
 

@@ -166,9 +166,13 @@ impl Lab {
     /// Waits until a process has attached a program to its host's interface.
     pub(super) fn attached(&self, host: &str, process: &Process) -> Result<()> {
         wait_for(process, READY, || {
-            let link = self.host(host)?.command("ip").args(["-o", "link", "show", "eth0"]).output()?;
-            let attached = link.stdout.windows(9).any(|word| word == b" prog/xdp");
-            Ok(if attached { None } else { Some("nothing is attached to its eth0".into()) })
+            for interface in self.interfaces(host)? {
+                let link = self.host(host)?.command("ip").args(["-o", "link", "show", interface]).output()?;
+                if !link.stdout.windows(9).any(|word| word == b" prog/xdp") {
+                    return Ok(Some(format!("nothing is attached to its {interface}")));
+                }
+            }
+            Ok(None)
         })
     }
 

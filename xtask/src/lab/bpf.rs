@@ -50,7 +50,54 @@ struct LinkUpdate {
 /// Loads an XDP program that returns the same action for every frame.
 pub(super) fn load(action: u8) -> io::Result<OwnedFd> {
     // r0 = ACTION; exit
-    let instructions: [u64; 2] = [u64::from(action) << 32 | 0xb7, EXIT];
+    program(&[u64::from(action) << 32 | 0xb7, EXIT])
+}
+
+/// One instruction: operation, destination and source register, offset of a jump or access, number.
+const fn instruction(operation: u8, to: u8, from: u8, offset: i16, number: u32) -> u64 {
+    operation as u64 | (to as u64) << 8 | (from as u64) << 12 | (offset as u16 as u64) << 16 | (number as u64) << 32
+}
+
+const CALL_RANDOM: u64 = instruction(0x85, 0, 0, 0, 7);
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+
+/// The byte of a frame that is spoilt: behind the headers of any beat or segment, tunnelled or not.
+const SPOILT: u32 = 90;
+
+/// Loads an XDP program that drops a frame when a random number of 32 bits is below `below`.
+pub(super) fn load_lossy(below: u32) -> io::Result<OwnedFd> {
+    program(&[
+        CALL_RANDOM,
+        instruction(0xa6, 0, 0, 2, below), // if w0 < BELOW goto drop
+        instruction(0xb7, 0, 0, 0, XDP_PASS),
+        EXIT,
+        instruction(0xb7, 0, 0, 0, XDP_DROP),
+        EXIT,
+    ])
+}
+
+/// Loads an XDP program that turns over the bits of one byte of a frame when a random number of 32 bits is below `below`.
+pub(super) fn load_corrupting(below: u32) -> io::Result<OwnedFd> {
+    program(&[
+        instruction(0xbf, 6, 1, 0, 0), // r6 = context
+        CALL_RANDOM,
+        instruction(0xa6, 0, 0, 1, below),      // if w0 < BELOW goto the next but one
+        instruction(0x05, 0, 0, 8, 0),          // goto pass
+        instruction(0x61, 2, 6, 0, 0),          // r2 = data
+        instruction(0x61, 3, 6, 4, 0),          // r3 = end of data
+        instruction(0xbf, 4, 2, 0, 0),          // r4 = r2
+        instruction(0x07, 4, 0, 0, SPOILT + 1), // r4 += SPOILT + 1
+        instruction(0x2d, 4, 3, 3, 0),          // if r4 > r3 goto pass
+        instruction(0x71, 5, 2, SPOILT as i16, 0), // r5 = byte
+        instruction(0xa7, 5, 0, 0, 0xff),       // r5 ^= 0xff
+        instruction(0x73, 2, 5, SPOILT as i16, 0), // byte = r5
+        instruction(0xb7, 0, 0, 0, XDP_PASS),
+        EXIT,
+    ])
+}
+
+fn program(instructions: &[u64]) -> io::Result<OwnedFd> {
     let attributes = ProgLoad {
         prog_type: BPF_PROG_TYPE_XDP,
         insn_cnt: instructions.len() as u32,

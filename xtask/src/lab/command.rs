@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
-use super::{Config, Cut, Fabric, Lab, Role, Topology, bring_up, down, vip4};
+use super::{Config, Cut, Fabric, Lab, Place, Role, Spoil, Topology, bring_up, down, vip4};
 
 /// A cluster in network namespaces.
 #[derive(Debug, clap::Args)]
@@ -88,6 +88,37 @@ enum Fault {
         /// The host
         host: String,
     },
+    /// A fabric, or a host's link to it or to the segment of all, loses its carrier: `a`, `n1-a`, `n1`
+    Link {
+        /// Where
+        place: Place,
+    },
+    /// The same without a word: frames are lost, the carrier stays
+    Cut {
+        /// Where
+        place: Place,
+    },
+    /// Some frames are lost by chance
+    Loss {
+        /// Where: `a`, `n1-a`, `n1`; of a host, the frames that it sends
+        place: Place,
+        /// Their share
+        percent: f64,
+    },
+    /// Some frames get a wrong byte by chance
+    Corrupt {
+        /// Where: `a`, `n1-a`, `n1`; of a host, the frames that it sends
+        place: Place,
+        /// Their share
+        percent: f64,
+    },
+    /// Frames are late; of a host, those that it gets (needs a kernel with netem)
+    Delay {
+        /// Where: `a`, `n1-a`, `n1`
+        place: Place,
+        /// How late
+        milliseconds: u32,
+    },
     /// Two groups of hosts do not hear each other
     Partition {
         /// The one group: `n1,n2`
@@ -123,6 +154,9 @@ struct Up {
     /// Join the hosts by a bridge (the default)
     #[arg(long)]
     switched: bool,
+    /// Two fabrics more, A and B, between nodes and backends: each backend then has three paths
+    #[arg(long, conflicts_with = "routed")]
+    fabrics: bool,
     /// MTU of the nodes' and backends' links
     #[arg(long, default_value_t = 1600)]
     mtu: u16,
@@ -154,6 +188,11 @@ fn make(lab: &Lab, fault: Fault) -> Result<()> {
         Fault::Resume { node } => lab.resume(&node),
         Fault::Unplug { host } => lab.unplug(&host).map(drop),
         Fault::Plug { host } => lab.plug(&host),
+        Fault::Link { place } => lab.unlink(&place).map(drop),
+        Fault::Cut { place } => lab.cut(&place).map(drop),
+        Fault::Loss { place, percent } => lab.spoil(&place, Spoil::Loss(percent)),
+        Fault::Corrupt { place, percent } => lab.spoil(&place, Spoil::Corrupt(percent)),
+        Fault::Delay { place, milliseconds } => lab.spoil(&place, Spoil::Delay(milliseconds)),
         Fault::Partition { from, to, one_way } => {
             let [from, to] = [&from, &to].map(|group| group.split(',').collect::<Vec<_>>());
             lab.partition(&from, &to, if one_way { Cut::OneWay } else { Cut::BothWays })
@@ -164,13 +203,21 @@ fn make(lab: &Lab, fault: Fault) -> Result<()> {
 fn up(args: Up) -> Result<()> {
     let begun = Instant::now();
     let fabric = if args.routed { Fabric::Routed } else { Fabric::Switched };
-    let topology = Topology { name: args.lab.name, nodes: args.nodes, backends: args.backends, fabric, mtu: args.mtu };
+    let topology = Topology {
+        name: args.lab.name,
+        nodes: args.nodes,
+        backends: args.backends,
+        fabric,
+        between: args.fabrics,
+        mtu: args.mtu,
+    };
     let mut lab = if args.bare {
         let lab = Lab::up(&topology)?;
         lab.serve_in_processes()?;
         lab
     } else {
         let config = Config::standard(&topology);
+        let config = if args.fabrics { config.with_fabrics(&topology) } else { config };
         bring_up(&topology, &if args.arp { config.with_holders() } else { config })?
     };
     if args.arp {

@@ -7,11 +7,14 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use super::topology::{Fabric, Role, Topology, vip4, vip6};
+use super::topology::{Between, Fabric, Role, Topology, vip4, vip6};
 use crate::traffic::{ECHO_PORT, HTTP_PORT};
 
 /// The cluster's id.
 pub(super) const CLUSTER: u32 = 7;
+
+/// The key of beats to the far ends of paths.
+const PATH_KEY: &str = "f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff";
 
 /// Where in a lab's directory the certificates of its nodes are.
 pub(super) const PKI: &str = "pki";
@@ -34,6 +37,9 @@ pub struct Config {
     /// Whether flows have no copies.
     #[serde(skip)]
     pub unreplicated: bool,
+    /// Whether beats go to the far ends of paths.
+    #[serde(skip)]
+    pub path_key: bool,
     /// How long a node is suspected before it is down, if other than usual.
     #[serde(skip)]
     pub down_after: Option<String>,
@@ -118,6 +124,9 @@ pub struct Way {
     pub next_hop: IpAddr,
     /// VLAN, or 0.
     pub vlan: u16,
+    /// The tunnel's far end, if it is not the backend's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote: Option<IpAddr>,
 }
 
 impl Config {
@@ -167,12 +176,46 @@ impl Config {
         self
     }
 
+    /// Gives every backend three ways: fabric A first, then fabric B, then the segment of all; beats go over each of them.
+    pub fn with_fabrics(mut self, topology: &Topology) -> Self {
+        for pool in &mut self.pool {
+            let tunnelled = pool.mode != "l2";
+            for backend in &mut pool.backend {
+                let Some(role) = topology.find(&backend.name) else { continue };
+                let ways = Between::ALL.map(|between| {
+                    let next_hop = role.addresses_on(between)[usize::from(backend.address.is_ipv6())];
+                    let interface = between.interface().to_owned();
+                    Way { interface, next_hop, vlan: 0, remote: tunnelled.then_some(next_hop) }
+                });
+                backend.path.splice(0..0, ways);
+            }
+        }
+        self.path_key = true;
+        self
+    }
+
     /// The file of every backend: who may send it tunnel packets, and what for.
     pub(super) fn backend_file(&self, topology: &Topology) -> Result<String> {
-        let sources = (1..=topology.nodes).flat_map(|number| Role::Node(number).addresses()).collect();
+        let addresses = |role: Role| {
+            let further = topology.fabrics_of(role).iter().flat_map(move |between| role.addresses_on(*between));
+            role.addresses().into_iter().chain(further).collect::<Vec<_>>()
+        };
+        let sources = (1..=topology.nodes).flat_map(|number| addresses(Role::Node(number))).collect();
         let vips = self.vip.iter().map(|vip| vip.address.as_str()).collect();
-        let file = BackendFile { decap: Decap { interface: "eth0", sources, vips } };
+        let file = BackendFile {
+            decap: Decap {
+                interface: interfaces(topology, Role::Backend(1)),
+                sources,
+                vips,
+                cluster: CLUSTER,
+                path_key: self.key(),
+            },
+        };
         toml::to_string(&file).context("cannot write the configuration of the backends as TOML")
+    }
+
+    fn key(&self) -> Option<&'static str> {
+        self.path_key.then_some(PATH_KEY)
     }
 
     /// The file of one node.
@@ -197,13 +240,17 @@ impl Config {
                 key: "000102030405060708090a0b0c0d0e0f",
                 slots: 16384,
                 beats: self.beats.as_deref(),
+                path_key: self.key(),
                 down_after: self.down_after.as_deref(),
                 ca: lab.join(PKI).join("ca.crt").display().to_string(),
                 certificate: lab.join(PKI).join(format!("node-{node}.crt")).display().to_string(),
                 private_key: lab.join(PKI).join(format!("node-{node}.key")).display().to_string(),
             },
             tables: Tables { flows4: 65536, flows6: 16384 },
-            interface: [Interface { name: "eth0", mode: "native" }],
+            interface: interfaces(topology, Role::Node(node))
+                .into_iter()
+                .map(|name| Interface { name, mode: "native" })
+                .collect(),
             member: (1..=topology.nodes)
                 .map(|id| Member {
                     id,
@@ -219,6 +266,12 @@ impl Config {
         };
         toml::to_string(&file).with_context(|| format!("cannot write the configuration of {name} as TOML"))
     }
+}
+
+/// The interfaces that packets come in by.
+fn interfaces(topology: &Topology, role: Role) -> Vec<&'static str> {
+    let further = topology.fabrics_of(role).iter().map(|between| between.interface());
+    std::iter::once("eth0").chain(further).collect()
 }
 
 impl Vip {
@@ -248,7 +301,7 @@ impl Backend {
             address: role.addresses()[usize::from(v6)],
             weight: 1,
             state: "active".into(),
-            path: vec![Way { interface: "eth0".into(), next_hop, vlan: 0 }],
+            path: vec![Way { interface: "eth0".into(), next_hop, vlan: 0, remote: None }],
         }
     }
 }
@@ -258,7 +311,7 @@ struct File<'a> {
     node: Node<'a>,
     cluster: Cluster<'a>,
     tables: Tables,
-    interface: [Interface; 1],
+    interface: Vec<Interface>,
     member: Vec<Member>,
     replication: Replication,
     #[serde(flatten)]
@@ -272,9 +325,12 @@ struct BackendFile<'a> {
 
 #[derive(Serialize)]
 struct Decap<'a> {
-    interface: &'static str,
+    interface: Vec<&'static str>,
     sources: Vec<IpAddr>,
     vips: Vec<&'a str>,
+    cluster: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_key: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -293,6 +349,8 @@ struct Cluster<'a> {
     slots: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     beats: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_key: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     down_after: Option<&'a str>,
     ca: String,

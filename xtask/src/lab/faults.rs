@@ -32,16 +32,18 @@ impl Lab {
         let grave = self.grave(node);
         fs::create_dir(&grave).with_context(|| format!("cannot make {}", grave.display()))?;
 
+        let ends = self.topology.ends(self.node(node)?);
         let died = self.role(Role::Fabric).run(|| {
             let died = Instant::now();
-            dropper.attach(node).map(|()| died)
+            ends.iter().try_for_each(|end| dropper.attach(end)).map(|()| died)
         })??;
         for (path, link) in links.iter().zip(&opened) {
             bpf::update_link(link, dropper.program())
                 .with_context(|| format!("cannot replace the program of {}", path.display()))?;
         }
         if links.is_empty() {
-            self.host(node)?.run(|| dropper.attach("eth0"))??;
+            let interfaces = self.interfaces(node)?;
+            self.host(node)?.run(|| interfaces.iter().try_for_each(|interface| dropper.attach(interface)))??;
         }
         let processes = self.processes_of(node)?;
         processes.iter().for_each(|process| process.signal(libc::SIGKILL));
@@ -99,10 +101,10 @@ impl Lab {
 
     /// Takes a host's carrier away. Returns the moment, on the monotonic clock.
     pub fn unplug(&self, host: &str) -> Result<Instant> {
-        self.member(host)?;
-        let line = [format!("link set {host} down")];
+        let ends = self.topology.ends(self.member(host)?);
+        let lines: Vec<String> = ends.iter().map(|end| format!("link set {end} down")).collect();
         let cut = Instant::now();
-        self.role(Role::Fabric).ip(&line)?;
+        self.role(Role::Fabric).ip(&lines)?;
         Ok(cut)
     }
 
@@ -110,6 +112,12 @@ impl Lab {
     pub fn plug(&self, host: &str) -> Result<()> {
         let role = self.member(host)?;
         self.role(Role::Fabric).ip(&network::plug(&self.topology, role))
+    }
+
+    /// The interfaces of a node or backend that packets come in by.
+    pub(super) fn interfaces(&self, host: &str) -> Result<Vec<&'static str>> {
+        let further = self.topology.fabrics_of(self.member(host)?).iter().map(|between| between.interface());
+        Ok(std::iter::once("eth0").chain(further).collect())
     }
 
     /// Whether a node was killed and not yet revived.
@@ -175,7 +183,9 @@ impl Lab {
 pub(super) fn exhume(lab: &Lab, node: &str) -> Result<()> {
     let grave = lab.grave(node);
     if entries(&grave)?.is_empty() {
-        lab.host(node)?.run(|| stub::detach("eth0").and_then(|()| super::offload::disable("eth0")))??;
+        let interfaces = lab.interfaces(node)?;
+        let free = |interface: &&str| stub::detach(interface).and_then(|()| super::offload::disable(interface));
+        lab.host(node)?.run(|| interfaces.iter().try_for_each(free))??;
     }
     remove(&grave)
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::stub::Stub;
-use super::{Lab, Role, VIPS4, VIPS6, faults, partition};
+use super::{Lab, Role, VIPS4, VIPS6, fabric, faults, partition};
 use crate::step;
 
 impl Lab {
@@ -11,10 +11,11 @@ impl Lab {
     /// anew, a dead node's agent with an empty data plane. Returns when every agent answers; the cluster may need longer.
     pub fn heal(&self) -> Result<()> {
         partition::lift(self)?;
+        fabric::restore(self)?;
         let up = step::read(self.role(Role::Fabric).command("ip").args(["-o", "link", "show", "up"]))?;
         for role in self.topology.hosts() {
             let name = role.name(self.topology.fabric);
-            if !up.contains(&format!(" {name}@")) {
+            if self.topology.ends(role).iter().any(|end| !up.contains(&format!(" {end}@"))) {
                 self.plug(&name)?;
             }
         }
@@ -39,7 +40,8 @@ impl Lab {
         partition::keep_away(self, node, &[VIPS4, VIPS6])?;
         faults::exhume(self, node)?;
         let pass = Stub::pass()?;
-        self.role(Role::Fabric).run(|| pass.attach(node))??;
+        let ends = self.topology.ends(self.member(node)?);
+        self.role(Role::Fabric).run(|| ends.iter().try_for_each(|end| pass.attach(end)))??;
         if self.process(&format!("{node}-agent")).is_ok() {
             let agent = self.spawn_agent(node)?;
             self.attached(node, &agent)?;

@@ -16,6 +16,7 @@ mod agents;
 mod bpf;
 mod command;
 mod config;
+mod fabric;
 mod faults;
 mod heal;
 mod host;
@@ -38,11 +39,12 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use command::{Args, command};
 pub use config::{Backend, Config, Pool, Ports, Service, Vip, Way};
+pub use fabric::{Place, Spoil};
 pub use host::Host;
 pub use partition::Cut;
 pub use process::Process;
 pub use state::Seen;
-pub use topology::{CLIENT_ADDRESSES, Fabric, Role, Topology, VIPS4, VIPS6, client_addresses, vip4, vip6};
+pub use topology::{Between, CLIENT_ADDRESSES, Fabric, Role, Topology, VIPS4, VIPS6, client_addresses, vip4, vip6};
 pub use witness::{Flow, Journey, Witness};
 
 use crate::traffic::{HTTP_PORT, Server, fetch_when_ready};

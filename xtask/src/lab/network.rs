@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::host::{Host, ip_batch};
 use super::stub::Stub;
-use super::topology::{Fabric, Role, Topology, VIPS4, VIPS6, client_addresses};
+use super::topology::{Between, Fabric, Role, Topology, VIPS4, VIPS6, client_addresses, mac_text};
 use super::{namespace, offload};
 
 /// The client's MTU; that of the others leaves room for an encapsulation.
@@ -64,6 +64,12 @@ pub(super) fn build(topology: &Topology) -> Result<()> {
         lines.push("link add br0 type bridge mcast_snooping 0".into());
         lines.push("link set br0 up".into());
     }
+    if topology.between {
+        for bridge in Between::ALL.map(Between::bridge) {
+            lines.push(format!("link add {bridge} type bridge mcast_snooping 0"));
+            lines.push(format!("link set {bridge} up"));
+        }
+    }
     for &role in &roles {
         lines.extend(fabric_end(topology, role));
     }
@@ -77,8 +83,7 @@ pub(super) fn build(topology: &Topology) -> Result<()> {
 
     let stub = Stub::pass()?;
     fabric.run(|| {
-        for role in &roles {
-            let interface = role.name(topology.fabric);
+        for interface in roles.iter().flat_map(|role| topology.ends(*role)) {
             stub.attach(&interface)?;
             offload::disable(&interface)?;
         }
@@ -90,6 +95,7 @@ pub(super) fn build(topology: &Topology) -> Result<()> {
             if role == Role::Client {
                 stub.attach("eth0")?;
             }
+            topology.fabrics_of(role).iter().try_for_each(|between| offload::disable(between.interface()))?;
             offload::disable("eth0")
         })??;
     }
@@ -107,6 +113,12 @@ fn fabric_end(topology: &Topology, role: Role) -> Vec<String> {
     if topology.fabric == Fabric::Switched {
         lines.push(format!("link set {name} master br0"));
     }
+    for &between in topology.fabrics_of(role) {
+        let (end, mac, interface) = (role.end(topology.fabric, between), role.mac_on(between), between.interface());
+        let peer = format!("name {interface} address {} mtu {mtu} netns {namespace}", mac_text(mac));
+        lines.push(format!("link add {end} mtu {mtu} type veth peer {peer}"));
+        lines.push(format!("link set {end} master {}", between.bridge()));
+    }
     lines.extend(link_up(topology, role));
     lines
 }
@@ -115,7 +127,7 @@ fn fabric_end(topology: &Topology, role: Role) -> Vec<String> {
 fn link_up(topology: &Topology, role: Role) -> Vec<String> {
     let name = role.name(topology.fabric);
     if topology.fabric == Fabric::Switched {
-        return vec![format!("link set {name} up")];
+        return topology.ends(role).iter().map(|end| format!("link set {end} up")).collect();
     }
     let [router4, router6] = Role::Fabric.addresses();
     let [reach4, reach6] = match role {
@@ -153,6 +165,13 @@ fn host_end(topology: &Topology, role: Role) -> Vec<String> {
         lines.extend(addresses.iter().map(|address| format!("address add {address}/{bits} dev eth0{flags}")));
     }
     lines.push("link set eth0 up".into());
+    for between in topology.fabrics_of(role) {
+        let [v4, v6] = role.addresses_on(*between);
+        let interface = between.interface();
+        lines.push(format!("address add {v4}/16 dev {interface}"));
+        lines.push(format!("address add {v6}/64 dev {interface} nodad"));
+        lines.push(format!("link set {interface} up"));
+    }
     if topology.fabric == Fabric::Routed {
         let [router4, router6] = Role::Fabric.addresses();
         let [own4, own6] = role.addresses();

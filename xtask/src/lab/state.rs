@@ -34,6 +34,14 @@ struct Vip {
     plan: Vec<String>,
 }
 
+/// The part of an entry of `get paths -o json` that says whether it is used.
+#[derive(Debug, Deserialize)]
+struct Path {
+    backend: String,
+    rank: u8,
+    alive: bool,
+}
+
 /// The part of `why -o json` that names the owner.
 #[derive(Debug, Deserialize)]
 struct Why {
@@ -125,6 +133,20 @@ impl Lab {
                 // Until its data plane is there, it cannot say anything.
                 let missing = self.missing_at(&node).unwrap_or_else(|error| vec![format!("{error:#}")]);
                 Ok(if missing.is_empty() { None } else { Some(missing.join("; ")) })
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Waits until every path is alive to every node.
+    pub fn paths_whole(&self) -> Result<()> {
+        for node in self.nodes() {
+            let agent = self.process(&format!("{node}-agent"))?;
+            wait_for(&agent, WHOLE, || {
+                let paths: Vec<Path> = self.ask(&node, &["get", "paths"])?;
+                let away = paths.iter().filter(|path| !path.alive);
+                let away: Vec<String> = away.map(|path| format!("{} by way {}", path.backend, path.rank)).collect();
+                Ok(if away.is_empty() { None } else { Some(format!("not alive to {node}: {}", away.join(", "))) })
             })?;
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Native XDP programs that treat all frames alike.
+//! Native XDP programs that treat all frames alike, or spoil some by chance.
 //!
 //! One that passes: a veth takes frames that the other end redirects or sends back only while it runs NAPI itself, for which
 //! a native program is the dependable way. One that drops: what a dead host does with all that it gets. They are attached
@@ -37,6 +37,18 @@ impl Stub {
         Self::load(XDP_DROP)
     }
 
+    /// One that drops this share of frames by chance, of a million.
+    pub(super) fn lossy(per_million: u32) -> Result<Self> {
+        bpf::load_lossy(threshold(per_million)).map(Self).context("cannot load the lab's XDP program that loses frames")
+    }
+
+    /// One that spoils a byte of this share of frames by chance, of a million.
+    pub(super) fn corrupting(per_million: u32) -> Result<Self> {
+        bpf::load_corrupting(threshold(per_million))
+            .map(Self)
+            .context("cannot load the lab's XDP program that spoils frames")
+    }
+
     fn load(action: u8) -> Result<Self> {
         bpf::load(action).map(Self).context("cannot load the lab's XDP stub (bpf(BPF_PROG_LOAD))")
     }
@@ -51,6 +63,11 @@ impl Stub {
         set_link(interface, self.0.as_raw_fd())
             .with_context(|| format!("cannot attach the lab's XDP stub to {interface}"))
     }
+}
+
+/// What a random number of 32 bits is below in so many of a million cases.
+fn threshold(per_million: u32) -> u32 {
+    (u64::from(per_million) * u64::from(u32::MAX) / 1_000_000) as u32
 }
 
 /// Detaches what [`Stub::attach`] has attached to an interface of the network namespace that this thread is in.

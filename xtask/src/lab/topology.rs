@@ -29,6 +29,51 @@ pub enum Fabric {
     Routed,
 }
 
+/// A network of its own between nodes and backends, beside the segment that all hosts share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Between {
+    /// `eth1` of each node and backend: 10.78.0.0/16 and fd78::/64.
+    A,
+    /// `eth2` of each node and backend: 10.79.0.0/16 and fd79::/64.
+    B,
+}
+
+impl Between {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::A, Self::B];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::A => "a",
+            Self::B => "b",
+        }
+    }
+
+    /// The bridge that it is.
+    pub(super) fn bridge(self) -> &'static str {
+        match self {
+            Self::A => "bra",
+            Self::B => "brb",
+        }
+    }
+
+    /// The interface of nodes and backends.
+    pub fn interface(self) -> &'static str {
+        match self {
+            Self::A => "eth1",
+            Self::B => "eth2",
+        }
+    }
+
+    fn octet(self) -> u8 {
+        match self {
+            Self::A => 78,
+            Self::B => 79,
+        }
+    }
+}
+
 /// The size and shape of a lab.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Topology {
@@ -40,6 +85,9 @@ pub struct Topology {
     pub backends: u8,
     /// What joins them.
     pub fabric: Fabric,
+    /// Whether there are two fabrics more, A and B, between nodes and backends; a switched lab only.
+    #[serde(default)]
+    pub between: bool,
     /// MTU of the nodes' and backends' links: the client's 1,500 bytes and an encapsulation fit.
     pub mtu: u16,
 }
@@ -60,7 +108,7 @@ pub enum Role {
 impl Topology {
     /// Three nodes and three backends on one segment.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), nodes: 3, backends: 3, fabric: Fabric::Switched, mtu: 1600 }
+        Self { name: name.into(), nodes: 3, backends: 3, fabric: Fabric::Switched, between: false, mtu: 1600 }
     }
 
     /// As [`Topology::new`], under a name that no other process uses.
@@ -73,6 +121,8 @@ impl Topology {
         check_name(&self.name)?;
         ensure!(self.nodes <= HOSTS_MAX, "{} nodes: a lab has at most {HOSTS_MAX}", self.nodes);
         ensure!(self.backends <= HOSTS_MAX, "{} backends: a lab has at most {HOSTS_MAX}", self.backends);
+        let has_segment = self.fabric == Fabric::Switched;
+        ensure!(has_segment || !self.between, "fabrics A and B are for a switched lab: leave --routed out");
         ensure!(MTU.contains(&self.mtu), "MTU {}: must be {} to {}", self.mtu, MTU.start(), MTU.end());
         Ok(())
     }
@@ -82,6 +132,21 @@ impl Topology {
         let nodes = (1..=self.nodes).map(Role::Node);
         let backends = (1..=self.backends).map(Role::Backend);
         std::iter::once(Role::Client).chain(nodes).chain(backends).collect()
+    }
+
+    /// The fabrics that a host has links to besides the segment of all.
+    pub fn fabrics_of(&self, role: Role) -> &'static [Between] {
+        match role {
+            Role::Node(_) | Role::Backend(_) if self.between => &Between::ALL,
+            _ => &[],
+        }
+    }
+
+    /// The fabric's ends of a host's links, by interface.
+    pub fn ends(&self, role: Role) -> Vec<String> {
+        let name = role.name(self.fabric);
+        let further = self.fabrics_of(role).iter().map(|between| role.end(self.fabric, *between));
+        further.chain([name.clone()]).collect()
     }
 
     /// The host of this name, the fabric's included.
@@ -129,9 +194,29 @@ impl Role {
         [self.v4().into(), self.v6().into()]
     }
 
+    /// The fabric's end of the host's link to one of the fabrics between.
+    pub fn end(self, fabric: Fabric, between: Between) -> String {
+        format!("{}-{}", self.name(fabric), between.name())
+    }
+
+    /// The host's addresses on one of the fabrics between.
+    pub fn addresses_on(self, between: Between) -> [IpAddr; 2] {
+        let (group, number) = self.place();
+        let v4 = Ipv4Addr::new(10, between.octet(), group, number);
+        let net = 0xfd00 | u16::from(between.octet() / 10 * 16 + between.octet() % 10);
+        let v6 = Ipv6Addr::new(net, 0, 0, 0, 0, 0, u16::from(group), u16::from(number));
+        [v4.into(), v6.into()]
+    }
+
+    /// The MAC address of its interface on one of the fabrics between.
+    pub fn mac_on(self, between: Between) -> [u8; 6] {
+        let (group, number) = self.place();
+        [2, 0, 0, between.octet(), group, number]
+    }
+
     /// A MAC that names its host to whoever reads a packet capture.
     pub fn mac(self) -> String {
-        self.mac_bytes().map(|byte| format!("{byte:02x}")).join(":")
+        mac_text(self.mac_bytes())
     }
 
     /// [`Role::mac`] as it is in a frame.
@@ -148,6 +233,11 @@ impl Role {
             Self::Client => (3, 1),
         }
     }
+}
+
+/// A MAC address as `ip` writes it.
+pub(super) fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// The lab's `number`th IPv4 VIP.

@@ -38,6 +38,9 @@ const HOP: (u16, usize) = (4199, 32);
 const LINGER: Duration = Duration::from_secs(1);
 static TIMEOUT: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 100_000 };
 
+/// The MAC addresses and names of hosts, by the fabric's ends of their links.
+type Ends = HashMap<String, ([u8; 6], String)>;
+
 /// A watch that is being kept.
 #[derive(Debug)]
 pub struct Witness {
@@ -48,8 +51,14 @@ pub struct Witness {
 impl Witness {
     pub(super) fn start(lab: &Lab) -> Result<Self> {
         let topology = lab.topology();
-        let macs: HashMap<String, [u8; 6]> =
-            topology.hosts().into_iter().map(|role| (role.name(topology.fabric), role.mac_bytes())).collect();
+        let mut macs: Ends = HashMap::new();
+        for role in topology.hosts() {
+            let name = role.name(topology.fabric);
+            for between in topology.fabrics_of(role) {
+                macs.insert(role.end(topology.fabric, *between), (role.mac_on(*between), name.clone()));
+            }
+            macs.insert(name.clone(), (role.mac_bytes(), name));
+        }
         let stop = Arc::new(AtomicBool::new(false));
         let thread = lab.role(Role::Fabric).run(|| -> Result<_> {
             let socket = open().context("cannot watch the fabric")?;
@@ -84,7 +93,7 @@ fn open() -> io::Result<OwnedFd> {
     }
 }
 
-fn watch(socket: &OwnedFd, macs: &HashMap<String, [u8; 6]>, stop: &AtomicBool) -> Result<BTreeMap<Flow, Journey>> {
+fn watch(socket: &OwnedFd, macs: &Ends, stop: &AtomicBool) -> Result<BTreeMap<Flow, Journey>> {
     let mut journeys: BTreeMap<Flow, Journey> = BTreeMap::new();
     let mut buffer = [0; SNAP_BYTES];
     // What is in the buffer when the watch ends still counts; so it ends with the first time-out after the word to stop,
@@ -94,7 +103,7 @@ fn watch(socket: &OwnedFd, macs: &HashMap<String, [u8; 6]>, stop: &AtomicBool) -
         if stop.load(Ordering::Relaxed) && end.is_none() {
             end = Some(Instant::now() + LINGER);
         }
-        let (frame, host) = match next_frame(socket, &mut buffer) {
+        let (frame, end) = match next_frame(socket, &mut buffer) {
             Ok(Some(seen)) => seen,
             Ok(None) => continue,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && end.is_some() => break,
@@ -102,13 +111,11 @@ fn watch(socket: &OwnedFd, macs: &HashMap<String, [u8; 6]>, stop: &AtomicBool) -
             Err(error) => return Err(error).context("watching the fabric"),
         };
         // A frame that a bridge floods is no hop of any but the host that it is addressed to.
-        if !macs.get(&host).is_some_and(|mac| frame.starts_with(mac)) {
-            continue;
-        }
+        let Some((_, host)) = macs.get(&end).filter(|(mac, _)| frame.starts_with(mac)) else { continue };
         let Some((flow, tunnelled)) = opening(frame) else { continue };
         let journey = journeys.entry(flow).or_default();
-        if journey.hops.last() != Some(&host) {
-            journey.hops.push(host);
+        if journey.hops.last() != Some(host) {
+            journey.hops.push(host.clone());
         }
         journey.tunnelled = tunnelled;
     }

@@ -31,7 +31,8 @@ pub(super) struct Cluster {
 impl Cluster {
     /// Brings one up that a fault can be made in, and waits until it is whole.
     pub(super) fn up(args: &Args, fault: Fault) -> Result<Self> {
-        let topology = Topology { nodes: args.nodes, ..Topology::new(format!("{LAB}{}", std::process::id())) };
+        let between = fault == Fault::Path;
+        let topology = Topology { nodes: args.nodes, between, ..Topology::new(format!("{LAB}{}", std::process::id())) };
         let beats = Some(args.profile.name().to_owned());
         let mut config = Config { beats, ..Config::standard(&topology).with_echo() };
         let mut lab = Lab::up(&topology)?;
@@ -40,9 +41,13 @@ impl Cluster {
             config = config.with_holders();
             lab.on_link()?;
         }
+        if between {
+            config = config.with_fabrics(&topology);
+        }
         lab.configure(&config)?;
         lab.start_decaps()?;
         lab.start_agents()?;
+        lab.paths_whole()?;
         Ok(Self { lab, web: config.targets(HTTP_PORT), rate: args.rate, flows: args.flows })
     }
 

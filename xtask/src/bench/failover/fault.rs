@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::lab::Lab;
+use crate::lab::{Between, Lab, Place};
 use crate::step;
 
 /// What befalls a node.
@@ -69,19 +69,11 @@ impl Fault {
             Self::Leader => "silent death of the leader, which owns the flows",
             Self::Carrier => "the node that owns the flows loses its carrier",
             Self::Agent => "SIGKILL of the agent of the node that owns the flows",
-            Self::Path => "the best path to the flows' backend is cut",
+            Self::Path => "the fabric of all best paths loses every frame, and keeps its carriers; another is there",
             Self::Drain => "the node that owns the flows is drained",
             Self::Restart => "the agent of the node that owns the flows ends and is started again",
             Self::Replace => "the program of the node that owns the flows is replaced, while no agent runs",
             Self::Keepalived => "silent death of keepalived's VIP holder, no redirector involved",
-        }
-    }
-
-    /// Why this build cannot make it, if it cannot.
-    pub(super) fn missing(self) -> Option<&'static str> {
-        match self {
-            Self::Path => Some("paths of this build have no health"),
-            _ => None,
         }
     }
 
@@ -100,7 +92,7 @@ impl Fault {
                 step::read(&mut lab.redirector(node, &["load"])?).map(drop)
             }
             Self::Drain => lab.drain(node),
-            Self::Path => unreachable!("not made since it is missing"),
+            Self::Path => lab.cut(&Place::fabric(Between::A)).map(drop),
         }
     }
 
@@ -110,6 +102,7 @@ impl Fault {
             lab.undrain(node)?;
         }
         lab.heal()?;
-        lab.whole()
+        lab.whole()?;
+        lab.paths_whole()
     }
 }

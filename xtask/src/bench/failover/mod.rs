@@ -102,14 +102,14 @@ pub(super) fn run(args: &Args, json: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// What the fault is made in, or why it cannot be made.
+/// What the fault is made in, or why it cannot be made: keepalived need not be there.
 fn scene(args: &Args, fault: Fault) -> Result<Result<Box<dyn Scene>, String>> {
     Ok(match fault {
-        Fault::Keepalived => Ok(Box::new(Keepalived::up(args)?)),
-        _ => match fault.missing() {
-            Some(reason) => Err(reason.to_owned()),
-            None => Ok(Box::new(Cluster::up(args, fault)?)),
+        Fault::Keepalived => match Keepalived::up(args) {
+            Ok(scene) => Ok(Box::new(scene)),
+            Err(error) => Err(format!("{error:#}")),
         },
+        _ => Ok(Box::new(Cluster::up(args, fault)?)),
     })
 }
 

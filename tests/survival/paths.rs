@@ -1,0 +1,191 @@
+//! Paths that die under traffic: each backend is reached over fabric A, fabric B and the segment of all.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use xtask::lab::{Between, Config, Place, Spoil, Topology, client_addresses};
+use xtask::traffic::{ECHO_PORT, HTTP_PORT, LongConnections, Stream};
+
+use crate::scene::{PATIENCE, Scene, every_kind, pool_of, targets, wait_until};
+
+const CONNECTIONS: usize = 200;
+const PER_SECOND: u32 = 2000;
+const FLOWS: usize = 32;
+
+/// A path, as `get paths` tells of it.
+#[derive(Debug, Deserialize)]
+struct Path {
+    backend: String,
+    rank: u8,
+    alive: bool,
+    health: Option<Health>,
+    packets: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Health {
+    state: String,
+    why: Option<String>,
+    beats: Option<Beats>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Beats {
+    answered: u64,
+}
+
+/// What `why` says of a flow's way.
+#[derive(Debug, Deserialize)]
+struct Why {
+    backend: Option<String>,
+    path: Option<u8>,
+    path_why: Option<String>,
+}
+
+fn up(name: &str, modes: &[&str]) -> Result<Scene> {
+    let topology = Topology { nodes: 2, backends: 2, between: true, ..Topology::for_test(name) };
+    let config = Config { beats: Some("fast".into()), ..every_kind(&topology, modes).with_fabrics(&topology) };
+    Scene::up(&topology, config)
+}
+
+fn paths(scene: &Scene, node: &str) -> Result<Vec<Path>> {
+    Ok(serde_json::from_str(&scene.done(node, &["get", "paths", "-o", "json"])?)?)
+}
+
+/// Waits until on every node the paths of these ranks are alive, and no others, by the agent's words and by the bits.
+fn wait_for_ranks(scene: &Scene, ranks: &[u8], of: &str) -> Result<()> {
+    for node in scene.lab.nodes() {
+        wait_until(&format!("at {node} paths {ranks:?} of {of} are alive, and no others"), || {
+            let right = |path: &Path| {
+                let state = path.health.as_ref().map_or("", |health| health.state.as_str());
+                let expected = ranks.contains(&path.rank);
+                path.alive == expected && (state == "alive") == expected
+            };
+            Ok(paths(scene, &node)?.iter().filter(|path| of.is_empty() || path.backend == of).all(right))
+        })?;
+    }
+    Ok(())
+}
+
+/// Packets that each rank of paths has taken, on all nodes.
+fn taken(scene: &Scene) -> Result<[u64; 3]> {
+    let mut taken = [0; 3];
+    for node in scene.lab.nodes() {
+        for path in paths(scene, &node)? {
+            taken[usize::from(path.rank) - 1] += path.packets;
+        }
+    }
+    Ok(taken)
+}
+
+fn why(scene: &Scene, vip: IpAddr, port: u16) -> Result<Why> {
+    let source = SocketAddr::new(client_addresses(vip)[0], port).to_string();
+    let target = SocketAddr::new(vip, HTTP_PORT).to_string();
+    Ok(serde_json::from_str(&scene.done("n1", &["why", "tcp", &source, &target, "-o", "json"])?)?)
+}
+
+#[test]
+fn connections_go_over_the_other_fabric_when_one_is_cut_and_back_without_loss() -> Result<()> {
+    let scene = up("fabrics", &["l2", "ipip", "gue"])?;
+    let (web, echo) = (targets(&scene.config, HTTP_PORT), targets(&scene.config, ECHO_PORT));
+    wait_for_ranks(&scene, &[1, 2, 3], "")?;
+    for path in paths(&scene, "n1")? {
+        let beats = path.health.as_ref().and_then(|health| health.beats.as_ref());
+        ensure!(beats.is_some_and(|beats| beats.answered > 0), "no beat of it was answered: {path:?}");
+    }
+    let fabric = Place::fabric(Between::A);
+    let long =
+        scene.lab.client().run(|| LongConnections::open(&web, CONNECTIONS, Duration::from_millis(50), PATIENCE))??;
+    let all_go_on = |what: &str| {
+        let lines = long.lines();
+        wait_until(what, || Ok(long.lines() > lines + 4 * CONNECTIONS as u64))
+    };
+    for cut in ["silently", "with its carrier"] {
+        match cut {
+            "silently" => scene.lab.cut(&fabric)?,
+            _ => scene.lab.unlink(&fabric)?,
+        };
+        wait_for_ranks(&scene, &[2, 3], "")?;
+        let before = taken(&scene)?;
+        all_go_on("connections go on over fabric B")?;
+        let after = taken(&scene)?;
+        ensure!(after[0] == before[0] && after[1] > before[1] && after[2] == before[2], "{cut}: {before:?} {after:?}");
+        for vip in web.iter().map(SocketAddr::ip) {
+            let said = why(&scene, vip, 5000)?;
+            let right = said.path == Some(2) && said.path_why.as_deref() == Some("rank 2 is the first that is alive");
+            ensure!(right, "{} cut {cut}: {said:?}", pool_of(&scene.config, vip));
+        }
+        // From before the fabric is there again until all have gone back.
+        let stream = scene.lab.client().run(|| Stream::new(PER_SECOND, &echo, FLOWS).start())??;
+        thread::sleep(Duration::from_millis(300));
+        match cut {
+            "silently" => drop(scene.lab.mend(&fabric)?),
+            _ => scene.lab.heal()?,
+        }
+        wait_for_ranks(&scene, &[1, 2, 3], "")?;
+        thread::sleep(Duration::from_millis(300));
+        let stream = stream.finish()?;
+        ensure!(stream.lost == 0 && stream.wrong == 0 && stream.moved == 0, "on the way back: {stream:#?}");
+        let before = taken(&scene)?;
+        all_go_on("connections go on over fabric A")?;
+        let after = taken(&scene)?;
+        ensure!(after[0] > before[0] && after[1] == before[1] && after[2] == before[2], "{before:?} {after:?}");
+    }
+    let long = long.finish();
+    ensure!(long.opened == CONNECTIONS as u64 && long.broken == 0 && long.wrong == 0, "{long:#?}");
+    Ok(())
+}
+
+#[test]
+fn packets_leave_by_the_least_bad_when_no_path_is_alive() -> Result<()> {
+    let scene = up("leastbad", &["l2", "ipip"])?;
+    let web = targets(&scene.config, HTTP_PORT);
+    wait_for_ranks(&scene, &[1, 2, 3], "")?;
+    let l2: Vec<SocketAddr> =
+        web.into_iter().filter(|target| pool_of(&scene.config, target.ip()).starts_with("l2")).collect();
+    let long = scene.lab.client().run(|| LongConnections::open(&l2, 24, Duration::from_millis(50), PATIENCE))??;
+    // Its far ends answer no more, and yet it serves what needs no tunnel.
+    scene.lab.process("b1-decap")?.stop()?;
+    wait_for_ranks(&scene, &[], "b1")?;
+    wait_for_ranks(&scene, &[1, 2, 3], "b2")?;
+    let silent = paths(&scene, "n1")?.into_iter().find(|path| path.backend == "b1").context("b1 has paths")?;
+    let says = silent.health.and_then(|health| health.why);
+    ensure!(says.as_deref() == Some("its beats went unanswered"), "{says:?}");
+    let lines = long.lines();
+    wait_until("connections go on by the least bad", || Ok(long.lines() > lines + 400))?;
+    let mut seen = BTreeSet::new();
+    for port in 5000..5032 {
+        let said = why(&scene, l2[0].ip(), port)?;
+        let alive = "the first, and alive";
+        let bad = "none is alive: the first is the least bad";
+        let expected = if said.backend.as_deref() == Some("b1") { bad } else { alive };
+        ensure!(said.path == Some(1) && said.path_why.as_deref() == Some(expected), "{said:?}");
+        seen.insert(said.backend);
+    }
+    ensure!(seen.len() == 2, "both backends are asked for: {seen:?}");
+    let long = long.finish();
+    ensure!(long.broken == 0 && long.wrong == 0, "{long:#?}");
+    scene.lab.start_decaps()?;
+    wait_for_ranks(&scene, &[1, 2, 3], "")
+}
+
+#[test]
+fn spoilt_frames_are_no_answers_and_a_few_lost_ones_are_no_death() -> Result<()> {
+    let scene = up("spoilt", &["l2", "ipip"])?;
+    wait_for_ranks(&scene, &[1, 2, 3], "")?;
+    scene.lab.spoil(&Place::fabric(Between::A), Spoil::Corrupt(100.0))?;
+    wait_for_ranks(&scene, &[2, 3], "")?;
+    scene.lab.heal()?;
+    wait_for_ranks(&scene, &[1, 2, 3], "")?;
+    scene.lab.spoil(&Place::fabric(Between::B), Spoil::Loss(1.0))?;
+    thread::sleep(Duration::from_secs(2));
+    let web = targets(&scene.config, HTTP_PORT);
+    let long = scene.lab.client().run(|| LongConnections::open(&web, 8, Duration::from_millis(50), PATIENCE))??;
+    wait_for_ranks(&scene, &[1, 2, 3], "")?;
+    ensure!(long.finish().broken == 0, "connections over fabric A");
+    Ok(())
+}
