@@ -33,32 +33,69 @@ struct Figure {
     target: Option<f64>,
 }
 
-/// Rounds of floor and cell.
+/// What was asked for.
+struct Options {
+    json: Option<String>,
+    /// Cells whose name begins so; none: all.
+    cells: Vec<String>,
+    /// One number of flows in place of all.
+    flows: Option<u64>,
+    /// Rounds of floor and cell.
+    rounds: usize,
+    /// Another build of the object than the one that the agent has in it.
+    object: Option<String>,
+}
+
+impl Options {
+    fn of(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let mut options = Self { json: None, cells: Vec::new(), flows: None, rounds: ROUNDS, object: None };
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().with_context(|| format!("{argument} wants a value"));
+            match argument.as_str() {
+                "--json" => options.json = Some(value()?),
+                "--cell" => options.cells.push(value()?),
+                "--flows" => options.flows = Some(value()?.parse().context("--flows wants a number")?),
+                "--rounds" => options.rounds = value()?.parse().context("--rounds wants a number")?,
+                "--object" => options.object = Some(value()?),
+                // What cargo adds to every bench.
+                "--bench" => {}
+                other => anyhow::bail!(
+                    "unknown argument {other}; there are --json FILE, --cell NAME, --flows N, --rounds N, --object FILE"
+                ),
+            }
+        }
+        ensure!(options.rounds > 0, "--rounds wants one at least");
+        Ok(options)
+    }
+
+    fn takes(&self, cell: &str) -> bool {
+        self.cells.is_empty() || self.cells.iter().any(|name| cell.starts_with(name.as_str()))
+    }
+}
+
+/// Rounds of floor and cell, where nothing else is asked for.
 const ROUNDS: usize = 9;
 
 fn main() -> Result<()> {
-    let mut json = None;
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--json" => json = Some(arguments.next().context("--json wants a file")?),
-            // What cargo adds to every bench.
-            "--bench" => {}
-            other => anyhow::bail!("unknown argument {other}; there is --json FILE"),
-        }
-    }
+    let options = Options::of(std::env::args().skip(1))?;
     // SAFETY: takes nothing, fails never.
     let root = unsafe { libc::geteuid() } == 0;
     ensure!(root, "needs root, for BPF: sudo -E env \"PATH=$PATH\" cargo bench --bench packet");
-    let mut bench = Bench::new()?;
+    let object = match &options.object {
+        Some(file) => fs::read(file).with_context(|| format!("cannot read {file}"))?,
+        None => redirector::OBJECT.to_vec(),
+    };
+    let mut bench = Bench::new(&object)?;
     let mut figures = Vec::new();
     println!(
         "{:<14} {:>9} {:>9} {:>9} {:>7} {:>13} {:>7}",
         "cell", "flows", "ns", "floor ns", "ratio", "p10..p90", "target"
     );
-    for cell in cells::ALL {
-        for (flows, target) in cell.flows() {
-            let figure = measure(&mut bench, cell, flows, target)?;
+    for cell in cells::ALL.iter().filter(|cell| options.takes(cell.name)) {
+        for (flows, target) in
+            cell.flows().into_iter().filter(|(flows, _)| options.flows.is_none_or(|only| only == *flows))
+        {
+            let figure = measure(&mut bench, cell, flows, target, options.rounds)?;
             let verdict = match figure.target {
                 Some(target) if figure.ratio_median <= target => format!("≤ {target}"),
                 Some(target) => format!("> {target} !"),
@@ -78,16 +115,16 @@ fn main() -> Result<()> {
             figures.push(figure);
         }
     }
-    if let Some(file) = json {
+    if let Some(file) = options.json {
         fs::write(&file, serde_json::to_string_pretty(&figures)?).with_context(|| format!("cannot write {file}"))?;
     }
     Ok(())
 }
 
-fn measure(bench: &mut Bench, cell: &Cell, flows: u64, target: Option<f64>) -> Result<Figure> {
+fn measure(bench: &mut Bench, cell: &Cell, flows: u64, target: Option<f64>, rounds: usize) -> Result<Figure> {
     bench.prepare(cell, flows)?;
     let (mut of_cell, mut of_floor, mut of_wrapper, mut ratios) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         let floor = bench.floor(cell, flows)?;
         let own = bench.cell(cell, flows)?;
         of_wrapper.push(bench.wrapper(cell, flows)?);

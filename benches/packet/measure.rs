@@ -15,7 +15,7 @@ use crate::node::Node;
 const SLICE: u32 = 100_000;
 
 /// How often a disturbed slice is taken again.
-const AGAIN: usize = 2;
+const AGAIN: usize = 4;
 
 /// The wrapper, the floor, and the node.
 pub(crate) struct Bench {
@@ -35,29 +35,39 @@ fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd> {
     Ok(program.fd()?.try_clone()?)
 }
 
-/// Keeps this thread on one CPU.
+/// Keeps this thread on one CPU, before all that runs there at ordinary priority.
 fn pin() -> Result<()> {
     // SAFETY: a zeroed set is an empty one, and all calls get it by its own size.
     let result = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(1 % std::thread::available_parallelism()?.get(), &mut set);
+        let parameters = libc::sched_param { sched_priority: 1 };
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
+            | libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters)
     };
-    ensure!(result == 0, "cannot stay on one CPU: {}", std::io::Error::last_os_error());
+    ensure!(result == 0, "cannot have one CPU for itself: {}", std::io::Error::last_os_error());
     Ok(())
 }
 
-/// Ticks that the host has taken from this machine.
-fn steal() -> u64 {
+/// What tells whether a slice was disturbed: ticks that the host has taken from this machine, and how often this thread
+/// had to leave its CPU.
+fn disturbances() -> (u64, i64) {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-    stat.lines().next().and_then(|line| line.split_whitespace().nth(8)?.parse().ok()).unwrap_or(0)
+    let steal = stat.lines().next().and_then(|line| line.split_whitespace().nth(8)?.parse().ok()).unwrap_or(0);
+    // SAFETY: a zeroed one is valid, and the call fills no more than that.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage);
+        usage
+    };
+    (steal, usage.ru_nivcsw)
 }
 
 impl Bench {
     /// Loads everything.
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(object: &[u8]) -> Result<Self> {
         pin()?;
-        let node = Node::new()?;
+        let node = Node::new(object)?;
         let object = fs::read(xtask::test::build_object(xtask::ebpf::BENCH_OBJECT)?)?;
         let mut ebpf = EbpfLoader::new().load(&object)?;
         load(&mut ebpf, "bench_wrapper")?;
@@ -145,11 +155,11 @@ impl Bench {
         Ok(())
     }
 
-    /// A slice that the host left alone, or the last of those tried.
+    /// A slice that was left alone, or the last of those tried.
     fn undisturbed(&mut self, run: Run) -> Result<f64> {
         let mut time = 0.0;
         for _ in 0..=AGAIN {
-            let before = steal();
+            let before = disturbances();
             let done = self.slice(run, SLICE)?;
             ensure!(
                 done.as_expected == u64::from(SLICE),
@@ -157,7 +167,7 @@ impl Bench {
                 done.as_expected
             );
             time = (done.ended - done.started) as f64 / f64::from(SLICE);
-            if steal() == before {
+            if disturbances() == before {
                 break;
             }
         }

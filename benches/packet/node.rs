@@ -39,14 +39,14 @@ pub(crate) struct Node {
 
 impl Node {
     /// Loads the node; it is attached to nothing.
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(object: &[u8]) -> Result<Self> {
         let pins = PathBuf::from(format!("/sys/fs/bpf/redirector-bench-{}", std::process::id()));
         let text = include_str!("node.toml").replace("PINS", &pins.display().to_string());
         let config = config::parse("node.toml", &text)?;
         let directory = load::prepare(&pins)?;
         let pins = Pins(pins);
-        let mut ebpf = load::open(&directory, &config, 0)?;
-        load::program(&mut ebpf, "redirector")?;
+        let mut ebpf = load::open_object(object, &directory, &config, 0)?;
+        load::data_plane(&mut ebpf, 0)?;
         let (maps, image) = fill(&directory, &config)?;
         Ok(Self { maps, image, ebpf, _pins: pins })
     }

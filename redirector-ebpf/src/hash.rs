@@ -32,39 +32,78 @@ pub struct FlowHash {
     place: u64,
 }
 
+/// The part of a flow's sum that all flows toward one service have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Toward {
+    address: u64,
+    service: u64,
+}
+
+impl Toward {
+    /// Of the flow's destination, its port there and its protocol.
+    #[inline(always)]
+    pub fn of(key: &HashKey, tuple: &Tuple, v6: bool) -> Self {
+        Self::new(key, &tuple.dst, v6, tuple.dport, tuple.protocol)
+    }
+
+    #[inline(always)]
+    fn new(key: &HashKey, dst: &Address, v6: bool, dport: u16, protocol: u8) -> Self {
+        let address = key[11].wrapping_add(words(key, dst, 4, v6));
+        let service =
+            address.wrapping_add(term(key, u32::from(dport), 9)).wrapping_add(term(key, u32::from(protocol), 10));
+        Self { address, service }
+    }
+
+    /// The set of [`crate::tables::cell::Cells`] of the service: the sum's upper bits, which are its best.
+    #[inline(always)]
+    pub fn cells(self) -> u32 {
+        (self.service >> (64 - crate::tables::cell::SETS.trailing_zeros())) as u32
+    }
+
+    /// What stands for the address alone in [`crate::tables::cell::listed`]: 16 bits.
+    #[inline(always)]
+    pub fn address_bits(self) -> u32 {
+        (self.address >> 48) as u32
+    }
+}
+
+#[inline(always)]
+fn term(key: &HashKey, word: u32, index: usize) -> u64 {
+    u64::from(word).wrapping_mul(key[index])
+}
+
+#[inline(always)]
+fn words(key: &HashKey, address: &Address, first: usize, v6: bool) -> u64 {
+    let rest =
+        if v6 {
+            term(key, address.words[1], first + 1)
+                .wrapping_add(term(key, address.words[2], first + 2))
+                .wrapping_add(term(key, address.words[3], first + 3))
+        } else {
+            0
+        };
+    term(key, address.words[0], first).wrapping_add(rest)
+}
+
 impl FlowHash {
     /// The hash of a 5-tuple; `v6` says how much of the addresses counts.
     #[inline(always)]
     pub fn of(key: &HashKey, tuple: &Tuple, v6: bool) -> Self {
-        Self::new(key, tuple, v6, tuple.sport, tuple.dport, tuple.protocol)
+        Self::from(key, Toward::of(key, tuple, v6), &tuple.src, tuple.sport, v6)
     }
 
     /// The hash that all fragments of a packet share: source, destination and, for IPv4, protocol only. Of IPv6 only the
     /// first fragment tells the transport, where options stand before it.
     #[inline(always)]
     pub fn of_fragment(key: &HashKey, tuple: &Tuple, v6: bool) -> Self {
-        Self::new(key, tuple, v6, 0, 0, if v6 { 0 } else { tuple.protocol })
+        let toward = Toward::new(key, &tuple.dst, v6, 0, if v6 { 0 } else { tuple.protocol });
+        Self::from(key, toward, &tuple.src, 0, v6)
     }
 
+    /// The hash of the flow from this source toward where `toward` says.
     #[inline(always)]
-    fn new(key: &HashKey, tuple: &Tuple, v6: bool, sport: u16, dport: u16, protocol: u8) -> Self {
-        let term = |word: u32, index: usize| u64::from(word).wrapping_mul(key[index]);
-        let words = |address: &Address, first: usize| {
-            let rest = if v6 {
-                term(address.words[1], first + 1)
-                    .wrapping_add(term(address.words[2], first + 2))
-                    .wrapping_add(term(address.words[3], first + 3))
-            } else {
-                0
-            };
-            term(address.words[0], first).wrapping_add(rest)
-        };
-        let sum = key[11]
-            .wrapping_add(words(&tuple.src, 0))
-            .wrapping_add(words(&tuple.dst, 4))
-            .wrapping_add(term(u32::from(sport), 8))
-            .wrapping_add(term(u32::from(dport), 9))
-            .wrapping_add(term(u32::from(protocol), 10));
+    pub fn from(key: &HashKey, toward: Toward, src: &Address, sport: u16, v6: bool) -> Self {
+        let sum = toward.service.wrapping_add(words(key, src, 0, v6)).wrapping_add(term(key, u32::from(sport), 8));
         Self { sum, place: mix(sum, PLACE.0, PLACE.1) }
     }
 

@@ -19,14 +19,25 @@ pub(crate) fn forget<T>(place: &mut T) -> &mut T {
     place
 }
 
-/// The value itself, of which the verifier then knows nothing, since it has been to a map's memory.
+/// The value itself, of which the verifier then knows nothing: it was mixed with a number that may be any, and unmixed.
 #[inline(always)]
-pub(crate) fn hide(place: &mut u64, value: u64) -> u64 {
-    let place: *mut u64 = place;
-    // SAFETY: valid and aligned, being a reference.
-    unsafe {
-        place.write_volatile(value);
-        place.read_volatile()
+pub(crate) fn hide(noise: u64, value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut hidden = value;
+        // SAFETY: changes nothing but its operand.
+        unsafe {
+            core::arch::asm!(
+                "{0} ^= {1}", "{0} ^= {1}",
+                inout(reg) hidden, in(reg) noise, options(pure, nomem, nostack)
+            );
+        }
+        hidden
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        let _ = noise;
+        value
     }
 }
 

@@ -82,7 +82,7 @@ impl Kernel {
     pub(crate) fn load(config: &Config, host: &MemoryTables) -> Self {
         let (pins, directory) = pins();
         let mut ebpf = load::open(&directory, config, 0).unwrap_or_else(|error| panic!("{error:?}"));
-        load::program(&mut ebpf, "redirector").unwrap_or_else(|error| panic!("{error:?}"));
+        load::data_plane(&mut ebpf, 0).unwrap_or_else(|error| panic!("{error:?}"));
         let mut maps = Maps::open(&directory).unwrap_or_else(|error| panic!("{error:?}"));
         let liveness = LivenessMaps::open(&directory).unwrap_or_else(|error| panic!("{error:?}"));
         std::fs::remove_dir_all(&pins).expect("the maps live on without their pins");

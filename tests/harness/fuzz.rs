@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use redirector::dataplane::image::{Image, mac_word};
 use redirector::dataplane::memory::{MemoryFrame, MemoryTables};
-use redirector_ebpf::packet::{Frame, Wire};
+use redirector_ebpf::packet::{Frame, Head, HeadMut, Wire};
 use redirector_ebpf::reason::{Action, Reason};
 use redirector_ebpf::stations::parse;
 use redirector_ebpf::tables::Port;
@@ -33,6 +33,14 @@ impl Frame for Watched {
     }
 
     fn write<T: Wire>(&mut self, _: usize, _: T) -> Option<()> {
+        panic!("the parser writes")
+    }
+
+    fn head<const N: usize>(&self) -> Option<Head<'_, N>> {
+        self.0.head()
+    }
+
+    fn head_mut<const N: usize>(&mut self) -> Option<HeadMut<'_, N>> {
         panic!("the parser writes")
     }
 

@@ -8,3 +8,4 @@ mod hash;
 mod hops;
 mod liveness;
 mod paths;
+mod plain;

@@ -82,7 +82,7 @@ impl Node {
         let directory = load::prepare(&pins)?;
         let config = configuration(id);
         let mut ebpf = load::open(&directory, &config, 0)?;
-        load::program(&mut ebpf, "redirector")?;
+        load::data_plane(&mut ebpf, 0)?;
         let mut host = node::tables(&config);
         for slot in &mut host.image.slots {
             (slot.ranks, slot.version) = ([1, 2, 0, 0], 1);

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
 use core::mem::size_of;
-use redirector_ebpf::packet::{Frame, Wire};
+use redirector_ebpf::packet::{Frame, Head, HeadMut, Wire};
 
 /// The packet of an XDP program's context.
 pub(crate) struct XdpFrame<'a> {
@@ -81,6 +81,26 @@ impl Frame for XdpFrame<'_> {
     fn write<T: Wire>(&mut self, offset: usize, header: T) -> Option<()> {
         // SAFETY: as in `read`.
         self.at::<T>(offset).map(|place| unsafe { *place = header })
+    }
+
+    #[inline(always)]
+    fn head<const N: usize>(&self) -> Option<Head<'_, N>> {
+        let (data, end) = self.bounds();
+        if data + N > end {
+            return None;
+        }
+        // SAFETY: within the packet, as was checked.
+        Some(unsafe { Head::new(data as *const u8) })
+    }
+
+    #[inline(always)]
+    fn head_mut<const N: usize>(&mut self) -> Option<HeadMut<'_, N>> {
+        let (data, end) = self.bounds();
+        if data + N > end {
+            return None;
+        }
+        // SAFETY: as above.
+        Some(unsafe { HeadMut::new(data as *mut u8) })
     }
 
     #[inline(always)]

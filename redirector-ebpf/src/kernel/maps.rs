@@ -3,7 +3,7 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::btf_maps::{
-    Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
+    Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, RingBuf,
 };
 use aya_ebpf::macros::btf_map;
 use redirector_ebpf::abi::{NODES, PORTS as PORT_COUNT, SOURCE_CELLS};
@@ -11,6 +11,7 @@ use redirector_ebpf::decap::Settings;
 use redirector_ebpf::packet::Address;
 use redirector_ebpf::stations::Journey;
 use redirector_ebpf::sync::Word;
+use redirector_ebpf::tables::cell::{Cells, LISTED_WORDS, SETS};
 use redirector_ebpf::tables::event::FlowEvent;
 use redirector_ebpf::tables::leg::{LEGS, LegHeard, LegRules, LegSent};
 use redirector_ebpf::tables::liveness::{Condition, Heard, LINKS, Latch, Pulse, Sent, Watch, Watched};
@@ -43,6 +44,10 @@ pub(crate) static BUCKET_MASK6: Global<u32> = Global::new((1 << 15) - 1);
 #[btf_map]
 pub(crate) static NODE: Array<Node, 1> = Array::new();
 
+/// The programs that take over the packets that do not go the short way, by port. Whoever loads.
+#[btf_map]
+pub(crate) static PROGRAMS: ProgramArray<PORT_COUNT> = ProgramArray::new();
+
 /// Attached interfaces. Agent.
 #[btf_map]
 pub(crate) static PORTS: Array<Port, PORT_COUNT> = Array::new();
@@ -70,6 +75,14 @@ pub(crate) static PREFIXES4: LpmTrie<u32, Vip, 1024> = LpmTrie::new();
 /// IPv6 VIP prefixes. Agent.
 #[btf_map]
 pub(crate) static PREFIXES6: LpmTrie<[u32; 4], Vip, 1024> = LpmTrie::new();
+
+/// The short way to services on one port of one address, replaced whole. Agent.
+#[btf_map]
+pub(crate) static CELLS: ArrayOfMaps<Array<Cells, SETS>, 1> = ArrayOfMaps::new();
+
+/// Bits of the addresses that are VIPs, by a hash of them. Agent.
+#[btf_map]
+pub(crate) static LISTED: Array<u64, LISTED_WORDS> = Array::new();
 
 /// Services on one port. Agent.
 #[btf_map]

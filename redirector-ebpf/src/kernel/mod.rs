@@ -10,22 +10,42 @@ mod trace;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use redirector_ebpf::reason::Action;
+use redirector_ebpf::reason::{Action, Reason, Verdict};
 use redirector_ebpf::{decap, stations};
 
 use frame::XdpFrame;
 use tables::{BackendTables, MapTables};
 
-/// The data plane of a node.
+/// The data plane of a node: the short way, and a jump to the long one.
+#[xdp(frags)]
+#[inline(always)]
+pub(crate) fn redirector(ctx: XdpContext) -> u32 {
+    match stations::plain::run(&mut XdpFrame::new(&ctx), &MapTables::new(&ctx)) {
+        Some(verdict) => told(verdict),
+        None => {
+            // SAFETY: the map is an array of programs of this type.
+            unsafe { maps::PROGRAMS.tail_call(&ctx, maps::PORT.load()) };
+            tables::count(Reason::NoTables);
+            XDP_DROP
+        }
+    }
+}
+
+/// The long way.
 ///
 /// Inlined into the entry that the macro makes, whose frame would count against the stack.
 #[xdp(frags)]
 #[inline(always)]
-pub(crate) fn redirector(ctx: XdpContext) -> u32 {
+pub(crate) fn redirector_whole(ctx: XdpContext) -> u32 {
     let Some(journey) = maps::JOURNEY.get_ptr_mut(0) else { return XDP_ABORTED };
     // SAFETY: a per-CPU value that no other program uses; an XDP program is not interrupted by another.
     let journey = unsafe { &mut *journey };
-    let verdict = stations::run(&mut XdpFrame::new(&ctx), &MapTables::new(&ctx), journey);
+    told(stations::run(&mut XdpFrame::new(&ctx), &MapTables::new(&ctx), journey))
+}
+
+/// What the driver is told of a verdict.
+#[inline(always)]
+fn told(verdict: Verdict) -> u32 {
     match verdict.reason.action() {
         Action::Pass => XDP_PASS,
         Action::Drop => XDP_DROP,

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_c
 use aya_ebpf::programs::XdpContext;
 use redirector_ebpf::decap::{Settings, Sources};
 use redirector_ebpf::packet::headers::Mac;
-use redirector_ebpf::packet::{Address, Frame, Tuple};
+use redirector_ebpf::packet::{Address, Frame, Packet, Tuple};
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::Journey;
 use redirector_ebpf::stations::neighbour::{self, Question};
@@ -16,7 +16,7 @@ use redirector_ebpf::tables::flow::{Entry, Record, Record4, Record6};
 use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::trace::switch;
 use redirector_ebpf::tables::{
-    AliveNodes, Backend, Bucket, Budget, Condition, FragmentKey, Heard, LegHeard, LegRules, LegSent, Mark,
+    AliveNodes, Backend, Bucket, Budget, Cells, Condition, FragmentKey, Heard, LegHeard, LegRules, LegSent, Mark,
     NeighbourKey, Node, Path, Pool, Port, RefusedKey, Row, Sent, Service, ServiceKey, Slot, Tables, Traffic, Vip,
     Watch,
 };
@@ -95,8 +95,7 @@ fn kernel_route(ctx: &XdpContext, address: &Address, v6: bool, ifindex: u32) -> 
 
 /// Counts a refused packet. A function of its own, as its key and first count need stack.
 #[inline(never)]
-fn count_refused(journey: &Journey) -> bool {
-    let key = RefusedKey::of(journey).0;
+fn count_refused(key: u32) -> bool {
     match maps::REFUSED.get_ptr_mut(key) {
         Some(count) => {
             // SAFETY: a per-CPU value; the program is not preempted by itself.
@@ -145,6 +144,16 @@ impl Tables for MapTables<'_> {
     #[inline(always)]
     fn port(&self, number: u8) -> Option<&Port> {
         maps::PORTS.get(u32::from(number))
+    }
+
+    #[inline(always)]
+    fn cells(&self, set: u32) -> Option<&Cells> {
+        maps::CELLS.get_value(0, &set)
+    }
+
+    #[inline(always)]
+    fn listed(&self, word: u32) -> Option<u64> {
+        maps::LISTED.get(word).copied()
     }
 
     #[inline(always)]
@@ -290,8 +299,13 @@ impl Tables for MapTables<'_> {
     }
 
     #[inline(always)]
-    fn tell_flow(&self, journey: &Journey, index: u32, entry: Entry) {
-        event::tell(journey, index, entry);
+    fn tell_flow(&self, packet: &Packet, service: u16, index: u32, entry: Entry) {
+        let Some(journey) = maps::JOURNEY.get_ptr_mut(0) else { return };
+        // A copy in a map: the packet itself, which is in registers mostly, should not have to be in memory for this.
+        // SAFETY: a per-CPU value that no other program uses.
+        let kept = unsafe { &mut (*journey).packet };
+        packet.keep(kept);
+        event::tell(kept, service, index, entry);
     }
 
     #[inline(always)]
@@ -386,8 +400,8 @@ impl Tables for MapTables<'_> {
     }
 
     #[inline(always)]
-    fn count_refused(&self, journey: &Journey) {
-        count_refused(journey);
+    fn count_refused(&self, key: RefusedKey) {
+        count_refused(key.0);
     }
 
     #[inline(always)]

@@ -3,7 +3,11 @@
 pub mod checksum;
 pub mod headers;
 
+use core::marker::PhantomData;
+
 pub use headers::Wire;
+
+use crate::verifier::put;
 
 /// The bytes of one packet. The XDP programs implement it over `(data, data_end)`, tests over a vector.
 ///
@@ -21,11 +25,74 @@ pub trait Frame {
     /// Replaces the header at `offset`.
     fn write<T: Wire>(&mut self, offset: usize, header: T) -> Option<()>;
 
+    /// Its first `N` bytes, if it has as many in linear memory: for many reads after one check.
+    fn head<const N: usize>(&self) -> Option<Head<'_, N>>;
+
+    /// Likewise for many writes.
+    fn head_mut<const N: usize>(&mut self) -> Option<HeadMut<'_, N>>;
+
     /// Moves the packet's start: a positive number takes bytes away, a negative one makes room (its content is undefined).
     fn move_head(&mut self, by: i32) -> Option<()>;
 
     /// Cuts the packet to `len` bytes.
     fn cut(&mut self, len: usize) -> Option<()>;
+}
+
+/// The first `N` bytes of a frame.
+#[derive(Clone, Copy)]
+pub struct Head<'a, const N: usize> {
+    start: *const u8,
+    frame: PhantomData<&'a [u8; N]>,
+}
+
+impl<const N: usize> Head<'_, N> {
+    /// The head that starts here.
+    ///
+    /// # Safety
+    /// So many bytes can be read there for as long as it lives.
+    #[inline(always)]
+    pub unsafe fn new(start: *const u8) -> Self {
+        Self { start, frame: PhantomData }
+    }
+
+    /// The header at offset `AT`.
+    #[inline(always)]
+    pub fn get<const AT: usize, T: Wire>(&self) -> T {
+        const { assert!(AT + size_of::<T>() <= N, "beyond the head") };
+        // SAFETY: within the head, and any bytes are a `T`. Where BPF loads, the kernel allows unaligned access to packets.
+        unsafe {
+            let place = self.start.add(AT).cast::<T>();
+            if cfg!(target_arch = "bpf") { place.read() } else { place.read_unaligned() }
+        }
+    }
+}
+
+/// The first `N` bytes of a frame, to be written.
+pub struct HeadMut<'a, const N: usize> {
+    start: *mut u8,
+    frame: PhantomData<&'a mut [u8; N]>,
+}
+
+impl<const N: usize> HeadMut<'_, N> {
+    /// The head that starts here.
+    ///
+    /// # Safety
+    /// So many bytes can be written there, by nobody else, for as long as it lives.
+    #[inline(always)]
+    pub unsafe fn new(start: *mut u8) -> Self {
+        Self { start, frame: PhantomData }
+    }
+
+    /// Replaces the header at offset `AT`.
+    #[inline(always)]
+    pub fn put<const AT: usize, T: Wire>(&mut self, header: T) {
+        const { assert!(AT + size_of::<T>() <= N, "beyond the head") };
+        // SAFETY: as in `Head::get`.
+        unsafe {
+            let place = self.start.add(AT).cast::<T>();
+            if cfg!(target_arch = "bpf") { place.write(header) } else { place.write_unaligned(header) }
+        }
+    }
 }
 
 /// Makes the IP packet at offset `inner` the frame's only one: outer headers go, the link-layer addresses stay.
@@ -176,6 +243,22 @@ impl Packet {
         self.tuple.protocol == protocol::TCP
             && self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
             && !matches!(self.kind, Kind::Error)
+    }
+
+    /// Copies what tells the flow, field by field: the copy of a whole struct would go over the stack.
+    #[inline(always)]
+    pub fn keep(&self, place: &mut Self) {
+        put(&mut place.v6, self.v6);
+        let (from, to) = (&self.tuple, &mut place.tuple);
+        let mut word = 0;
+        while word < 4 {
+            put(&mut to.src.words[word], from.src.words[word]);
+            put(&mut to.dst.words[word], from.dst.words[word]);
+            word += 1;
+        }
+        put(&mut to.sport, from.sport);
+        put(&mut to.dport, from.dport);
+        put(&mut to.protocol, from.protocol);
     }
 
     /// Whether it is a fragment of either sort.

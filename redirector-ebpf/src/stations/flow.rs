@@ -7,7 +7,6 @@ use super::admit;
 use crate::hash::FlowHash;
 use crate::packet::{Kind, Packet, protocol, tcp};
 use crate::reason::{Reason, Station};
-use crate::stations::Journey;
 use crate::tables::flow::{Bucket, Entry, Record, State, WAYS};
 use crate::tables::{Budget, Node, Service, Tables};
 use crate::verifier::hide;
@@ -24,7 +23,8 @@ pub struct Place<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Found {
     way: usize,
-    entry: Entry,
+    /// The entry.
+    pub entry: Entry,
 }
 
 /// Where the flow of this hash has its place.
@@ -40,14 +40,14 @@ pub fn place<'a, T: Tables>(tables: &'a T, packet: &Packet, hash: FlowHash) -> S
 
 /// The flow's entry. A packet that opens a flow is compared by its whole tuple: it must not take over another's entry.
 #[inline(always)]
-pub fn find<T: Tables>(tables: &T, place: &Place<'_>, packet: &Packet, scratch: &mut u64) -> Option<Found> {
+pub fn find<T: Tables>(tables: &T, place: &Place<'_>, packet: &Packet) -> Option<Found> {
     let mut way = 0;
     while way < WAYS {
         let entry = Entry(place.bucket.word(way).load());
         if !entry.is_empty() && entry.tag() == place.tag {
             let compare = entry.ambiguous() || packet.opens();
             if !compare || tables.is_tuple(packet.v6, tuple_index(place.index, way), &packet.tuple) {
-                return Some(Found { way: hide(scratch, way as u64) as usize, entry });
+                return Some(Found { way: hide(entry.0, way as u64) as usize, entry });
             }
         }
         way += 1;
@@ -68,42 +68,70 @@ pub fn known<T: Tables>(
     place: &Place<'_>,
     found: Found,
     node: &Node,
-    journey: &Journey,
+    packet: &Packet,
     service: &Service,
     current: u16,
 ) -> Option<u16> {
-    let Found { way, entry } = found;
-    let packet = &journey.packet;
-    let backend = tables.backend(entry.backend())?;
+    let backend = tables.backend(found.entry.backend())?;
     if backend.pool != service.pool {
         // The service has another pool now: the entry would hide the one that is to take its place.
-        place.bucket.word(way).replace(entry.0, 0);
+        place.bucket.word(found.way).replace(found.entry.0, 0);
         return None;
     }
-    let now = tables.now();
-    let reopened = packet.opens() && matches!(entry.state(), State::Closing);
-    let entry_now = if reopened {
-        Entry::first(place.tag, current, State::Opening, entry.ambiguous(), now)
-    } else {
-        renewed(entry, packet, now)
-    };
-    if entry_now.0 != entry.0 {
-        let word = place.bucket.word(way);
-        let mut before = entry;
-        let mut after = entry_now;
-        let mut put = word.replace(entry.0, entry_now.0);
-        if !put {
-            // Another CPU was first with a packet of the flow; what this one changes, the end of a connection above all,
-            // is put on top of it.
-            before = Entry(word.load());
-            after = renewed(before, packet, now);
-            put = before.tag() == place.tag && !before.is_empty() && word.replace(before.0, after.0);
-        }
-        if node.tells_flows != 0 && put && after.tells(before) {
-            tables.tell_flow(journey, tuple_index(place.index, way), after);
-        }
+    if found.reopens(packet) {
+        let entry = found.entry;
+        let reopened = Entry::first(place.tag, current, State::Opening, entry.ambiguous(), tables.now());
+        touch(tables, place, found, node, packet, service, reopened);
+        return Some(current);
     }
-    Some(entry_now.backend())
+    renew(tables, place, found, node, packet, service);
+    Some(found.entry.backend())
+}
+
+impl Found {
+    /// Whether the packet opens a flow anew that was closed: it may get another backend.
+    #[inline(always)]
+    pub fn reopens(&self, packet: &Packet) -> bool {
+        packet.opens() && matches!(self.entry.state(), State::Closing)
+    }
+}
+
+/// Brings the entry of a known flow up to date.
+#[inline(always)]
+pub fn renew<T: Tables>(tables: &T, place: &Place<'_>, found: Found, node: &Node, packet: &Packet, service: &Service) {
+    let renewed = renewed(found.entry, packet, tables.now());
+    touch(tables, place, found, node, packet, service, renewed);
+}
+
+/// Replaces the entry, if it differs, and tells of it, if others are to know.
+#[inline(always)]
+fn touch<T: Tables>(
+    tables: &T,
+    place: &Place<'_>,
+    found: Found,
+    node: &Node,
+    packet: &Packet,
+    service: &Service,
+    entry_now: Entry,
+) {
+    let Found { way, entry } = found;
+    if entry_now.0 == entry.0 {
+        return;
+    }
+    let word = place.bucket.word(way);
+    let mut before = entry;
+    let mut after = entry_now;
+    let mut put = word.replace(entry.0, entry_now.0);
+    if !put {
+        // Another CPU was first with a packet of the flow; what this one changes, the end of a connection above all,
+        // is put on top of it.
+        before = Entry(word.load());
+        after = renewed(before, packet, tables.now());
+        put = before.tag() == place.tag && !before.is_empty() && word.replace(before.0, after.0);
+    }
+    if node.tells_flows != 0 && put && after.tells(before) {
+        tables.tell_flow(packet, service.id, tuple_index(place.index, way), after);
+    }
 }
 
 /// The entry after this packet of its flow.
@@ -147,7 +175,6 @@ fn first_state(packet: &Packet) -> State {
 
 /// Records a flow on `backend`, if its bucket has room for it and the budget allows.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "inlined into its one caller")]
 pub fn record<T: Tables>(
     tables: &T,
     node: &Node,
@@ -156,7 +183,6 @@ pub fn record<T: Tables>(
     service: &Service,
     backend: u16,
     version: u64,
-    scratch: &mut u64,
 ) {
     if backend == 0 || matches!(packet.kind, Kind::Error | Kind::LaterFragment) {
         return;
@@ -166,7 +192,7 @@ pub fn record<T: Tables>(
         tables.count(Reason::NoteInsertBudget);
         return;
     }
-    let Some((way, old, ambiguous)) = room(node, place, now, scratch) else {
+    let Some((way, old, ambiguous)) = room(node, place, now) else {
         tables.count(Reason::NoteBucketFull);
         return;
     };
@@ -182,7 +208,7 @@ pub fn record<T: Tables>(
 
 /// The way to put a new entry in: empty, else expired, else unproven, the longest idle first; and whether its tag stands in the bucket already.
 #[inline(always)]
-fn room(node: &Node, place: &Place<'_>, now: u64, scratch: &mut u64) -> Option<(usize, Entry, bool)> {
+fn room(node: &Node, place: &Place<'_>, now: u64) -> Option<(usize, Entry, bool)> {
     // The best way so far: how well it fits, how long it was idle, and which it is, as one number to be compared.
     let mut best = 0;
     let mut ambiguous = 0;
@@ -197,13 +223,13 @@ fn room(node: &Node, place: &Place<'_>, now: u64, scratch: &mut u64) -> Option<(
         } else {
             u64::from(!entry.proven())
         };
-        let candidate = hide(scratch, fit << 16 | entry.idle(now) << 3 | way as u64);
-        best = hide(scratch, if candidate > best { candidate } else { best });
+        let candidate = hide(entry.0, fit << 16 | entry.idle(now) << 3 | way as u64);
+        best = hide(entry.0, if candidate > best { candidate } else { best });
         if !entry.is_empty() && entry.tag() == place.tag {
             ambiguous = 1;
             word.replace(entry.0, entry.marked_ambiguous().0);
         }
-        ambiguous = hide(scratch, ambiguous);
+        ambiguous = hide(entry.0, ambiguous);
         way += 1;
     }
     if best >> 16 == 0 {

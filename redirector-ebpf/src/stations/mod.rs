@@ -9,6 +9,7 @@ pub mod neighbour;
 pub mod owner;
 pub mod parse;
 pub mod path;
+pub mod plain;
 pub mod reply;
 pub mod row;
 pub mod service;
@@ -19,7 +20,7 @@ use crate::hash::FlowHash;
 use crate::hop::{self, Arrived};
 use crate::packet::{Frame, Kind, Packet};
 use crate::reason::{Reason, Station, Verdict};
-use crate::tables::{Mark, Node, Path, Refusal, Service, Slot, Tables};
+use crate::tables::{Mark, Node, Path, Refusal, RefusedKey, Service, Slot, Tables};
 use crate::verifier::{forget, put};
 use owner::Decision;
 use reply::Answer;
@@ -53,8 +54,6 @@ pub struct Journey {
     pub verdict: Verdict,
     /// The beat that it is, or its answer, if it is one.
     pub beat: Beat,
-    /// Of no meaning; see `verifier::hide`.
-    scratch: u64,
 }
 
 impl Journey {
@@ -96,7 +95,7 @@ pub fn run<F: Frame, T: Tables>(frame: &mut F, tables: &T, journey: &mut Journey
     let journey = forget(journey);
     tables.count(journey.verdict.reason);
     if journey.refused != 0 {
-        tables.count_refused(journey);
+        tables.count_refused(RefusedKey::of(journey));
     }
     if tables.node().is_some_and(|node| node.trace != 0) {
         tables.trace(journey);
@@ -285,9 +284,9 @@ fn owned<T: Tables>(
     };
 
     let flow_place = flow::place(tables, &journey.packet, hash)?;
-    if let Some(found) = flow::find(tables, &flow_place, &journey.packet, &mut journey.scratch) {
+    if let Some(found) = flow::find(tables, &flow_place, &journey.packet) {
         let current = place.row.current();
-        if let Some(backend) = flow::known(tables, &flow_place, found, node, journey, service, current) {
+        if let Some(backend) = flow::known(tables, &flow_place, found, node, &journey.packet, service, current) {
             journey.known = true;
             journey.owner = me;
             if let Err(why) = admit::any(node, service, &journey.packet) {
@@ -325,7 +324,7 @@ fn owned<T: Tables>(
     };
     journey.owner = me;
     let version = slot.version;
-    flow::record(tables, node, &flow_place, &journey.packet, service, backend, version, &mut journey.scratch);
+    flow::record(tables, node, &flow_place, &journey.packet, service, backend, version);
     Ok(Owned::Backend(backend))
 }
 

@@ -10,11 +10,11 @@ use crate::tables::path::{FINAL_BIT, RESOLVED, kind};
 use crate::tables::{Mark, Node, Path, Tables};
 
 /// TTL of outer headers.
-const OUTER_TTL: u8 = 64;
+pub(super) const OUTER_TTL: u8 = 64;
 
 /// Bytes that a path puts before the IP packet, link-layer header not counted.
 #[inline(always)]
-fn overhead(path: &Path) -> usize {
+pub(super) fn overhead(path: &Path) -> usize {
     let ip = if path.outer_v6 != 0 { 40 } else { 20 };
     match path.kind {
         kind::IPIP => ip,
@@ -182,7 +182,7 @@ fn encapsulate<F: Frame>(
 
 /// The tunnel's source address, with the bits that vary by flow.
 #[inline(always)]
-fn vary(path: &Path, entropy: u16) -> Address {
+pub(super) fn vary(path: &Path, entropy: u16) -> Address {
     let mut local = path.local;
     if path.source_bits != 0 {
         let mask = (1u32 << (path.source_bits & 31)) - 1;

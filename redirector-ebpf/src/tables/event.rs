@@ -2,8 +2,7 @@
 
 use super::flow::{Entry, Record};
 use super::no_padding;
-use crate::packet::{Address, Tuple};
-use crate::stations::Journey;
+use crate::packet::{Address, Packet, Tuple};
 use crate::verifier::put;
 
 /// Version of [`FlowEvent`].
@@ -45,8 +44,7 @@ impl FlowEvent {
     /// Fills in the event of a packet after which the flow's entry is this one; `since` and `slot_version` are those of
     /// the flow's record. Field by field and in place: in the kernel there is no stack left for a whole one.
     #[inline(always)]
-    pub fn fill(&mut self, journey: &Journey, entry: Entry, since: u64, slot_version: u32, now: u64) {
-        let packet = &journey.packet;
+    pub fn fill(&mut self, packet: &Packet, service: u16, entry: Entry, (since, slot_version): (u64, u32), now: u64) {
         let tuple = &packet.tuple;
         put(&mut self.time, now);
         put(&mut self.since, since);
@@ -58,10 +56,6 @@ impl FlowEvent {
         }
         put(&mut self.sport, tuple.sport);
         put(&mut self.dport, tuple.dport);
-        let service = match journey.service {
-            Some(service) => service.id,
-            None => u16::MAX,
-        };
         put(&mut self.service, service);
         put(&mut self.backend, entry.backend());
         put(&mut self.slot_version, slot_version);
@@ -72,9 +66,9 @@ impl FlowEvent {
     }
 
     /// The event of a packet, as [`FlowEvent::fill`] makes it.
-    pub fn of(journey: &Journey, entry: Entry, record: &Record, now: u64) -> Self {
+    pub fn of(packet: &Packet, service: u16, entry: Entry, record: &Record, now: u64) -> Self {
         let mut event = Self::default();
-        event.fill(journey, entry, record.since, record.version, now);
+        event.fill(packet, service, entry, (record.since, record.version), now);
         event
     }
 

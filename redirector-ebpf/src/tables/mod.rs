@@ -4,6 +4,7 @@
 //! and budgets (both sides, one whole word at a time) and counters (XDP). Values that are read without a lock are one word,
 //! or immutable rows that a word points to, so that a reader never sees half of a change.
 
+pub mod cell;
 pub mod event;
 pub mod flow;
 pub mod leg;
@@ -20,6 +21,7 @@ use crate::reason::Reason;
 use crate::stations::neighbour::{self, Question};
 use crate::sync::Word;
 
+pub use cell::Cells;
 pub use flow::{Bucket, FragmentKey, Record4, Record6};
 pub use leg::{LegHeard, LegRules, LegSent};
 pub use liveness::{Condition, Heard, Sent, Watch};
@@ -34,6 +36,10 @@ pub trait Tables {
     fn ingress(&self) -> Option<(u8, &Port)>;
     /// A port by number.
     fn port(&self, number: u8) -> Option<&Port>;
+    /// The services whose keys hash to this set of cells; see [`crate::hash::Toward::cells`].
+    fn cells(&self, set: u32) -> Option<&Cells>;
+    /// A word of the map of addresses that are listed: VIPs; see [`cell::listed`].
+    fn listed(&self, word: u32) -> Option<u64>;
     /// The VIP that an address is, or the prefix that it is in.
     fn vip(&self, address: &Address, v6: bool) -> Option<Vip>;
     /// The service on an exact port.
@@ -89,8 +95,8 @@ pub trait Tables {
     fn bucket_mask(&self, v6: bool) -> u32;
     /// Keeps the whole tuple of a flow at the place that its entry has.
     fn keep_tuple(&self, v6: bool, index: u32, record: &flow::Record);
-    /// Tells of a flow whose entry at that place has become this one.
-    fn tell_flow(&self, journey: &crate::stations::Journey, index: u32, entry: flow::Entry);
+    /// Tells of a flow of this service, whose entry at that place this packet has made this one.
+    fn tell_flow(&self, packet: &crate::packet::Packet, service: u16, index: u32, entry: flow::Entry);
     /// Whether the whole tuple at that place is this one.
     fn is_tuple(&self, v6: bool, index: u32, tuple: &crate::packet::Tuple) -> bool;
     /// The decision of a fragmented packet's first fragment; 0: unknown.
@@ -124,7 +130,7 @@ pub trait Tables {
     /// Counts a verdict.
     fn count(&self, reason: Reason);
     /// Counts a packet that was refused, by [`RefusedKey`].
-    fn count_refused(&self, journey: &crate::stations::Journey);
+    fn count_refused(&self, key: RefusedKey);
     /// Counts a packet and its bytes for a service.
     fn count_service(&self, service: u16, bytes: u64);
     /// Counts a packet and its bytes for a backend and the rank of the path taken.

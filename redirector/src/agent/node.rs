@@ -227,7 +227,7 @@ async fn bring_up(config: &Config, key: [u8; 16], agreed: bool) -> Result<(Maps,
         let number = image.port_number(&interface.name);
         let number = number.with_context(|| format!("interface {} has no port", interface.name))?;
         let mut ebpf = load::open(&directory, config, u32::from(number))?;
-        let program = load::program(&mut ebpf, "redirector")?;
+        let program = load::data_plane(&mut ebpf, u32::from(number))?;
         let attached = load::attach(program, &directory, &interface.name, interface.mode)?;
         tracing::info!(interface = interface.name, mode = %attached, "attached");
     }

@@ -80,14 +80,26 @@ fn zeroed<V: Pod>() -> V {
 /// # Errors
 /// [`MapsError`].
 pub fn new_array<V: Pod>(values: &[V], name: &'static str) -> Result<MapData, MapsError> {
-    const BPF_MAP_TYPE_ARRAY: u32 = 2;
     const BPF_F_INNER_MAP: u32 = 1 << 12;
+    make(values, name, BPF_F_INNER_MAP)
+}
+
+/// Likewise for a map of maps that all have as many entries: looking one up takes no call into the kernel then.
+///
+/// # Errors
+/// [`MapsError`].
+pub fn new_array_of_size<V: Pod>(values: &[V], name: &'static str) -> Result<MapData, MapsError> {
+    make(values, name, 0)
+}
+
+fn make<V: Pod>(values: &[V], name: &'static str, flags: u32) -> Result<MapData, MapsError> {
+    const BPF_MAP_TYPE_ARRAY: u32 = 2;
     let shape = aya_obj::Map::new_from_params(
         BPF_MAP_TYPE_ARRAY,
         size_of::<u32>() as u32,
         size_of::<V>() as u32,
         values.len() as u32,
-        BPF_F_INNER_MAP,
+        flags,
     );
     let map = MapData::create(shape, name, None).map_err(super::maps::written(name))?;
     write_array(&map, values, name)?;

@@ -13,11 +13,13 @@ use redirector_ebpf::tables::names::{NameKey, kind};
 use redirector_ebpf::tables::path::{FINAL_BIT, RESOLVED};
 use redirector_ebpf::tables::{Backend, Mark, Path, Pool};
 
+use super::batch;
 use super::flows::{is_over, now};
 use super::image::{Image, NextHop, address};
 use super::maps::{Maps, MapsError, name_of, read, written};
 use super::registry::Registry;
 use super::rows::{self, RowTables as _};
+use super::shortcuts::Shortcuts;
 use crate::pool::transition;
 
 /// Puts an image into the maps. Pools that change take both steps of a change, so that no established flow moves.
@@ -129,10 +131,24 @@ fn vips_and_services(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
             (IpAddr::V6(_), false) => drop(prefixes6.insert((bits, words.words), *vip)),
         }
     }
+    let Shortcuts { cells, listed } = image.shortcuts();
+    let present: Vec<u64> = maps.listed.iter().collect::<Result<_, _>>().map_err(read("LISTED"))?;
+    // What is not listed is passed by: a VIP is listed first and struck off last.
+    set_listed(maps, &present, |word| present[word] | listed[word])?;
     update(&mut maps.vips4, &vips4, "VIPS4")?;
     update(&mut maps.vips6, &vips6, "VIPS6")?;
     update_trie(&mut maps.prefixes4, &prefixes4, "PREFIXES4")?;
-    update_trie(&mut maps.prefixes6, &prefixes6, "PREFIXES6")
+    update_trie(&mut maps.prefixes6, &prefixes6, "PREFIXES6")?;
+    if maps.cells()? != cells {
+        let table = batch::new_array_of_size(&cells, "CELLS")?;
+        maps.cells.set(0, &table, 0).map_err(written("CELLS"))?;
+    }
+    set_listed(maps, &present, |word| listed[word])
+}
+
+fn set_listed(maps: &mut Maps, present: &[u64], target: impl Fn(usize) -> u64) -> Result<(), MapsError> {
+    let differ = (0..present.len()).filter(|word| target(*word) != present[*word]);
+    differ.into_iter().try_for_each(|word| maps.listed.set(word as u32, target(word), 0)).map_err(written("LISTED"))
 }
 
 /// Makes a hash map hold `target`: what is new or changed is written, then what is not in it goes.

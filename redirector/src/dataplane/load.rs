@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{MapError, MapInfo};
+use aya::maps::{MapError, MapInfo, ProgramArray};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode as Mode};
 use aya::{Ebpf, EbpfError, EbpfLoader};
@@ -21,6 +21,7 @@ use crate::config::{Config, XdpMode};
 /// Maps that are pinned: all that must outlive the program that uses them.
 pub const PINNED: &[&str] = &[
     "NODE",
+    "PROGRAMS",
     "PORTS",
     "DEVICES",
     "PORT_NUMBERS",
@@ -28,6 +29,8 @@ pub const PINNED: &[&str] = &[
     "VIPS6",
     "PREFIXES4",
     "PREFIXES6",
+    "CELLS",
+    "LISTED",
     "SERVICES",
     "RANGES",
     "POOLS",
@@ -226,6 +229,14 @@ fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
 /// # Errors
 /// [`LoadError`].
 pub fn open(directory: &Path, config: &Config, port: u32) -> Result<Ebpf, LoadError> {
+    open_object(crate::OBJECT, directory, config, port)
+}
+
+/// Likewise another build of the object.
+///
+/// # Errors
+/// [`LoadError`].
+pub fn open_object(object: &[u8], directory: &Path, config: &Config, port: u32) -> Result<Ebpf, LoadError> {
     let mut sizes = sizes(config);
     for (name, size) in &mut sizes {
         let path = directory.join(*name);
@@ -251,7 +262,7 @@ pub fn open(directory: &Path, config: &Config, port: u32) -> Result<Ebpf, LoadEr
     for name in PINNED {
         loader.map_pin_path(name, directory.join(name));
     }
-    Ok(loader.load(crate::OBJECT)?)
+    Ok(loader.load(object)?)
 }
 
 /// The decap program's maps are made with the object, whoever loads it; here they hold nothing.
@@ -291,6 +302,22 @@ pub fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp
     xdp.load().map_err(error)?;
     Ok(xdp)
 }
+
+/// The program of a port, loaded into the kernel with the one that takes over from it.
+///
+/// # Errors
+/// [`LoadError::Program`].
+pub fn data_plane(ebpf: &mut Ebpf, port: u32) -> Result<&mut Xdp, LoadError> {
+    let error = |program| move |source| LoadError::Program { program, source };
+    let whole = program(ebpf, WHOLE)?.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(error(WHOLE))?;
+    let programs = ebpf.map_mut("PROGRAMS").ok_or_else(|| error(WHOLE)(ProgramError::NotLoaded))?;
+    let mut programs = ProgramArray::try_from(programs).map_err(|e| error(WHOLE)(e.into()))?;
+    // A program of this version that is attached now goes on with this one; they take over from each other.
+    programs.set(port, &whole, 0).map_err(|e| error(WHOLE)(e.into()))?;
+    program(ebpf, "redirector")
+}
+
+const WHOLE: &str = "redirector_whole";
 
 /// Starts the kernel's timer that writes the alive bits, or has one that runs already go on by this object's program.
 ///

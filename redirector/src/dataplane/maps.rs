@@ -7,6 +7,7 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::xdp::DevMap;
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use redirector_ebpf::packet::Address;
+use redirector_ebpf::tables::cell::{Cells, SETS};
 use redirector_ebpf::tables::names::{Name, NameKey};
 use redirector_ebpf::tables::trace::TraceFilter;
 use redirector_ebpf::tables::{
@@ -78,6 +79,8 @@ pub struct Maps {
     pub vips6: HashMap<MapData, Address, Vip>,
     pub prefixes4: LpmTrie<MapData, u32, Vip>,
     pub prefixes6: LpmTrie<MapData, [u32; 4], Vip>,
+    pub cells: ArrayOfMaps<MapData>,
+    pub listed: Array<MapData, u64>,
     pub services: HashMap<MapData, ServiceKey, Service>,
     pub ranges: LpmTrie<MapData, [u32; 2], Service>,
     pub pools: Array<MapData, Pool>,
@@ -140,6 +143,8 @@ impl Maps {
             vips6: open(directory, "VIPS6", Map::HashMap)?,
             prefixes4: open(directory, "PREFIXES4", Map::LpmTrie)?,
             prefixes6: open(directory, "PREFIXES6", Map::LpmTrie)?,
+            cells: open(directory, "CELLS", Map::ArrayOfMaps)?,
+            listed: open(directory, "LISTED", Map::Array)?,
             services: open(directory, "SERVICES", Map::HashMap)?,
             ranges: open(directory, "RANGES", Map::LpmTrie)?,
             pools: open(directory, "POOLS", Map::Array)?,
@@ -218,6 +223,18 @@ impl Maps {
         }
         let table = self.pool_tables.get(&pool.table, 0).map_err(read("POOL_TABLES"))?;
         super::batch::read_array(&table, pool.rows, "POOL_TABLES")
+    }
+
+    /// The cells of services in force; empty where there are none yet.
+    ///
+    /// # Errors
+    /// [`MapsError::Use`].
+    pub fn cells(&self) -> Result<Vec<Cells>, MapsError> {
+        match self.cells.get(&0, 0) {
+            Ok(table) => super::batch::read_array(&table, SETS as u32, "CELLS"),
+            Err(MapError::KeyNotFound) => Ok(Vec::new()),
+            Err(source) => Err(read("CELLS")(source)),
+        }
     }
 
     /// The slot table in force; empty where there is none yet.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use redirector_ebpf::abi::SOURCE_CELLS;
 use redirector_ebpf::hash::HashKey;
-use redirector_ebpf::packet::{Address, Frame, Tuple, Wire};
+use redirector_ebpf::packet::{Address, Frame, Head, HeadMut, Packet, Tuple, Wire};
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::Journey;
 use redirector_ebpf::sync::Word;
@@ -17,14 +17,15 @@ use redirector_ebpf::tables::leg::{LegHeard, LegRules, LegSent};
 use redirector_ebpf::tables::liveness::{Condition, Heard, LINKS, Sent, Watch};
 use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::{
-    AliveNodes, BUDGETS, Backend, Bucket, Budget, FragmentKey, Mark, NeighbourKey, Node, Path, Pool, Port, RefusedKey,
-    Row, Service, ServiceKey, Slot, Tables, Vip,
+    AliveNodes, BUDGETS, Backend, Bucket, Budget, Cells, FragmentKey, Mark, NeighbourKey, Node, Path, Pool, Port,
+    RefusedKey, Row, Service, ServiceKey, Slot, Tables, Vip,
 };
 
 use super::flows::{Flow, FlowTables};
 use super::image::{Image, ip};
 use super::maps::MapsError;
 use super::rows::RowTables;
+use super::shortcuts::Shortcuts;
 
 /// A packet in a vector, with room before it as a driver leaves it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +77,16 @@ impl Frame for MemoryFrame {
         Some(())
     }
 
+    fn head<const N: usize>(&self) -> Option<Head<'_, N>> {
+        // SAFETY: the slice is as long as that.
+        self.bytes().get(..N).map(|bytes| unsafe { Head::new(bytes.as_ptr()) })
+    }
+
+    fn head_mut<const N: usize>(&mut self) -> Option<HeadMut<'_, N>> {
+        // SAFETY: likewise.
+        self.bytes[self.start..].get_mut(..N).map(|bytes| unsafe { HeadMut::new(bytes.as_mut_ptr()) })
+    }
+
     fn move_head(&mut self, by: i32) -> Option<()> {
         let start = self.start.checked_add_signed(by as isize)?;
         // The kernel keeps 40 bytes of headroom for itself and wants an Ethernet header to be left.
@@ -117,6 +128,8 @@ pub struct MemoryTables {
     pub routes: HashMap<Address, (u8, u64)>,
     /// Time in nanoseconds.
     pub now: Cell<u64>,
+    /// The short ways to the image's services, as it was when these tables were made.
+    pub shortcuts: Shortcuts,
     /// What was told of flows.
     pub told: RefCell<Vec<FlowEvent>>,
     /// What was counted.
@@ -149,6 +162,7 @@ impl MemoryTables {
     /// all neighbours are unknown.
     pub fn new(image: Image, buckets: usize) -> Self {
         let mut tables = Self {
+            shortcuts: image.shortcuts(),
             ingress: 0,
             pools: HashMap::new(),
             tables: HashMap::new(),
@@ -215,6 +229,14 @@ impl Tables for MemoryTables {
 
     fn port(&self, number: u8) -> Option<&Port> {
         self.image.ports.get(usize::from(number))
+    }
+
+    fn cells(&self, set: u32) -> Option<&Cells> {
+        self.shortcuts.cells.get(set as usize)
+    }
+
+    fn listed(&self, word: u32) -> Option<u64> {
+        self.shortcuts.listed.get(word as usize).copied()
     }
 
     fn vip(&self, address: &Address, v6: bool) -> Option<Vip> {
@@ -307,9 +329,9 @@ impl Tables for MemoryTables {
         self.set_tuple(v6, index, *record);
     }
 
-    fn tell_flow(&self, journey: &Journey, index: u32, entry: Entry) {
-        if let Some(record) = self.flows.record(journey.packet.v6, index) {
-            self.told.borrow_mut().push(FlowEvent::of(journey, entry, &record, self.now.get()));
+    fn tell_flow(&self, packet: &Packet, service: u16, index: u32, entry: Entry) {
+        if let Some(record) = self.flows.record(packet.v6, index) {
+            self.told.borrow_mut().push(FlowEvent::of(packet, service, entry, &record, self.now.get()));
         }
     }
 
@@ -375,8 +397,8 @@ impl Tables for MemoryTables {
         self.counted.borrow_mut().push(reason);
     }
 
-    fn count_refused(&self, journey: &Journey) {
-        *self.refused.borrow_mut().entry(RefusedKey::of(journey)).or_default() += 1;
+    fn count_refused(&self, key: RefusedKey) {
+        *self.refused.borrow_mut().entry(key).or_default() += 1;
     }
 
     fn count_service(&self, _service: u16, _bytes: u64) {}

@@ -19,3 +19,4 @@ pub mod memory;
 pub mod paths;
 pub mod registry;
 pub mod rows;
+pub mod shortcuts;

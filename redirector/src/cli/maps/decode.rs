@@ -8,6 +8,7 @@ use aya::Pod;
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
 use redirector_ebpf::packet::Address;
 use redirector_ebpf::reason::Reason;
+use redirector_ebpf::tables::cell::Cell;
 use redirector_ebpf::tables::flow::WAYS;
 use redirector_ebpf::tables::names::kind;
 use redirector_ebpf::tables::path::kind as carried;
@@ -52,6 +53,12 @@ impl Decoder {
         let Self { maps, names, .. } = self;
         Ok(match name {
             "NODE" => array("NODE", maps.node.iter(), |_, node: Node| Some(self.node(&node)))?,
+            "PROGRAMS" => {
+                // The kernel answers with the number of the program behind an entry.
+                let programs: Array<_, u32> = Array::try_from(Map::Array(self.pin("PROGRAMS")?))?;
+                let set = (0..programs.len()).filter_map(move |port| Some((port, programs.get(&port, 0).ok()?)));
+                Box::new(set.map(|(port, id)| entry(port, json!({"port": names.port(port as u8), "program": id}))))
+            }
             "PORTS" => array("PORTS", maps.ports.iter(), |at, port: Port| {
                 let name = names.port(at as u8);
                 some(
@@ -72,6 +79,14 @@ impl Decoder {
                 let here = lines.filter(move |(vip, _)| vip.address().is_ipv4() == v4 && vip.is_single() == single);
                 Box::new(here.map(|(prefix, line)| entry(prefix, vip(&line))))
             }
+            "CELLS" => {
+                let sets = maps.cells()?.into_iter().enumerate();
+                let cells = sets.flat_map(|(set, cells)| cells.ways.map(|cell| (set, cell)));
+                Box::new(cells.filter(|(_, cell)| cell.sort != 0).map(|(set, cell)| entry(set, self.cell(&cell))))
+            }
+            "LISTED" => array("LISTED", maps.listed.iter(), |_, word: u64| {
+                some(word != 0, || json!({"addresses": word.count_ones()}))
+            })?,
             "SERVICES" => hash("SERVICES", maps.services.iter(), |key, line| {
                 entry(self.service_key(&key, 64), self.service(&line))
             })?,
@@ -245,6 +260,13 @@ impl Decoder {
         let port = u16::from_be(key.port);
         let prefix = if bits < 64 { format!("/{}", bits.saturating_sub(48)) } else { String::new() };
         format!("{} {} {port}{prefix}", self.names.vip(key.vip), protocol(key.protocol))
+    }
+
+    fn cell(&self, cell: &Cell) -> Value {
+        let vip = ip(&cell.vip, cell.sort >> 24 == 6);
+        let port = u16::from_be(cell.sort as u16);
+        let key = format!("{vip} {} {port}", protocol((cell.sort >> 16) as u8));
+        json!({"key": key, "service": self.service(&cell.service)})
     }
 
     fn service(&self, line: &Service) -> Value {

@@ -128,14 +128,18 @@ mod tests {
             dport: 80u16.to_be(),
             protocol: number::TCP,
         };
-        let mut journey = Journey::default();
-        journey.packet = Packet { tuple, l3_len: 60, ..Packet::default() };
-        journey.service = Some(Service { id: 2, pool: 3, owned: 1, ..Service::default() });
-        journey.mark = Mark::forwarded(3);
-        (journey.slot, journey.owner, journey.known) = (777, 1, true);
-        (journey.backend, journey.rank) = (5, 1);
-        journey.verdict = Verdict { reason: Reason::Served, port: 0 };
-        journey
+        Journey {
+            packet: Packet { tuple, l3_len: 60, ..Packet::default() },
+            service: Some(Service { id: 2, pool: 3, owned: 1, ..Service::default() }),
+            mark: Mark::forwarded(3),
+            slot: 777,
+            owner: 1,
+            known: true,
+            backend: 5,
+            rank: 1,
+            verdict: Verdict { reason: Reason::Served, port: 0 },
+            ..Journey::default()
+        }
     }
 
     fn names() -> Names {
