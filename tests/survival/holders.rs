@@ -30,6 +30,10 @@ fn a_vip_is_found_where_it_is_held_and_follows_its_holder() -> Result<()> {
     ensure!(vips.len() == 4 && plan.values().all(|ranks| ranks.len() == 3), "{plan:?}");
     wait_until("each VIP is with the first of its list", || Ok(holders(&scene)? == by_rank(&plan, 0)))?;
 
+    for node in scene.lab.nodes() {
+        wait_until(&format!("{node} knows the plan for committed"), || Ok(committed(&scene, &node)? == plan))?;
+    }
+
     let client = scene.lab.client();
     let web = targets(&scene.config, HTTP_PORT);
     let load = Load::new(web.clone(), 200, Duration::from_secs(2));
@@ -149,6 +153,13 @@ fn plan_of(scene: &Scene) -> Result<Plan> {
     let plans: Vec<Plan> = plans.collect::<Result<_>>()?;
     ensure!(plans.windows(2).all(|pair| pair[0] == pair[1]), "nodes plan differently: {plans:?}");
     plans.into_iter().next().context("no nodes")
+}
+
+/// The plan that the cluster has agreed on, by the word of a node.
+fn committed(scene: &Scene, node: &str) -> Result<Plan> {
+    let nodes: Vec<serde_json::Value> = serde_json::from_str(&scene.done(node, &["get", "nodes", "-o", "json"])?)?;
+    let own = nodes.iter().find(|node| node["self"] == true).context("it does not know itself")?;
+    Ok(serde_json::from_value(own["agreement"]["vips"].clone())?)
 }
 
 fn by_rank(plan: &Plan, rank: usize) -> BTreeMap<IpAddr, BTreeSet<u8>> {

@@ -68,6 +68,9 @@ pub struct AgreementStatus {
     pub redundant: bool,
     /// The members.
     pub members: Vec<MemberStatus>,
+    /// Who holds each VIP, and who after it.
+    #[serde(default)]
+    pub vips: BTreeMap<String, Vec<u8>>,
 }
 
 /// A node's part in agreement.
@@ -197,6 +200,7 @@ impl Agreement {
     /// Takes over who may be a member. If this node leads, it has members' shares of the slots follow the configuration.
     pub(super) fn configure(&self, config: &Config) {
         self.handle.welcome(terms::others(config));
+        self.handle.plan_vips(terms::vips(config));
         let Some(state) = self.state().filter(|_| self.handle.overview().borrow().status.role == Role::Leader) else {
             return;
         };
@@ -238,6 +242,7 @@ impl Agreement {
             quorum: status.has_quorum,
             redundant: status.is_redundant,
             members: state.members.iter().map(member).collect(),
+            vips: state.vips.clone(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! How a node follows what the cluster agrees on: its maps, its configuration and its files.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -221,6 +222,12 @@ impl Node {
         if let Err(error) = agreement.follower_mut().look_for_old_flows(&self.maps, &self.image) {
             tracing::error!("old flows cannot be looked for: {:#}", anyhow::Error::new(error));
         }
+    }
+
+    /// Who holds each VIP, and who after it, as far as that is agreed on.
+    pub(super) fn planned_vips(&self) -> BTreeMap<String, Vec<u8>> {
+        let followed = self.agreement.as_ref().and_then(|agreement| agreement.follower().followed());
+        followed.map(|state| state.vips.clone()).unwrap_or_default()
     }
 
     /// How agreement stands, where there is any.

@@ -92,9 +92,9 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
                 look_after_vips(&mut vips, &mut node).await;
             }
             Ok(()) = decisions.changed() => {
-                let before = node.version();
+                let before = (node.version(), node.planned_vips());
                 node.follow().await;
-                if node.version() != before {
+                if (node.version(), node.planned_vips()) != before {
                     look_after_vips(&mut vips, &mut node).await;
                 }
             }
@@ -137,7 +137,7 @@ async fn look_at_peers(vips: &mut Vips, node: &mut Node) {
 /// served at all.
 async fn look_after_vips(vips: &mut Vips, node: &mut Node) {
     node.set_attached(vip::is_attached(node.config()).await);
-    vips.configure(node.config()).await;
+    vips.configure(node.config(), &node.planned_vips()).await;
     look_at_peers(vips, node).await;
 }
 

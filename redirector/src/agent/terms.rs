@@ -8,6 +8,7 @@ use crate::consensus::driver::Genesis;
 use crate::consensus::machine;
 use crate::consensus::planner::Patience;
 use crate::consensus::state::{Command, Definition, Member, Seat, Standing, State};
+use crate::vip;
 
 /// Entries of the log after which a snapshot takes their place.
 const SNAPSHOT_EVERY: u64 = 1000;
@@ -38,6 +39,11 @@ fn address(config: &Config) -> String {
 /// Who may be a member besides this node.
 pub fn others(config: &Config) -> BTreeSet<u8> {
     config.members.iter().map(|member| member.id).filter(|id| *id != config.node.id).collect()
+}
+
+/// Who should hold each VIP, and who after it.
+pub fn vips(config: &Config) -> BTreeMap<String, Vec<u8>> {
+    vip::plan::of(config).into_iter().map(|(vip, ranks)| (vip.to_string(), ranks)).collect()
 }
 
 /// Who a node is, in this incarnation. The seed is another one with every start.

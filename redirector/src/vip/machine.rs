@@ -10,7 +10,7 @@
 //! | off | this node becomes ready: a better one is in → standby, else → asking |
 //! | standby | a majority says that every better one is out → held; it seems so without a majority → asking |
 //! | asking | probes stay unanswered → held; somebody answers → refused; a better one is in → standby |
-//! | refused | damped → held; without a majority after a while → asking; a better one is in → standby |
+//! | refused | damped → held; without a majority, or if it was so at first, after a while → asking; a better one is in → standby |
 //! | held | a better one is in, or this node drains → yielding |
 //! | yielding | damped, and somebody else answers a probe → standby or off; every better one is out again → held |
 //! | any | this node is unfit → off |
@@ -95,8 +95,8 @@ pub enum State {
     Standby,
     /// It may be this node's turn: so many probes are left to send, and the last one sent waits until then.
     Asking(u8, Instant),
-    /// It is this node's turn, and somebody else still answers. Looked at again then.
-    Refused(Instant),
+    /// It is this node's turn, as surely as this says, and somebody else still answers. Looked at again then.
+    Refused(Turn, Instant),
     /// It is here.
     Held,
     /// It is here, and should be elsewhere: so many probes are left to send, and the next step is due then.
@@ -111,7 +111,7 @@ impl State {
 
     fn due(self) -> Option<Instant> {
         match self {
-            Self::Asking(_, at) | Self::Refused(at) | Self::Yielding(_, at) => Some(at),
+            Self::Asking(_, at) | Self::Refused(_, at) | Self::Yielding(_, at) => Some(at),
             _ => None,
         }
     }
@@ -119,7 +119,7 @@ impl State {
 
 /// Whose turn it is to hold a VIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
+pub enum Turn {
     /// Another's, or this node is not in the plan.
     Other,
     /// This node's, as far as it can see without a majority.
@@ -178,8 +178,12 @@ impl Machine {
     pub fn handle_plan(&mut self, plan: &Plan, now: Instant) -> Vec<Action> {
         let gone = self.vips.iter().filter(|(vip, (_, state))| !plan.contains_key(vip) && state.holds());
         let mut actions: Vec<Action> = gone.map(|(vip, _)| Action::Release(*vip)).collect();
-        let state = |vip| self.vips.get(vip).map_or(State::Off, |(_, state)| *state);
-        self.vips = plan.iter().map(|(vip, ranks)| (*vip, (ranks.clone(), state(vip)))).collect();
+        let state = |vip: &IpAddr, ranks: &Vec<u8>| match self.vips.get(vip) {
+            // It is not out whom this node has waited for: it asks, as one that comes back.
+            Some((before, State::Standby)) if before != ranks => State::Off,
+            known => known.map_or(State::Off, |(_, state)| *state),
+        };
+        self.vips = plan.iter().map(|(vip, ranks)| (*vip, (ranks.clone(), state(vip, ranks)))).collect();
         self.each(|machine, vip, ranks, state| machine.seen(vip, ranks, state, false, now, &mut actions));
         actions
     }
@@ -189,9 +193,11 @@ impl Machine {
         let mut actions = Vec::new();
         let Some((ranks, state)) = self.vips.get(&vip) else { return actions };
         let next = match *state {
-            State::Asking(..) if self.turn(ranks) == Turn::Mine => State::Refused(now + self.timing.damping),
-            // Whoever answers may be about to leave, and no majority would tell.
-            State::Asking(..) => State::Refused(now + AGAIN * self.timing.answer),
+            State::Asking(..) => match self.turn(ranks) {
+                Turn::Mine => State::Refused(Turn::Mine, now + self.timing.damping),
+                // Whoever answers may be about to leave, and no majority would tell.
+                turn => State::Refused(turn, now + AGAIN * self.timing.answer),
+            },
             State::Yielding(left, _) if left < self.timing.probes => {
                 actions.push(Action::Release(vip));
                 self.resting()
@@ -270,9 +276,9 @@ impl Machine {
             (_, Turn::Other) => State::Standby,
             // This node has watched the holder, and knows that it is out.
             (State::Standby, Turn::Mine) => hold(vip, actions),
-            (State::Refused(_), _) if !lost => state,
+            (State::Refused(..), _) if !lost => state,
             (State::Asking(..), _) => state,
-            (State::Off | State::Standby | State::Refused(_), _) => self.asking(vip, all, now, actions),
+            (State::Off | State::Standby | State::Refused(..), _) => self.asking(vip, all, now, actions),
         }
     }
 
@@ -281,8 +287,9 @@ impl Machine {
         match state {
             State::Asking(0, _) => hold(vip, actions),
             State::Asking(left, _) => self.asking(vip, left, now, actions),
-            State::Refused(_) if self.turn(ranks) == Turn::Mine => hold(vip, actions),
-            State::Refused(_) => self.asking(vip, all, now, actions),
+            // Whoever was refused without a majority has not waited for long, and asks again when one is in sight.
+            State::Refused(Turn::Mine, _) if self.turn(ranks) == Turn::Mine => hold(vip, actions),
+            State::Refused(..) => self.asking(vip, all, now, actions),
             State::Yielding(0, _) if self.give_up.is_some_and(|at| at <= now) => {
                 actions.push(Action::Release(vip));
                 State::Off

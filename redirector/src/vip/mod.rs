@@ -24,7 +24,7 @@ pub mod route;
 mod segment;
 mod shell;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ impl Vips {
     /// # Errors
     /// Where the maps cannot be opened.
     pub fn start(config: &Config, breakers: &Breakers) -> Result<Self> {
-        let handle = shell::start(Settings::of(config)).context("cannot look after VIPs")?;
+        let handle = shell::start(Settings::of(config, &BTreeMap::new())).context("cannot look after VIPs")?;
         let routing = breakers.breaker("routing", ROUTING);
         let routed = route::announced(config);
         Ok(Self { handle, routed, fitness: Fitness::Unfit, view: View::default(), routing, announces: true })
@@ -87,9 +87,9 @@ impl Vips {
         self.route().await;
     }
 
-    /// Takes over another configuration.
-    pub async fn configure(&mut self, config: &Config) {
-        self.handle.change(Settings::of(config));
+    /// Takes over another configuration, and what is committed of who holds what.
+    pub async fn configure(&mut self, config: &Config, committed: &BTreeMap<String, Vec<u8>>) {
+        self.handle.change(Settings::of(config, committed));
         self.routed = route::announced(config);
         self.route().await;
     }

@@ -1,6 +1,7 @@
 //! The plan: for each VIP its holder and successors, agreed on before anything fails.
 //!
-//! Every node computes the same one from what is committed. Holders are spread evenly over the nodes by weight, and so are
+//! The leader has it committed; VIPs that are not in the committed plan yet, and nodes that agree on nothing, go by the one
+//! that every node computes alike from the configuration. Holders are spread evenly over the nodes by weight, and so are
 //! the first successors of each holder's VIPs; the others rank by chance. While the plan stands, a node's death changes
 //! only the VIPs that it held: each goes to the next of its list. A changed membership makes a new plan, which may move
 //! some more, so that the shares stay even.
@@ -23,6 +24,17 @@ pub fn plan(vips: impl IntoIterator<Item = IpAddr>, members: &[(u8, u32)]) -> Pl
     let keys: Vec<u64> = keyed.keys().map(|(key, _)| *key).collect();
     let ranked = ownership::rank(members, &keys, members.len());
     keyed.into_keys().map(|(_, vip)| vip).zip(ranked).collect()
+}
+
+/// The plan that holds for a configuration, where this one is committed.
+pub fn committed(config: &Config, committed: &BTreeMap<String, Vec<u8>>) -> Plan {
+    let mut plan = of(config);
+    for (vip, ranks) in &mut plan {
+        if let Some(agreed) = committed.get(&vip.to_string()) {
+            ranks.clone_from(agreed);
+        }
+    }
+    plan
 }
 
 /// The plan for the VIPs of a configuration that nodes hold.

@@ -41,15 +41,15 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The settings of a configuration.
-    pub fn of(config: &Config) -> Self {
+    /// The settings of a configuration, where this plan is committed.
+    pub fn of(config: &Config, committed: &BTreeMap<String, Vec<u8>>) -> Self {
         let first = config.interfaces.first().map_or("", |interface| &interface.name);
         let held = config.vips.iter().filter(|vip| vip.ingress == Ingress::Arp);
         let interface = |vip: &crate::config::Vip| vip.interface.as_deref().unwrap_or(first).to_owned();
         Self {
             me: config.node.id,
             pins: load::directory(&config.node.pins),
-            plan: plan::of(config),
+            plan: plan::committed(config, committed),
             interfaces: held.map(|vip| (vip.address.address(), interface(vip))).collect(),
             timing: Timing::default(),
         }

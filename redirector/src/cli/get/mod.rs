@@ -11,6 +11,8 @@ mod services;
 mod stats;
 mod vips;
 
+use std::time::Duration;
+
 use anyhow::Result;
 use aya::maps::MapError;
 use clap::Subcommand;
@@ -89,6 +91,9 @@ impl Get {
         }
     }
 }
+
+/// How long an agent is waited for, which may be stopped.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// A node's maps and what its numbers are called.
 struct View {

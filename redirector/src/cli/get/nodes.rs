@@ -2,7 +2,6 @@
 //! what the agent has measured stands beside it where it answers.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use anyhow::Result;
 use redirector_ebpf::abi::PORTS;
@@ -12,7 +11,7 @@ use redirector_ebpf::tables::path::kind;
 use redirector_ebpf::tables::{AliveNodes, Path};
 use serde::Serialize;
 
-use super::View;
+use super::{ANSWER, View};
 use crate::agent::control::{self, Answer, Request};
 use crate::agent::{AgreementStatus, LinkStatus, LivenessStatus, MemberStatus, PeerStatus};
 use crate::cli::output::{Format, Output, Row, cell, yes};
@@ -22,9 +21,6 @@ use crate::dataplane::image::ip;
 use crate::dataplane::liveness::LivenessTables as _;
 use crate::dataplane::maps::{MapsError, read};
 use crate::liveness::AGENT_SILENT;
-
-/// How long an agent is waited for, which may be stopped.
-const ANSWER: Duration = Duration::from_secs(1);
 
 #[derive(Serialize)]
 pub(super) struct Node {

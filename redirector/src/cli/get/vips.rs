@@ -7,7 +7,8 @@ use redirector_ebpf::packet::Address;
 use redirector_ebpf::tables::Vip as Line;
 use serde::Serialize;
 
-use super::{View, all, ranges};
+use super::{ANSWER, View, all, ranges};
+use crate::agent::control::{self, Answer, Request};
 use crate::cli::output::{Row, echo, unmatched};
 use crate::config::{Config, Prefix};
 use crate::dataplane::image::ip;
@@ -21,7 +22,7 @@ pub(super) struct Vip {
     echo: &'static str,
     /// Whether this node answers ARP or neighbour discovery for it.
     held: bool,
-    /// Who should hold it, best first, by the configuration at hand; empty where no node does, or none is at hand.
+    /// Who should hold it, best first, as agreed, or by the configuration at hand; empty where no node does, or none is at hand.
     plan: Vec<String>,
     services: Vec<String>,
 }
@@ -39,8 +40,10 @@ impl Row for Vip {
     }
 }
 
+/// All VIPs. Who should hold them is told by the agent, if one answers that agrees on anything; else by the configuration.
 pub(super) fn list(view: &View, config: Option<&Config>) -> Result<Vec<Vip>, MapsError> {
-    let (held, plan) = (vip::held(&view.maps)?, config.map(vip::plan::of).unwrap_or_default());
+    let plan = config.map(|config| vip::plan::committed(config, &agreed(config)));
+    let (held, plan) = (vip::held(&view.maps)?, plan.unwrap_or_default());
     let ranks = |address: IpAddr| plan.get(&address).into_iter().flatten().map(|node| view.names.node(*node)).collect();
     let mut services: HashMap<u32, BTreeSet<String>> = HashMap::new();
     let single = all(view.maps.services.iter(), "SERVICES")?.into_iter().map(|(key, line)| (key.vip, line.id));
@@ -56,6 +59,13 @@ pub(super) fn list(view: &View, config: Option<&Config>) -> Result<Vec<Vip>, Map
         services: services.remove(&line.id).unwrap_or_default().into_iter().collect(),
     };
     Ok(lines(&view.maps)?.into_iter().map(told).collect())
+}
+
+fn agreed(config: &Config) -> BTreeMap<String, Vec<u8>> {
+    match control::ask_within(ANSWER, &control::path(config), &Request::Nodes) {
+        Ok(Answer::Nodes { agreement: Some(agreement), .. }) => agreement.vips,
+        _ => BTreeMap::new(),
+    }
 }
 
 /// All VIPs and prefixes of them, in order.

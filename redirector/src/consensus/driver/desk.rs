@@ -40,6 +40,7 @@ pub struct Desk<D: Disk, A> {
     planner: Planner,
     waiting: BTreeMap<ProposalId, Waiting<A>>,
     welcome: BTreeSet<u8>,
+    vips: BTreeMap<String, Vec<u8>>,
     report: Report,
     own: u8,
     cluster: u32,
@@ -56,6 +57,7 @@ impl<D: Disk, A> Desk<D, A> {
             planner: Planner::new(patience),
             waiting: BTreeMap::new(),
             welcome,
+            vips: BTreeMap::new(),
             report,
             own,
             cluster,
@@ -98,6 +100,11 @@ impl<D: Disk, A> Desk<D, A> {
         self.welcome = nodes;
     }
 
+    /// Who should hold each VIP, and who after it.
+    pub fn handle_vips(&mut self, vips: BTreeMap<String, Vec<u8>>) {
+        self.vips = vips;
+    }
+
     /// Begins a cluster of this node alone.
     ///
     /// # Errors
@@ -129,6 +136,7 @@ impl<D: Disk, A> Desk<D, A> {
             status: &status,
             strangers: self.machine.strangers().collect(),
             welcome: &self.welcome,
+            vips: &self.vips,
         };
         for (concern, command) in self.planner.plan(&view, now) {
             let proposal = self.machine.propose(&command);

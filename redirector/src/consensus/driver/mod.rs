@@ -10,7 +10,7 @@
 pub mod desk;
 mod thread;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -248,6 +248,13 @@ impl Handle {
     pub fn welcome(&self, nodes: BTreeSet<u8>) {
         if self.inputs.try_send(Input::Welcome(nodes)).is_err() {
             tracing::warn!("agreement is behind: new members are not welcome yet");
+        }
+    }
+
+    /// Says who should hold each VIP, and who after it: what is agreed on when this node leads.
+    pub fn plan_vips(&self, vips: BTreeMap<String, Vec<u8>>) {
+        if self.inputs.try_send(Input::Vips(vips)).is_err() {
+            tracing::warn!("agreement is behind: VIPs are not planned anew yet");
         }
     }
 

@@ -1,6 +1,6 @@
 //! The thread that owns the desk and its disk, and knows the time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,6 +25,7 @@ pub(super) enum Input {
     Propose { command: Command, answer: Answer },
     Report(Report),
     Welcome(BTreeSet<u8>),
+    Vips(BTreeMap<String, Vec<u8>>),
     Bootstrap { genesis: Genesis, answer: oneshot::Sender<Result<(), BootstrapError>> },
     Resign,
     End(oneshot::Sender<()>),
@@ -94,6 +95,7 @@ impl Thread {
             Input::Propose { command, answer } => self.desk.propose(&command, answer),
             Input::Report(report) => self.desk.handle_report(report, now),
             Input::Welcome(nodes) => self.desk.handle_welcome(nodes),
+            Input::Vips(vips) => self.desk.handle_vips(vips),
             Input::Bootstrap { genesis, answer } => {
                 // Whoever asked may have gone away.
                 let _ = answer.send(self.desk.bootstrap(genesis));

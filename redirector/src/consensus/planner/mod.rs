@@ -9,6 +9,7 @@
 //! | a slot's previous owner has been asked for long enough | it is forgotten |
 //! | a draining node owns nothing, holds nothing and has been asked for long enough | it is drained |
 //! | every node has installed a step of a pool's change | the next step |
+//! | VIPs are not planned as the leader's configuration has it, and all planned nodes are members | the plan |
 //! | a disk without a seat belongs to a member | the old seat is taken away, a learner's is given, then the vote |
 //!
 //! One step of each kind is under way at a time. A planner knows no clock: it is told the time, in milliseconds of any
@@ -95,6 +96,8 @@ pub enum Concern {
     Forwarding,
     /// Who is drained.
     Draining,
+    /// Who holds VIPs.
+    Vips,
     /// How pools change.
     Pools,
     /// Who has a seat.
@@ -103,7 +106,8 @@ pub enum Concern {
 
 impl Concern {
     /// All, in the order in which they are looked at.
-    const ALL: [Self; 6] = [Self::Standing, Self::Slots, Self::Forwarding, Self::Draining, Self::Pools, Self::Seats];
+    const ALL: [Self; 7] =
+        [Self::Standing, Self::Slots, Self::Forwarding, Self::Draining, Self::Vips, Self::Pools, Self::Seats];
 }
 
 /// What a planner sees of the machine.
@@ -116,6 +120,8 @@ pub struct View<'a> {
     pub strangers: BTreeMap<u8, &'a Stranger>,
     /// Nodes that may become members: those that the configuration names.
     pub welcome: &'a BTreeSet<u8>,
+    /// Who should hold each VIP, and who after it, by the configuration.
+    pub vips: &'a BTreeMap<String, Vec<u8>>,
 }
 
 /// Entries that a learner may lack when it gets its vote.
@@ -128,6 +134,7 @@ pub struct Planner {
     suspected_since: BTreeMap<u8, u64>,
     well_since: BTreeMap<u8, u64>,
     idle_since: BTreeMap<u8, u64>,
+    incomplete_since: Option<u64>,
     under_way: BTreeSet<Concern>,
     target: slots::Target,
     forwarding: slots::Forwarding,
@@ -143,6 +150,7 @@ impl Planner {
             suspected_since: BTreeMap::new(),
             well_since: BTreeMap::new(),
             idle_since: BTreeMap::new(),
+            incomplete_since: None,
             under_way: BTreeSet::new(),
             target: slots::Target::default(),
             forwarding: slots::Forwarding::default(),
@@ -177,6 +185,7 @@ impl Planner {
                 Concern::Slots => self.slots(view.state, now),
                 Concern::Forwarding => self.forwarding.step(view.state, now, self.patience.forwarding),
                 Concern::Draining => self.draining(view.state, now),
+                Concern::Vips => self.vips(view, now),
                 Concern::Pools => self.pools(view.state, now),
                 Concern::Seats => seats(view),
             };
@@ -234,6 +243,20 @@ impl Planner {
             let is_ready = member.standing == Standing::Returning && report.incarnation == incarnation;
             (is_ready && self.has_its_flows(state, id, report)).then_some(Command::NodeUp { id, incarnation })
         })
+    }
+
+    /// The plan of VIPs. While nodes still join, those that are there would be given all VIPs, and soon lose them again.
+    fn vips(&mut self, view: &View<'_>, now: u64) -> Option<Command> {
+        let is_member = |id: &u8| view.state.members.contains_key(id);
+        if view.vips.values().flatten().all(is_member) {
+            self.incomplete_since = None;
+        } else if now - *self.incomplete_since.get_or_insert(now) < self.patience.down {
+            return None;
+        }
+        let members = |ranks: &Vec<u8>| ranks.iter().copied().filter(|id| is_member(id)).collect();
+        let plan: BTreeMap<String, Vec<u8>> =
+            view.vips.iter().map(|(vip, ranks)| (vip.clone(), members(ranks))).collect();
+        (plan != view.state.vips).then_some(Command::PlanVips(plan))
     }
 
     /// A node that is done with draining.

@@ -9,6 +9,7 @@ struct World {
     state: State,
     planner: Planner,
     reports: BTreeMap<u8, Report>,
+    vips: BTreeMap<String, Vec<u8>>,
     now: u64,
 }
 
@@ -29,7 +30,7 @@ impl World {
         state.apply(2, &Command::Move { first: 0, ranks }).unwrap();
         let report = Report { incarnation: 1, ..Report::default() };
         let reports = (1..=nodes).map(|id| (id, report.clone())).collect();
-        Self { state, planner: Planner::new(Patience::default()), reports, now: 0 }
+        Self { state, planner: Planner::new(Patience::default()), reports, vips: BTreeMap::new(), now: 0 }
     }
 
     fn status(&self) -> Status {
@@ -53,8 +54,8 @@ impl World {
             self.planner.handle_report(id, report.clone(), self.now);
         }
         let status = self.status();
-        let welcome = BTreeSet::new();
-        let view = View { state: &self.state, status: &status, strangers: BTreeMap::new(), welcome: &welcome };
+        let (welcome, vips) = (BTreeSet::new(), &self.vips);
+        let view = View { state: &self.state, status: &status, strangers: BTreeMap::new(), welcome: &welcome, vips };
         let plans = self.planner.plan(&view, self.now);
         for (concern, command) in &plans {
             self.state.apply(self.state.version + 1, command).unwrap();
@@ -232,7 +233,8 @@ fn a_lost_disk_gets_another_seat_and_strangers_wait_to_be_welcome() {
         let (mut status, welcome) = (world.status(), welcome.iter().copied().collect());
         status.peers =
             vec![crate::consensus::machine::Peer { id, votes: false, matched: Some(status.last), is_heard: true }];
-        seats(&View { state, status: &status, strangers: BTreeMap::from([(id, &stranger)]), welcome: &welcome })
+        let (strangers, vips) = (BTreeMap::from([(id, &stranger)]), &BTreeMap::new());
+        seats(&View { state, status: &status, strangers, welcome: &welcome, vips })
     };
     let mut state = world.state.clone();
     assert_eq!(seats(&state, 9, &[]), None);
@@ -276,4 +278,18 @@ fn a_node_is_drained_when_it_owns_and_holds_nothing_and_is_asked_no_more() {
     world.state.apply(world.state.version + 1, &Command::Undrain(3)).unwrap();
     world.settle();
     assert!(world.is_on_target() && world.state.members[&3].state() == MemberState::Up);
+}
+
+#[test]
+fn vips_are_planned_once_all_planned_nodes_are_members_or_will_not_be() {
+    let mut world = World::of(3);
+    world.settle();
+    world.vips = BTreeMap::from([("192.0.2.1".to_owned(), vec![2, 3, 1])]);
+    assert_eq!(world.pass(), [Command::PlanVips(world.vips.clone())]);
+    assert_eq!(world.pass(), []);
+    world.vips = BTreeMap::from([("192.0.2.1".to_owned(), vec![4, 2, 3, 1])]);
+    (0..100).for_each(|_| assert_eq!(world.pass(), [], "node 4 may join yet"));
+    world.vips.insert("192.0.2.2".to_owned(), vec![1, 4, 2, 3]);
+    let without = BTreeMap::from([("192.0.2.1".to_owned(), vec![2, 3, 1]), ("192.0.2.2".to_owned(), vec![1, 2, 3])]);
+    assert_eq!(world.pass(), [Command::PlanVips(without)]);
 }

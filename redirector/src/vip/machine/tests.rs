@@ -82,7 +82,7 @@ fn named(state: State) -> Named {
         State::Standby => Standby,
         State::Asking(0, _) => Asked,
         State::Asking(..) => Asking,
-        State::Refused(_) => Refused,
+        State::Refused(..) => Refused,
         State::Held => Held,
         State::Yielding(3, _) => Yielding,
         State::Yielding(..) => YieldAsked,
@@ -95,7 +95,7 @@ fn state(name: Named, at: Instant) -> State {
         Standby => State::Standby,
         Asking => State::Asking(2, at),
         Asked => State::Asking(0, at),
-        Refused => State::Refused(at),
+        Refused => State::Refused(Turn::Mine, at),
         Held => State::Held,
         Yielding => State::Yielding(3, at),
         YieldAsked => State::Yielding(0, at),
@@ -258,6 +258,32 @@ fn the_better_ranked_takes_back_after_damping() {
     let plan = Plan::from([(VIP, vec![ME, 1, 3])]);
     let mut machine = Machine::new(ME, TIMING, &plan, &BTreeSet::new());
     assert_eq!(initials(&machine.handle_view(view(&[1, 2, 3], &[1, 2, 3]), now)), "P");
+    machine.handle_answer(VIP, now);
+    let begin = now;
+    assert_eq!(wait(&mut machine, &mut now), "HA");
+    assert_eq!(now - begin, TIMING.damping);
+}
+
+#[test]
+fn a_majority_that_comes_into_sight_does_not_shorten_the_damping() {
+    let mut now = Instant::now();
+    let plan = Plan::from([(VIP, vec![ME, 1, 3])]);
+    let mut machine = Machine::new(ME, TIMING, &plan, &BTreeSet::new());
+    assert_eq!(initials(&machine.handle_view(view(&[2], &[]), now)), "P");
+    machine.handle_answer(VIP, now);
+    let begin = now;
+    assert_eq!(initials(&machine.handle_view(view(&[1, 2, 3], &[1, 2, 3]), now)), "");
+    assert_eq!(wait(&mut machine, &mut now), "P", "it was refused when it could not know better");
+    machine.handle_answer(VIP, now);
+    assert_eq!(wait(&mut machine, &mut now), "HA");
+    assert!(now - begin >= TIMING.damping);
+}
+
+#[test]
+fn a_new_plan_s_holder_waits_as_one_that_returns() {
+    let mut now = Instant::now();
+    let mut machine = machine(Standby, now);
+    assert_eq!(initials(&machine.handle_plan(&Plan::from([(VIP, vec![ME, 1, 3])]), now)), "P");
     machine.handle_answer(VIP, now);
     let begin = now;
     assert_eq!(wait(&mut machine, &mut now), "HA");
