@@ -8,6 +8,7 @@ pub mod config;
 pub mod consensus;
 pub mod dataplane;
 pub mod doctor;
+pub mod journal;
 pub mod liveness;
 pub mod netlink;
 pub mod ownership;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::broadcast::error::TryRecvError;
+use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 
 use super::follower::Follower;
@@ -81,6 +82,7 @@ pub(super) struct Agreement {
     /// The version of the configuration in force; 0: none that was agreed on, or one whose pools' new backends get no flows
     /// yet.
     done: watch::Sender<u64>,
+    events: broadcast::Receiver<machine::Event>,
 }
 
 /// A change that the cluster is asked for, or that it has decided on and that is under way.
@@ -117,7 +119,25 @@ impl Agreement {
         let handle = driver::start(settings, transport, inbox)?;
         let state = handle.state();
         let follower = Follower::new(config.node.id, incarnation, &state.borrow(), liveness.applied(), in_force);
-        Ok(Self { handle, state, follower, done: watch::channel(0).0 })
+        let events = handle.events();
+        Ok(Self { handle, state, follower, done: watch::channel(0).0, events })
+    }
+
+    /// What has happened since this was asked last.
+    pub(super) fn events(&mut self) -> Vec<machine::Event> {
+        let mut events = Vec::new();
+        loop {
+            match self.events.try_recv() {
+                Ok(event) => events.push(event),
+                Err(TryRecvError::Lagged(_)) => {}
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return events,
+            }
+        }
+    }
+
+    /// How it stands, and what was refused or went wrong.
+    pub(super) fn overview(&self) -> driver::Overview {
+        self.handle.overview().borrow().clone()
     }
 
     /// Changes whenever what is agreed on does.

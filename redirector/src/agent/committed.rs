@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::journal::{Journal, Kind};
+
 /// The record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Committed {
@@ -56,7 +58,7 @@ pub(super) fn digest(text: &str) -> u64 {
 ///
 /// # Errors
 /// Where the disk fails.
-pub(super) fn read(data: &Path) -> io::Result<Option<Committed>> {
+pub(super) fn read(data: &Path, journal: &Journal) -> io::Result<Option<Committed>> {
     let path = path(data);
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
@@ -68,6 +70,7 @@ pub(super) fn read(data: &Path) -> io::Result<Option<Committed>> {
         _ => {
             let aside = path.with_extension("damaged");
             tracing::error!(file = %path.display(), aside = %aside.display(), "the committed record is damaged: set aside");
+            journal.note(Kind::Damage, None, "the committed configuration's record is damaged: it is set aside");
             fs::rename(&path, aside)?;
             Ok(None)
         }
@@ -155,9 +158,9 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let data = scratch("committed");
-        assert_eq!(read(&data).unwrap(), None);
+        assert_eq!(read(&data, &Journal::none()).unwrap(), None);
         write(&data, &record()).unwrap();
-        assert_eq!(read(&data).unwrap(), Some(record()));
+        assert_eq!(read(&data, &Journal::none()).unwrap(), Some(record()));
         fs::remove_dir_all(data).unwrap();
     }
 
@@ -180,7 +183,7 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[at] ^= 4;
             fs::write(path(&data), &damaged).unwrap();
-            let found = read(&data).unwrap();
+            let found = read(&data, &Journal::none()).unwrap();
             assert!(found.is_none() || found == Some(record()), "byte {at} was flipped and {found:?} was read");
         }
         fs::remove_dir_all(data).unwrap();

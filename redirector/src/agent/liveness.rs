@@ -22,7 +22,7 @@ use crate::consensus::planner::Report;
 use crate::dataplane::flows::now;
 use crate::dataplane::image::Image;
 use crate::dataplane::liveness::{LivenessMaps, LivenessTables};
-use crate::liveness::{Sender, Spread};
+use crate::liveness::{Detector, Own, Sender, Spread};
 use crate::vip::{self, View};
 
 /// Liveness of a node.
@@ -131,6 +131,11 @@ impl Liveness {
     /// Changes whenever alive bits do, or what peers say of them.
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.sender.changes()
+    }
+
+    /// How peers and this node itself live.
+    pub(super) fn lives(&self) -> (&Detector, Own) {
+        (self.lookout.detector(), self.lookout.own())
     }
 
     /// Whether this node is to give its slots and VIPs away.

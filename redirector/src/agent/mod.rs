@@ -14,6 +14,7 @@ pub mod control;
 pub mod copies;
 mod follow;
 pub mod follower;
+mod incidents;
 mod liveness;
 pub mod lookout;
 mod node;
@@ -39,6 +40,7 @@ pub use paths::PathStatus;
 use follow::Change;
 
 use crate::config::XdpMode;
+use crate::journal::Kind;
 use crate::netlink::{self, Event};
 use crate::vip::{self, Vips};
 
@@ -47,6 +49,9 @@ const TIDY: Duration = Duration::from_secs(5);
 
 /// How often the agent gives a sign of life and looks at its peers.
 const PULSE: Duration = Duration::from_millis(20);
+
+/// How often what was counted is looked at.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// How long the agent takes to say farewell at most.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -65,17 +70,20 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
     node.start_liveness()?;
     node.follow().await;
     let (mut seen, mut decisions) = (node.changes(), node.decisions());
-    let mut vips = Vips::start(node.config(), node.breakers())?;
+    let mut vips = Vips::start(node.config(), node.breakers(), node.incidents.journal().clone())?;
     look_after_vips(&mut vips, &mut node).await;
     let (requests, mut requested) = mpsc::channel(16);
     let _socket = control::listen(node.config(), requests)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut reload = signal(SignalKind::hangup())?;
     let (mut tidy, mut refresh, mut pulse) = (interval(TIDY), interval(REFRESH), interval(PULSE));
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tidy.set_missed_tick_behavior(MissedTickBehavior::Delay);
     refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tracing::info!(node = node.config().node.name, version = node.version(), "redirecting");
+    node.incidents.journal().note(Kind::Agent, None, "the agent redirects");
 
     loop {
         tokio::select! {
@@ -105,6 +113,7 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
                 look_after_vips(&mut vips, &mut node).await;
             }
             _ = pulse.tick() => look_at_peers(&mut vips, &mut node).await,
+            _ = look.tick() => node.note_incidents(true),
             Ok(()) = seen.changed() => look_at_peers(&mut vips, &mut node).await,
             _ = refresh.tick() => node.refresh_next_hops().await,
             _ = reload.recv() => {
@@ -118,6 +127,8 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
     vips.end().await;
     // Peers notice by themselves, a little later, where this takes too long.
     let _ = tokio::time::timeout(FAREWELL, node.end()).await;
+    node.incidents.journal().note(Kind::Agent, None, "the agent ends; the data plane goes on");
+    node.incidents.journal().flush();
     tracing::info!("the agent ends; the data plane stays and goes on");
     Ok(())
 }
@@ -125,6 +136,7 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
 /// Gives a sign of life, lets peers be alive that may be, and tells who holds VIPs of it.
 async fn look_at_peers(vips: &mut Vips, node: &mut Node) {
     node.look_at_peers();
+    node.note_incidents(false);
     let view = node.view();
     if vips.is_news(&view) {
         node.tell_at_once(vips.handle());

@@ -15,6 +15,7 @@ use super::committed::{self, Committed};
 use super::control;
 use super::follow::Change;
 use super::follower;
+use super::incidents::Incidents;
 use super::liveness::{Liveness, LivenessStatus};
 use super::paths::PathStatus;
 use super::talk::Talk;
@@ -26,6 +27,7 @@ use crate::dataplane::flows::now;
 use crate::dataplane::image::{self, Image, ImageError, Link, Links, NextHop};
 use crate::dataplane::maps::{Maps, MapsError};
 use crate::dataplane::{install, load};
+use crate::journal::Journal;
 use crate::netlink::{self, Kept, Neighbour};
 use crate::replication;
 use crate::vip::{self, View};
@@ -110,6 +112,7 @@ pub struct Node {
     breakers: Breakers,
     /// Stands before writing to the data directory.
     pub(super) disk: Arc<Breaker>,
+    pub(super) incidents: Incidents,
     _held: File,
 }
 
@@ -244,7 +247,8 @@ impl Node {
     pub async fn start(name: &str, text: &str, mode: Option<XdpMode>) -> Result<Self> {
         let file = config::parse(name, text)?;
         let digest = committed::digest(text);
-        let known = committed::read(&file.node.data)
+        let incidents = Incidents::new(Journal::start(&file.node.data));
+        let known = committed::read(&file.node.data, incidents.journal())
             .with_context(|| format!("cannot read what is committed in {}", file.node.data.display()))?;
         let agrees = Agreement::is_for(&file);
         let (config, committed) = match known {
@@ -309,6 +313,7 @@ impl Node {
             began,
             breakers,
             disk,
+            incidents,
             _held,
         })
     }
@@ -365,6 +370,26 @@ impl Node {
         let report = liveness.pulse(&self.image.slots, self.talk.as_mut(), follower);
         if let (Some(agreement), Some(report)) = (&self.agreement, report) {
             agreement.report(Report { has_withdrawn, ..report });
+        }
+    }
+
+    /// Notes what is new of what this node sees; `all`: also of what is looked at now and then only.
+    pub(super) fn note_incidents(&mut self, all: bool) {
+        if let Some(liveness) = &self.liveness {
+            let (detector, own) = liveness.lives();
+            self.incidents.lives(detector, own);
+            self.incidents.frozen(liveness.maps().pulse().frozen.load());
+        }
+        let events = self.agreement.as_mut().map(Agreement::events).unwrap_or_default();
+        events.iter().for_each(|event| self.incidents.told(event));
+        if !all {
+            return;
+        }
+        if let Some(agreement) = &self.agreement {
+            self.incidents.agreement(&agreement.overview());
+        }
+        if let Some(counters) = self.replication() {
+            self.incidents.replication(&counters);
         }
     }
 

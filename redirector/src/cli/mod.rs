@@ -10,6 +10,7 @@ mod cluster;
 mod decap;
 mod doctor;
 mod get;
+mod incidents;
 mod maps;
 mod pki;
 mod plane;
@@ -55,6 +56,8 @@ enum Command {
     Undrain(cluster::Undrain),
     /// Show nodes, services, backends, paths, owners, flows, vips, replication, breakers or stats.
     Get(get::Get),
+    /// Show what befell this node and its cluster, from the journal on its disk.
+    Incidents(incidents::Incidents),
     /// Show the BPF maps, decoded.
     Maps(maps::Maps),
     /// Tell where a flow goes, and why.
@@ -84,6 +87,7 @@ pub fn main(arguments: Arguments) -> ExitCode {
         Command::Drain(command) => command.run(),
         Command::Undrain(command) => command.run(),
         Command::Get(command) => command.run(),
+        Command::Incidents(command) => command.run(),
         Command::Maps(command) => command.run(),
         Command::Why(command) => command.run(),
         Command::Trace(command) => command.run(),

@@ -35,6 +35,7 @@ pub use shell::{Handle, Settings, held};
 
 use crate::breaker::{Breaker, Breakers, Policy};
 use crate::config::{Config, Prefix};
+use crate::journal::Journal;
 use crate::netlink;
 
 /// Stands before the kernel's routes. They are looked at every few seconds, and with each change of who is alive.
@@ -61,8 +62,8 @@ impl Vips {
     ///
     /// # Errors
     /// Where the maps cannot be opened.
-    pub fn start(config: &Config, breakers: &Breakers) -> Result<Self> {
-        let handle = shell::start(Settings::of(config, &BTreeMap::new())).context("cannot look after VIPs")?;
+    pub fn start(config: &Config, breakers: &Breakers, journal: Journal) -> Result<Self> {
+        let handle = shell::start(Settings::of(config, &BTreeMap::new()), journal).context("cannot look after VIPs")?;
         let routing = breakers.breaker("routing", ROUTING);
         let routed = route::announced(config);
         Ok(Self { handle, routed, fitness: Fitness::Unfit, view: View::default(), routing, announces: true })

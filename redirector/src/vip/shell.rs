@@ -23,6 +23,7 @@ use crate::config::{Config, Ingress};
 use crate::dataplane::image::{address, ip, mac_bytes};
 use crate::dataplane::load;
 use crate::dataplane::maps::{Maps, MapsError, read, written};
+use crate::journal::{Journal, Kind};
 use crate::liveness::be_real_time;
 
 /// What the thread must know of a configuration.
@@ -115,7 +116,7 @@ impl Drop for Inner {
 ///
 /// # Errors
 /// Where the maps cannot be opened, or the system has no thread to give.
-pub(super) fn start(settings: Settings) -> anyhow::Result<Handle> {
+pub(super) fn start(settings: Settings, journal: Journal) -> anyhow::Result<Handle> {
     let maps = Maps::open(&settings.pins)?;
     // SAFETY: integers in; the descriptor is checked and owned from here on.
     let wake = unsafe {
@@ -125,7 +126,7 @@ pub(super) fn start(settings: Settings) -> anyhow::Result<Handle> {
         }
     };
     let (sender, inputs) = channel();
-    let mut shell = Shell::new(settings, maps)?;
+    let mut shell = Shell::new(settings, maps, journal)?;
     let woken = wake.clone();
     let thread = std::thread::Builder::new().name("vip".into()).spawn(move || shell.run(&inputs, &woken))?;
     Ok(Handle { inner: Arc::new(Inner { inputs: Some(sender), wake, thread: Some(thread) }) })
@@ -137,13 +138,15 @@ struct Shell {
     machine: Machine,
     segments: BTreeMap<String, Segment>,
     announced: BTreeMap<IpAddr, Schedule>,
+    journal: Journal,
 }
 
 impl Shell {
-    fn new(settings: Settings, maps: Maps) -> Result<Self, MapsError> {
+    fn new(settings: Settings, maps: Maps, journal: Journal) -> Result<Self, MapsError> {
         let held = held(&maps)?;
         let machine = Machine::new(settings.me, settings.timing, &settings.plan, &held);
-        let mut shell = Self { settings, maps, machine, segments: BTreeMap::new(), announced: BTreeMap::new() };
+        let mut shell =
+            Self { settings, maps, machine, segments: BTreeMap::new(), announced: BTreeMap::new(), journal };
         let not_planned = |vip: &IpAddr| !shell.settings.plan.contains_key(vip);
         for vip in held.into_iter().filter(not_planned).collect::<Vec<_>>() {
             shell.release(vip)?;
@@ -196,10 +199,12 @@ impl Shell {
             match action {
                 Action::Hold(vip) => {
                     tracing::info!(%vip, "held here from now on");
+                    self.journal.note(Kind::Takeover, None, format!("{vip} is held here from now on"));
                     self.told("held", vip, Self::hold);
                 }
                 Action::Release(vip) => {
                     tracing::info!(%vip, "held here no more");
+                    self.journal.note(Kind::Takeover, None, format!("{vip} is held here no more"));
                     self.announced.remove(&vip);
                     self.told("released", vip, Self::release);
                 }

@@ -12,7 +12,7 @@ mod thread;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam::channel::{Sender, TrySendError, bounded};
@@ -117,6 +117,8 @@ pub struct Handle {
     state: watch::Receiver<Arc<State>>,
     overview: watch::Receiver<Overview>,
     events: broadcast::Sender<Event>,
+    /// What happens from the start on, until somebody wants it.
+    first: Arc<Mutex<Option<broadcast::Receiver<Event>>>>,
 }
 
 /// Starts a node's part in agreement. It ends when all handles and the transport are gone, or with [`Handle::end`].
@@ -137,11 +139,12 @@ pub fn start(settings: Settings, transport: Transport, inbox: mpsc::Receiver<Inc
     let (publish_state, state) = watch::channel(Arc::clone(machine.state()));
     let overview = Overview { status: machine.status(), counters: machine.counters().clone() };
     let (publish_overview, overview) = watch::channel(overview);
-    let (events, _) = broadcast::channel(64);
+    let (events, first) = broadcast::channel(64);
+    let first = Arc::new(Mutex::new(Some(first)));
     let published = thread::Published { state: publish_state, overview: publish_overview, events: events.clone() };
     let thread = thread::Thread::new(machine, patience, welcome, transport.clone(), published);
     std::thread::Builder::new().name("consensus".to_owned()).spawn(move || thread.run(&waiting))?;
-    let handle = Handle { inputs, transport, cluster, state, overview, events };
+    let handle = Handle { inputs, transport, cluster, state, overview, events, first };
     tokio::spawn(receive(inbox, handle.clone()));
     Ok(handle)
 }
@@ -187,9 +190,10 @@ impl Handle {
         self.overview.clone()
     }
 
-    /// What happens, for the journal.
+    /// What happens, for the journal: to the first who asks, what has happened since the start too.
     pub fn events(&self) -> broadcast::Receiver<Event> {
-        self.events.subscribe()
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        first.unwrap_or_else(|| self.events.subscribe())
     }
 
     /// Changes what is agreed on, from any node: the leader is asked.

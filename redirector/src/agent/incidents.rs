@@ -1,0 +1,128 @@
+//! Which of all that a node sees is an incident. Told what there is to see again and again, without IO; what is new goes
+//! into the journal.
+
+use std::collections::BTreeMap;
+
+use crate::consensus::driver::Overview;
+use crate::consensus::machine::Event;
+use crate::journal::{Journal, Kind};
+use crate::liveness::{Detector, Own, State};
+use crate::replication;
+
+/// Looks at which verdicts have not been frozen once more until they count as passed again.
+const THAWED: u32 = 50;
+
+/// What was seen last.
+#[derive(Default)]
+pub(super) struct Incidents {
+    journal: Journal,
+    peers: BTreeMap<u8, (State, u64)>,
+    own: Option<Own>,
+    quorum: Option<bool>,
+    frozen: Option<u64>,
+    /// Rounds without a verdict in a row so far, and looks since the last one.
+    freeze: Option<(u64, u32)>,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Incidents {
+    pub(super) fn new(journal: Journal) -> Self {
+        Self { journal, ..Self::default() }
+    }
+
+    /// Where else what happens is noted.
+    pub(super) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// How peers and this node itself live.
+    pub(super) fn lives(&mut self, detector: &Detector, own: Own) {
+        self.peers.retain(|id, _| detector.peers().contains_key(id));
+        for (&id, peer) in detector.peers() {
+            let Some((state, falses)) = self.peers.insert(id, (peer.state, peer.false_suspicions)) else { continue };
+            if state == peer.state {
+                continue;
+            }
+            let what = match peer.state {
+                State::Unknown => "nothing is known of it any more",
+                State::Away => "it is configured not to be used",
+                State::Returning => "it answers, and may not serve yet",
+                State::Alive if peer.false_suspicions > falses => "it serves again; it had not died",
+                State::Alive => "it serves",
+                State::AgentSilent => "it serves, and its agent is silent",
+                State::Suspect => "suspected: its slots are served by the next ranks",
+            };
+            self.journal.note(Kind::Peer, Some(id), what);
+        }
+        if self.own.replace(own).is_some_and(|before| before != own) {
+            let what = match own {
+                Own::Returning => "this node serves nothing until it has the flows that others have",
+                Own::Active => "this node serves",
+                Own::CutOff => "every peer is silent: this node is cut off, or the last one",
+            };
+            self.journal.note(Kind::Own, None, what);
+        }
+    }
+
+    /// Rounds of the timer without a verdict, since its maps were made.
+    pub(super) fn frozen(&mut self, rounds: u64) {
+        let new = self.frozen.replace(rounds).map_or(0, |before| rounds.saturating_sub(before));
+        self.freeze = match (self.freeze, new) {
+            (None, 0) => None,
+            (None, new) => {
+                let what = "no verdicts are passed: this node's agent stalled, or most peers fell silent at once";
+                self.journal.note(Kind::Frozen, None, what);
+                Some((new, 0))
+            }
+            (Some((rounds, THAWED)), 0) => {
+                self.journal.note(Kind::Frozen, None, format!("verdicts are passed again, after {rounds} ms without"));
+                None
+            }
+            (Some((rounds, looks)), 0) => Some((rounds, looks + 1)),
+            (Some((rounds, _)), new) => Some((rounds + new, 0)),
+        };
+    }
+
+    /// How agreement stands.
+    pub(super) fn agreement(&mut self, overview: &Overview) {
+        let quorum = overview.status.has_quorum;
+        if self.quorum.replace(quorum).is_some_and(|before| before != quorum) {
+            let what = match quorum {
+                true => "a majority of the voters is reached: changes are possible",
+                false => "no majority of the voters is reached: nothing can be changed",
+            };
+            self.journal.note(Kind::Agreement, None, what);
+        }
+        let counters = &overview.counters;
+        self.counted(Kind::Damage, "messages of agreement whose checksum does not hold", counters.bad_checksums);
+        self.counted(Kind::Damage, "messages of agreement that a sound peer does not send", counters.implausible);
+        self.counted(Kind::Damage, "messages of agreement of a newer format", counters.newer_formats);
+    }
+
+    /// What replication has counted.
+    pub(super) fn replication(&mut self, counters: &replication::Counters) {
+        let received = &counters.received;
+        self.counted(Kind::Conflict, "flows for which two nodes had chosen a backend", received.conflicts);
+        self.counted(Kind::Damage, "batches of flows that came damaged, and are sent again", received.damaged);
+        self.counted(Kind::Damage, "batches of flows that were refused", received.refused);
+    }
+
+    /// What agreement tells.
+    pub(super) fn told(&mut self, event: &Event) {
+        let kind = match event {
+            Event::Role { .. } => Kind::Role,
+            Event::Damaged { .. } | Event::Reborn { .. } | Event::Stopped(_) => Kind::Damage,
+            Event::Repaired { .. } => Kind::Repair,
+            Event::DiskFails(_) | Event::DiskWorks => Kind::Disk,
+        };
+        self.journal.note(kind, None, event.to_string());
+    }
+
+    /// Notes by how much a count has grown since it was looked at last.
+    fn counted(&mut self, kind: Kind, what: &'static str, count: u64) {
+        let more = count.saturating_sub(self.counts.insert(what, count).unwrap_or(0));
+        if more > 0 {
+            self.journal.note(kind, None, format!("{more} {what}"));
+        }
+    }
+}
