@@ -5,6 +5,7 @@
 mod agent;
 mod agreement;
 mod announced;
+mod audit;
 mod change;
 mod drain;
 mod holders;

@@ -135,6 +135,16 @@ impl Agreement {
         }
     }
 
+    /// Has another node lead, if this one does.
+    pub(super) fn resign(&self) {
+        self.handle.resign();
+    }
+
+    /// Has the agreed state fetched anew from a node.
+    pub(super) fn refetch(&self, from: u8) {
+        self.handle.refetch(from);
+    }
+
     /// How it stands, and what was refused or went wrong.
     pub(super) fn overview(&self) -> driver::Overview {
         self.handle.overview().borrow().clone()

@@ -62,7 +62,9 @@ impl Follower {
     /// Whether the data plane is behind a state.
     pub fn is_behind(&self, state: &State) -> bool {
         let is_first = self.followed.version == 0;
-        state.version > self.installed || is_first && state.version == self.installed
+        // A state that was wrong is replaced by another of the same version.
+        let is_other = state.version == self.followed.version && *state != *self.followed;
+        state.version > self.installed || is_first && state.version == self.installed || is_other
     }
 
     /// What slots and rows in the maps follow from, once they follow from anything.

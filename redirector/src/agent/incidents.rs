@@ -112,7 +112,7 @@ impl Incidents {
         let kind = match event {
             Event::Role { .. } => Kind::Role,
             Event::Damaged { .. } | Event::Reborn { .. } | Event::Stopped(_) => Kind::Damage,
-            Event::Repaired { .. } => Kind::Repair,
+            Event::Repaired { .. } | Event::Refetched { .. } => Kind::Repair,
             Event::DiskFails(_) | Event::DiskWorks => Kind::Disk,
         };
         self.journal.note(kind, None, event.to_string());

@@ -133,6 +133,16 @@ impl Liveness {
         self.sender.changes()
     }
 
+    /// Links to peers: node and port.
+    pub(super) fn links(&self) -> &[(u8, u8)] {
+        self.lookout.links()
+    }
+
+    /// Whether who was heard at a time has a voice.
+    pub(super) fn hears(&self, at: u64) -> bool {
+        now().saturating_sub(at) <= self.lookout.timeout()
+    }
+
     /// How peers and this node itself live.
     pub(super) fn lives(&self) -> (&Detector, Own) {
         (self.lookout.detector(), self.lookout.own())

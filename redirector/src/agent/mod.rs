@@ -9,6 +9,7 @@
 //! When it ends, by whatever signal, the data plane stays as it is and forwards on; the next agent adopts it.
 
 mod agreement;
+pub mod audit;
 mod committed;
 pub mod control;
 pub mod copies;
@@ -22,6 +23,7 @@ mod paths;
 pub mod pulse;
 mod talk;
 pub mod terms;
+mod verify;
 
 use std::path::Path;
 use std::time::Duration;
@@ -113,7 +115,10 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
                 look_after_vips(&mut vips, &mut node).await;
             }
             _ = pulse.tick() => look_at_peers(&mut vips, &mut node).await,
-            _ = look.tick() => node.note_incidents(true),
+            _ = look.tick() => {
+                node.audit();
+                node.note_incidents(true);
+            }
             Ok(()) = seen.changed() => look_at_peers(&mut vips, &mut node).await,
             _ = refresh.tick() => node.refresh_next_hops().await,
             _ = reload.recv() => {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
 use super::agreement::{Agreement, Durable};
+use super::audit::Audit;
 use super::committed::{self, Committed};
 use super::control;
 use super::follow::Change;
@@ -113,6 +114,11 @@ pub struct Node {
     /// Stands before writing to the data directory.
     pub(super) disk: Arc<Breaker>,
     pub(super) incidents: Incidents,
+    pub(super) audit: Audit,
+    /// How often tables were to be looked at.
+    pub(super) audits: u32,
+    /// The version that they were last looked at in.
+    pub(super) audited: u64,
     _held: File,
 }
 
@@ -314,6 +320,9 @@ impl Node {
             breakers,
             disk,
             incidents,
+            audit: Audit::default(),
+            audits: 0,
+            audited: 0,
             _held,
         })
     }

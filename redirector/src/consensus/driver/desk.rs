@@ -115,6 +115,12 @@ impl<D: Disk, A> Desk<D, A> {
         done
     }
 
+    /// Fetches the agreed state anew from a node.
+    pub fn refetch(&mut self, from: u8) {
+        self.machine.refetch(from);
+        self.act();
+    }
+
     /// Asks another node to lead, if this one does.
     pub fn resign(&mut self) {
         self.machine.resign();

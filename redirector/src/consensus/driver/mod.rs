@@ -273,6 +273,12 @@ impl Handle {
         answered.await.unwrap_or_else(|_| Err(ended()))
     }
 
+    /// Fetches the agreed state anew from a node, since this one's is not what the others have.
+    pub fn refetch(&self, from: u8) {
+        // Whoever finds that it differs still asks again.
+        let _ = self.inputs.try_send(Input::Refetch(from));
+    }
+
     /// Asks another node to lead, if this one does: before it ends or is upgraded.
     pub fn resign(&self) {
         // Without it the others find a leader too, only later.

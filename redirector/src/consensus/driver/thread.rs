@@ -27,6 +27,7 @@ pub(super) enum Input {
     Welcome(BTreeSet<u8>),
     Vips(BTreeMap<String, Vec<u8>>),
     Bootstrap { genesis: Genesis, answer: oneshot::Sender<Result<(), BootstrapError>> },
+    Refetch(u8),
     Resign,
     End(oneshot::Sender<()>),
 }
@@ -100,6 +101,7 @@ impl Thread {
                 // Whoever asked may have gone away.
                 let _ = answer.send(self.desk.bootstrap(genesis));
             }
+            Input::Refetch(from) => self.desk.refetch(from),
             Input::Resign => self.desk.resign(),
             Input::End(_) => {}
         }
@@ -117,7 +119,9 @@ impl Thread {
                 }
                 Errand::Tell(event) => {
                     match &event {
-                        Event::Role { .. } | Event::Repaired { .. } | Event::DiskWorks => tracing::info!("{event}"),
+                        Event::Role { .. } | Event::Repaired { .. } | Event::Refetched { .. } | Event::DiskWorks => {
+                            tracing::info!("{event}")
+                        }
                         _ => tracing::error!("{event}"),
                     }
                     // There may be no journal.

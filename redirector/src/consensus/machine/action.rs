@@ -143,6 +143,14 @@ pub enum Event {
         /// The peer that had the last of them.
         from: u8,
     },
+    /// The agreed state was not what others have, and has been fetched.
+    #[error("the agreed state at {index} was another than that of node {from}, and is that one now")]
+    Refetched {
+        /// The node.
+        from: u8,
+        /// As of which index.
+        index: u64,
+    },
     /// The disk has been set aside.
     #[error("the log is lost ({why}); it is set aside, and this node comes back as a learner")]
     Reborn {

@@ -6,11 +6,11 @@ use raft::Storage as _;
 use raft::eraftpb::{self, ConfChangeSingle, ConfChangeType, ConfChangeV2, EntryType};
 
 use super::running::{Pending, Running};
-use super::{Action, NotTaken, Own};
+use super::{Action, Event, NotTaken, Own};
 use crate::consensus::disk::Disk;
-use crate::consensus::frame::FrameError;
+use crate::consensus::frame::{self, FrameError};
 use crate::consensus::state::{Command, Refusal, State};
-use crate::consensus::wire::{Snapshot, node_of, number};
+use crate::consensus::wire::{Body, Snapshot, node_of, number};
 
 impl<D: Disk> Running<D> {
     /// Applies what is committed.
@@ -49,15 +49,7 @@ impl<D: Disk> Running<D> {
             }
         };
         let change = change_of_seats(&own.state, &command);
-        let state = Arc::make_mut(&mut own.state);
-        let outcome = match (&change, changes_seats) {
-            // Between proposal and now the node got a seat, which raft was not told to take away.
-            (Some(change), false) => {
-                state.skip(entry.index);
-                Err(Refusal::Stale(node_of(change.changes[0].node_id)))
-            }
-            _ => state.apply(entry.index, &command),
-        };
+        let outcome = replay(Arc::make_mut(&mut own.state), entry.index, &command, changes_seats);
         if let (Ok(()), Some(change)) = (&outcome, change) {
             match self.raw.apply_conf_change(&change) {
                 Ok(seats) => {
@@ -71,6 +63,47 @@ impl<D: Disk> Running<D> {
         own.out.push(Action::Applied { index: entry.index, command, outcome: outcome.clone() });
         own.out.push(Action::StateChanged);
         Some(outcome)
+    }
+
+    /// Asks for the agreed state of a node that has it right.
+    pub(super) fn ask_for_state(&mut self, own: &mut Own) {
+        if let Some((from, left)) = own.doubt {
+            own.doubt = left.checked_sub(1).map(|left| (from, left));
+            let body = Body::Fetch { entries: Vec::new(), snapshot: Some(own.state.version) };
+            own.send(from, self.log().identity().disk, body);
+        }
+    }
+
+    /// Takes another node's agreed state, brought to this node's index by its own log, in place of this node's. Seats are
+    /// raft's and stay.
+    pub(super) fn take_state(&mut self, own: &mut Own, from: u8, sealed: &[u8]) {
+        let opened = frame::key(sealed).and_then(|index| Snapshot::open(index, sealed).ok());
+        let Some(Snapshot { mut state, .. }) = opened.filter(|theirs| theirs.index() <= own.state.version) else {
+            return;
+        };
+        for index in state.version + 1..=own.state.version {
+            let Some(entry) = self.log().entry(index) else { return };
+            let changes_seats = entry.get_entry_type() != EntryType::EntryNormal;
+            let bytes = if changes_seats { &entry.context } else { &entry.data };
+            match Command::open(bytes) {
+                _ if bytes.is_empty() => state.skip(index),
+                // What is refused here is refused by all.
+                Ok(command) => drop(replay(&mut state, index, &command, changes_seats)),
+                Err(_) => return,
+            }
+        }
+        own.doubt = None;
+        if state == *own.state {
+            return;
+        }
+        own.state = Arc::new(state);
+        if let Some(snapshot) = self.snapshot(&own.state)
+            && let Err(error) = self.raw.mut_store().compact(snapshot)
+        {
+            own.disk_fails(&error);
+        }
+        own.out.push(Action::Told(Event::Refetched { from, index: own.state.version }));
+        own.out.push(Action::StateChanged);
     }
 
     /// On how many voters' disks a committed entry is known to be.
@@ -100,6 +133,18 @@ impl<D: Disk> Running<D> {
         {
             own.disk_fails(&error);
         }
+    }
+}
+
+/// Does what an entry's command says.
+fn replay(state: &mut State, index: u64, command: &Command, changes_seats: bool) -> Result<(), Refusal> {
+    match (change_of_seats(state, command), changes_seats) {
+        // Between proposal and now the node got a seat, which raft was not told to take away.
+        (Some(change), false) => {
+            state.skip(index);
+            Err(Refusal::Stale(node_of(change.changes[0].node_id)))
+        }
+        _ => state.apply(index, command),
     }
 }
 

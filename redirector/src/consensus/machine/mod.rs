@@ -52,6 +52,9 @@ const AGAIN: u64 = 25;
 /// Ticks after which a proposal that is neither committed nor replaced is called unknown.
 const PATIENCE: u64 = 250;
 
+/// How often a node is asked for the agreed state. Its answer must not be of another time than what is here.
+const DOUBTS: u32 = 20;
+
 /// The longest command, so that it fits a message with room to spare.
 const COMMAND_BYTES: usize = 8 << 20;
 
@@ -73,6 +76,8 @@ struct Own {
     heard: BTreeMap<u8, u64>,
     strangers: BTreeMap<u8, Stranger>,
     disk_fails: bool,
+    /// The node that the agreed state is fetched from, and how often it will still be asked.
+    doubt: Option<(u8, u32)>,
 }
 
 enum Phase<D: Disk> {
@@ -105,6 +110,7 @@ impl<D: Disk> Machine<D> {
             heard: BTreeMap::new(),
             strangers: BTreeMap::new(),
             disk_fails: false,
+            doubt: None,
         };
         let phase = match opening {
             Opening::Fresh(disk) => Phase::Blank { disk, has_remains: false },
@@ -170,6 +176,11 @@ impl<D: Disk> Machine<D> {
                 let (disk, body) = repair.answer(&entries, snapshot);
                 self.own.send(from, disk, body);
             }
+            (Body::Fetched { snapshot: Some(snapshot), .. }, Phase::Running(running))
+                if self.own.doubt.is_some_and(|(doubted, _)| doubted == from) =>
+            {
+                running.take_state(&mut self.own, from, &snapshot);
+            }
             (Body::Fetched { entries, commit, snapshot }, Phase::Repairing(repair)) => {
                 let done = repair.take(&mut self.own, from, entries, commit, snapshot);
                 self.end_repair(done);
@@ -189,6 +200,20 @@ impl<D: Disk> Machine<D> {
         }
         self.look_for_stop();
         proposal
+    }
+
+    /// Fetches the agreed state anew from a node: whoever calls knows that most others have another.
+    pub fn refetch(&mut self, from: u8) {
+        if let Phase::Running(running) = &mut self.phase {
+            self.own.doubt = Some((from, DOUBTS));
+            running.ask_for_state(&mut self.own);
+        }
+    }
+
+    /// Changes the agreed state behind the log's back; for tests of what finds that.
+    #[cfg(test)]
+    pub(in crate::consensus) fn corrupt(&mut self, change: impl FnOnce(&mut State)) {
+        change(Arc::make_mut(&mut self.own.state));
     }
 
     /// Asks another voter to lead, if this node does.

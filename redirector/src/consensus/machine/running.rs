@@ -176,6 +176,9 @@ impl<D: Disk> Running<D> {
         if own.tick.is_multiple_of(2 * AGAIN) {
             self.greet(own);
         }
+        if own.tick.is_multiple_of(AGAIN) {
+            self.ask_for_state(own);
+        }
         self.pump(own);
     }
 

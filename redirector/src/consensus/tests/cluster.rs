@@ -359,3 +359,28 @@ proptest! {
         prop_assert!(net.machines.values().all(|machine| machine.counters().reborn == 0));
     }
 }
+
+#[test]
+fn an_agreed_state_that_differs_is_fetched_anew_and_stays_right_over_a_restart() {
+    let mut net = Net::of(3, 21);
+    (0..20).for_each(|round| assert!(net.commit(&text(&round.to_string())) > 0));
+    net.until_agreed();
+    let leader = net.leader();
+    let victim = (1..=3).find(|&id| id != leader).unwrap();
+    let right = net.state(leader).digest();
+    net.machines.get_mut(&victim).unwrap().corrupt(|state| state.slots[3].ranks.swap(0, 1));
+    assert_ne!(net.state(victim).digest(), right);
+    net.machines.get_mut(&victim).unwrap().refetch(leader);
+    net.run(60);
+    assert!(net.events.iter().any(|(id, event)| *id == victim && matches!(event, Event::Refetched { .. })));
+    net.until_agreed();
+    net.kill(victim);
+    net.start(victim);
+    net.commit(&text("later"));
+    net.until_agreed();
+
+    net.events.clear();
+    net.machines.get_mut(&victim).unwrap().refetch(leader);
+    net.run(600);
+    assert!(net.events.is_empty(), "what is right is left alone: {:?}", net.events);
+}
