@@ -8,6 +8,7 @@ pub mod config;
 pub mod consensus;
 pub mod dataplane;
 pub mod doctor;
+pub mod health;
 pub mod journal;
 pub mod liveness;
 pub mod netlink;
@@ -16,6 +17,7 @@ pub mod paths;
 pub mod pki;
 pub mod pool;
 pub mod replication;
+pub mod shedding;
 pub mod transport;
 pub mod vip;
 

@@ -4,10 +4,12 @@
 
 mod agent;
 mod agreement;
+mod ailing;
 mod announced;
 mod audit;
 mod change;
 mod drain;
+mod floods;
 mod holders;
 mod kills;
 mod liveness;
@@ -20,5 +22,6 @@ mod replicated;
 mod routed;
 mod scene;
 mod services;
+mod shedding;
 mod stranger;
 mod unload;

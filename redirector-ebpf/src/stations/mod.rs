@@ -97,7 +97,8 @@ pub fn run<F: Frame, T: Tables>(frame: &mut F, tables: &T, journey: &mut Journey
     if journey.refused != 0 {
         tables.count_refused(RefusedKey::of(journey));
     }
-    if tables.node().is_some_and(|node| node.trace != 0) {
+    // Traces are the first work that is given up under load.
+    if tables.node().is_some_and(|node| node.trace != 0 && node.shed_level == 0) {
         tables.trace(journey);
     }
     journey.verdict

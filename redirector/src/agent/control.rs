@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::agreement::{AgreementStatus, Durable};
 use super::follow::{Asked, Change};
-use super::{Applied, LivenessStatus, Node, PathStatus};
+use super::{Applied, HealthStatus, LivenessStatus, Node, PathStatus};
 use crate::breaker;
 use crate::config::Config;
 
@@ -41,6 +41,8 @@ pub enum Request {
     Breakers,
     /// How do your paths do?
     Paths,
+    /// How is your health, and your load?
+    Health,
     /// What would this change?
     Diff {
         /// The file's name, for mistakes.
@@ -113,6 +115,11 @@ pub enum Answer {
     Breakers {
         /// All, by name.
         breakers: Vec<breaker::Status>,
+    },
+    /// Its health.
+    Health {
+        /// Figures, verdicts and load.
+        health: HealthStatus,
     },
     /// It was not done.
     Refused {
@@ -236,6 +243,7 @@ pub(super) async fn answer(node: &mut Node, request: Request, answer: oneshot::S
             Some(counters) => Answer::Replication { counters: serde_json::to_value(counters).unwrap_or_default() },
             None => refused("flows are not replicated here".to_owned()),
         },
+        Request::Health => Answer::Health { health: node.health() },
         Request::Breakers => Answer::Breakers { breakers: node.breakers().statuses() },
         Request::Paths => match node.paths() {
             Some(paths) => Answer::Paths { paths },

@@ -193,6 +193,8 @@ impl Follower {
             incarnation: self.incarnation,
             suspects: lookout.peers_in(&[Peer::Suspect, Peer::Unknown]).collect(),
             silent: lookout.peers_in(&[Peer::AgentSilent]).collect(),
+            ailing: lookout.ailing(),
+            share: lookout.share(),
             installed: self.installed,
             resynced: self.resynced,
             restless: self.restless.clone(),

@@ -153,6 +153,16 @@ impl Liveness {
         self.lookout.drains()
     }
 
+    /// Whether this node hands everything over for its health.
+    pub(super) fn hands_over(&self) -> bool {
+        self.lookout.hands_over()
+    }
+
+    /// Says how this node is, from the next pulse on.
+    pub(super) fn set_condition(&mut self, condition: lookout::Condition) {
+        self.lookout.set_condition(condition);
+    }
+
     /// A port lost its carrier, or has it again.
     pub(super) fn carrier(&mut self, port: u8, carrier: bool) {
         self.paths.carrier(port, carrier);

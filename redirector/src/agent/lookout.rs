@@ -1,7 +1,8 @@
 //! What a node makes of its peers and of itself, without IO: the detector is fed with what the maps say, and peers are let
 //! be alive where it says so.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -15,6 +16,7 @@ use crate::config::{Config, Key};
 use crate::consensus::state::{Standing, State as Agreed};
 use crate::dataplane::image::Image;
 use crate::dataplane::liveness::LivenessTables;
+use crate::health::FULL_SHARE;
 use crate::liveness::{AGENT_SILENT, Action, Detector, LinkPlan, Observation, Own, Plan, State};
 use crate::vip::{Fitness, View};
 
@@ -36,6 +38,30 @@ pub struct Lookout {
     lacking_since: Option<u64>,
     own: Own,
     drains: bool,
+    condition: Condition,
+    /// Whether it hands everything over for its health.
+    hands_over: bool,
+    /// What peers that answer say of themselves.
+    vitals: BTreeMap<u8, Vitals>,
+}
+
+/// How a node is, as it says in beats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Health score, 0 to 100.
+    pub health: u8,
+    /// Load in per cent.
+    pub load: u8,
+    /// Shed level.
+    pub shed: u8,
+    /// The share of its work that it takes, in quarters; 0: it wants to be relieved of all, since its health is critical.
+    pub share: u8,
+}
+
+impl Default for Condition {
+    fn default() -> Self {
+        Self { health: 100, load: 0, shed: 0, share: FULL_SHARE }
+    }
 }
 
 /// What a lookout asks the host for.
@@ -76,6 +102,9 @@ impl Lookout {
             lacking_since: None,
             own: Own::Returning,
             drains: false,
+            condition: Condition::default(),
+            hands_over: false,
+            vitals: BTreeMap::new(),
         }
     }
 
@@ -178,6 +207,34 @@ impl Lookout {
         self.timeout
     }
 
+    /// Whether this node hands everything over for its health.
+    pub fn hands_over(&self) -> bool {
+        self.hands_over
+    }
+
+    /// The share of its work that this node takes, in quarters. Who is the last healthy one keeps some.
+    pub fn share(&self) -> u8 {
+        if self.hands_over { 0 } else { self.condition.share.max(1) }
+    }
+
+    /// Peers that say that they drain, or hand everything over for their health.
+    pub fn ailing(&self) -> BTreeSet<u8> {
+        let ails = |(_, vitals): &(&u8, &Vitals)| vitals.state == state::DRAINING;
+        self.vitals.iter().filter(ails).map(|(&node, _)| node).collect()
+    }
+
+    /// Whether a peer that serves is in better health, or as good and of a lower id: the best node of all never hands over.
+    fn has_better_peer(&self, maps: &impl LivenessTables) -> bool {
+        let (alive, own) = (maps.alive(), (self.condition.health, Reverse(self.me)));
+        let serves = |node: u8, vitals: &Vitals| alive.is_alive(node) && vitals.state == state::ACTIVE;
+        self.vitals.iter().any(|(&node, vitals)| serves(node, vitals) && (vitals.health, Reverse(node)) > own)
+    }
+
+    /// Says how this node is, from the next step on.
+    pub fn set_condition(&mut self, condition: Condition) {
+        self.condition = condition;
+    }
+
     /// A port lost its carrier, or has it again.
     pub fn carrier(&self, maps: &impl LivenessTables, port: u8, carrier: bool) {
         for (node, _) in self.links.iter().filter(|(_, link)| *link == port) {
@@ -194,12 +251,16 @@ impl Lookout {
         agreed: Option<&Agreed>,
         time: u64,
     ) {
+        self.vitals.clear();
         for (&node, &allowed) in &self.allowed {
             let mut seen = self.observe(maps, node, allowed, time, delivered);
             if let Some(agreed) = agreed {
                 let member = agreed.members.get(&node).filter(|member| member.standing == Standing::Up);
                 let is_that = |incarnation| seen.incarnation == 0 || incarnation == u64::from(seen.incarnation);
                 seen.agreed = member.is_some_and(|member| is_that(member.incarnation));
+            }
+            if seen.answers {
+                self.vitals.insert(node, seen.vitals);
             }
             let Some(peer) = self.detector.peer_mut(node) else { continue };
             let before = peer.state;
@@ -222,12 +283,14 @@ impl Lookout {
             self.own = own;
         }
         self.drains = agreed.and_then(|agreed| agreed.members.get(&self.me)).is_some_and(|member| member.draining);
-        let said = match (lacks, self.drains) {
+        let Condition { health, load, shed, share } = self.condition;
+        self.hands_over = share == 0 && self.has_better_peer(maps);
+        let said = match (lacks, self.drains || self.hands_over) {
             (true, _) => state::RETURNING,
             (false, true) => state::DRAINING,
             (false, false) => state::ACTIVE,
         };
-        let vitals = Vitals { state: said, health: 100, load: 0, shed: 0, agent_age: 0 };
+        let vitals = Vitals { state: said, health, load, shed, agent_age: 0 };
         maps.condition().vitals.store(vitals.word());
     }
 
@@ -308,7 +371,8 @@ impl Lookout {
         let mut view = voices(maps, &self.links, self.timeout, time);
         view.members.extend(config.members.iter().map(|member| member.id).chain([self.me]));
         view.alive.set(self.me, true);
-        let drains = self.drains || config.members.iter().any(|member| member.id == self.me && !member.alive);
+        let drains =
+            self.drains || self.hands_over || config.members.iter().any(|member| member.id == self.me && !member.alive);
         view.fitness = match (attached && self.own != Own::Returning, drains) {
             (false, _) => Fitness::Unfit,
             (true, true) => Fitness::Draining,

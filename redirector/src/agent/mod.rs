@@ -11,10 +11,12 @@
 mod agreement;
 pub mod audit;
 mod committed;
+mod condition;
 pub mod control;
 pub mod copies;
 mod follow;
 pub mod follower;
+mod health;
 mod incidents;
 mod liveness;
 pub mod lookout;
@@ -34,6 +36,8 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 pub use agreement::{AgreementStatus, Durable, MemberStatus};
+pub use condition::LoadStatus;
+pub use health::HealthStatus;
 pub(crate) use liveness::boot_id;
 pub use liveness::{LinkStatus, LivenessStatus, PeerStatus};
 pub use node::{Applied, ApplyError, Node, load_alone};
@@ -153,7 +157,7 @@ async fn look_at_peers(vips: &mut Vips, node: &mut Node) {
 /// Which VIPs there are follows from the configuration, and whether this node may hold any from whether packets can be
 /// served at all.
 async fn look_after_vips(vips: &mut Vips, node: &mut Node) {
-    node.set_attached(vip::is_attached(node.config()).await);
+    node.set_links(vip::links(node.config()).await);
     vips.configure(node.config(), &node.planned_vips()).await;
     look_at_peers(vips, node).await;
 }

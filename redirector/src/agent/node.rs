@@ -10,14 +10,18 @@ use redirector_ebpf::tables::AliveNodes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
+use super::PULSE;
 use super::agreement::{Agreement, Durable};
 use super::audit::Audit;
 use super::committed::{self, Committed};
+use super::condition::Condition;
 use super::control;
 use super::follow::Change;
 use super::follower;
+use super::health::{HealthStatus, SelfHealth};
 use super::incidents::Incidents;
 use super::liveness::{Liveness, LivenessStatus};
+use super::lookout;
 use super::paths::PathStatus;
 use super::talk::Talk;
 use crate::breaker::{Breaker, Breakers, Policy};
@@ -119,6 +123,8 @@ pub struct Node {
     pub(super) audits: u32,
     /// The version that they were last looked at in.
     pub(super) audited: u64,
+    condition: Condition,
+    health: SelfHealth,
     _held: File,
 }
 
@@ -300,6 +306,9 @@ impl Node {
         let began = Duration::from_nanos(now());
         let breakers = Breakers::default();
         let disk = breakers.breaker("data directory", DISK);
+        let health = SelfHealth::start(&config.node.data)?;
+        let mut condition = Condition::new(&config);
+        condition.was_written(config.limits.shed_level);
         Ok(Self {
             config,
             mode,
@@ -323,6 +332,8 @@ impl Node {
             audit: Audit::default(),
             audits: 0,
             audited: 0,
+            condition,
+            health,
             _held,
         })
     }
@@ -360,9 +371,16 @@ impl Node {
         drains && !self.announces && vip::held(&self.maps).is_ok_and(|held| held.is_empty())
     }
 
-    /// Takes note of whether packets come to the data plane at all.
-    pub(super) fn set_attached(&mut self, attached: bool) {
-        self.attached = attached;
+    /// Takes note of how this node's interfaces are. What is not known counts as attached.
+    pub(super) fn set_links(&mut self, links: Option<vip::Links>) {
+        self.attached = links.is_none_or(|links| links.is_attached);
+        let names = self.config.interfaces.iter().map(|interface| interface.name.clone());
+        let host = &mut self.health.host;
+        host.interfaces = names.collect();
+        host.links = links.map(|links| (links.carried, links.attached));
+        let hops = self.image.neighbours.keys();
+        let is_known = |id: &&u32| self.maps.neighbours.get(id, 0).is_ok_and(|mac| mac != 0);
+        host.next_hops = (hops.len(), hops.filter(is_known).count());
     }
 
     /// What this node knows of the cluster, as far as VIPs depend on it.
@@ -371,8 +389,31 @@ impl Node {
         self.liveness.as_ref().map(view).unwrap_or_default()
     }
 
+    /// Measures this node's load, and has beats say how it is.
+    fn look_at_self(&mut self) {
+        let time = Duration::from_nanos(now());
+        if let Err(error) = self.condition.observe(&self.config, &mut self.maps, self.talk.as_ref(), time) {
+            tracing::error!("the shed level does not follow the load: {:#}", anyhow::Error::new(error));
+        }
+        self.health.observe(&self.config.health, PULSE, time);
+        let (load, shed) = (self.condition.load(), self.condition.level(&self.config));
+        let (health, share) = (self.health.score(), self.health.share(&self.config.health));
+        if let Some(liveness) = &mut self.liveness {
+            liveness.set_condition(lookout::Condition { health, load, shed, share });
+        }
+    }
+
+    /// How this node is.
+    pub(super) fn health(&self) -> HealthStatus {
+        let time = Duration::from_nanos(now());
+        let hands_over = self.liveness.as_ref().is_some_and(Liveness::hands_over);
+        let load = self.condition.status(&self.config, time);
+        self.health.status(&self.config.health, hands_over, load, time)
+    }
+
     /// Gives a sign of life, lets peers be alive that may be, and tells the leader what this node sees and has done.
     pub(super) fn look_at_peers(&mut self) {
+        self.look_at_self();
         let has_withdrawn = self.has_withdrawn();
         let Some(liveness) = &mut self.liveness else { return };
         let follower = self.agreement.as_mut().map(Agreement::follower_mut);
@@ -525,11 +566,13 @@ impl Node {
     pub(super) async fn put_in_force(
         &mut self,
         next: Config,
-        image: Image,
+        mut image: Image,
         on_disk: Committed,
     ) -> Result<(), ApplyError> {
         self.kept_by_agent = learn_next_hops(&mut self.maps, &image).await;
+        image.node.shed_level = self.condition.level(&next);
         install::install(&mut self.maps, &image)?;
+        self.condition.was_written(image.node.shed_level);
         (self.config, self.image, self.committed) = (next, image, on_disk);
         if let Some(liveness) = &mut self.liveness {
             liveness.configure(&self.config, self.key, &self.image)?;

@@ -84,6 +84,11 @@ impl Talk {
         self.replication.as_ref().map(Replication::counters)
     }
 
+    /// How many changes of flows wait to be replicated, and how many may; none where flows are not replicated.
+    pub(super) fn queue(&self) -> Option<(u64, u64)> {
+        self.replication.as_ref().map(Replication::queue)
+    }
+
     /// Ends; peers are told at once.
     pub(super) async fn end(self) {
         drop(self.replication);

@@ -8,18 +8,23 @@ use super::target::{CONFIG, Target, require_root};
 use crate::agent::{self, control};
 use crate::config::XdpMode;
 use crate::dataplane::load;
+use crate::shedding::work::{self, Work};
 
 /// A runtime for one task that mostly waits.
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
 }
 
-/// Logs to standard error; `RUST_LOG` chooses what.
+/// Logs to standard error; `RUST_LOG` chooses what. While load is shed, warnings and errors are left of it.
 pub(super) fn log() {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    use tracing_subscriber::filter::{FilterExt as _, dynamic_filter_fn};
+    use tracing_subscriber::prelude::*;
+    let chosen = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let shed = dynamic_filter_fn(|line, _| *line.level() <= tracing::Level::WARN || work::is_due(Work::Logs));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(chosen.and(shed));
     // Fails only where there is a logger already.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::registry().with(lines).try_init();
 }
 
 /// Arguments of `run`.

@@ -199,6 +199,22 @@ impl FlowTables {
         (self.v4.buckets.count * WAYS, self.v6.buckets.count * WAYS)
     }
 
+    /// Of a part of both tables, one of `parts`: proven flows that have not expired, and places.
+    pub fn proven(&self, part: usize, parts: usize, idle: &[u16; 8], now: u64) -> (u64, u64) {
+        fn count<R: Keeps>(table: &Table<R>, part: usize, parts: usize, idle: &[u16; 8], now: u64) -> (u64, u64) {
+            let size = table.buckets.count.div_ceil(parts);
+            let buckets = (part * size).min(table.buckets.count)..((part + 1) * size).min(table.buckets.count);
+            let places = (buckets.len() * WAYS) as u64;
+            let words = buckets.flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)));
+            let entries = words.filter_map(|(bucket, way)| Some(Entry(table.word(bucket, way)?.load())));
+            let counts = |entry: &Entry| !entry.is_empty() && entry.proven() && !entry.expired(idle, now);
+            (entries.filter(counts).count() as u64, places)
+        }
+        // Each family's table may be full while the other is empty.
+        let (v4, v6) = (count(&self.v4, part, parts, idle, now), count(&self.v6, part, parts, idle, now));
+        if v4.0 * v6.1 >= v6.0 * v4.1 { v4 } else { v6 }
+    }
+
     /// Takes flows out for which `is_over` holds; says how many. A flow that a packet touches meanwhile stays.
     pub fn sweep(&self, key: &HashKey, is_over: impl Fn(&Flow) -> bool) -> usize {
         let clear = |flow: Flow| {

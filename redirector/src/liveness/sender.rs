@@ -27,6 +27,7 @@ use crate::dataplane::image::ip;
 use crate::dataplane::liveness::{LivenessMaps, LivenessTables as _};
 use crate::dataplane::maps::{self, MapsError};
 use crate::dataplane::paths::PathMaps;
+use crate::shedding::work;
 
 /// How often next hops' MAC addresses are read again.
 const REREAD: u64 = 100_000_000;
@@ -304,13 +305,19 @@ impl Work {
         changes.alive
     }
 
-    /// Puts new answers into the figures.
+    /// Puts new answers into the figures. Of those that came while load was shed the last few are left, and no gap to them.
     fn record(&mut self) {
         self.legs.record();
+        if !work::is_due(work::Work::Statistics) {
+            return;
+        }
         for link in &mut self.links {
             let (node, port) = (link.plan.node, link.plan.path.port);
             let (sent, heard) = (self.maps.sent(node, port), self.maps.heard(node, port));
             let answered = heard.answered.load();
+            if answered > link.recorded + REMEMBERED as u64 {
+                link.came = 0;
+            }
             let from = (link.recorded + 1).max((answered + 1).saturating_sub(REMEMBERED as u64 - 1));
             for number in from..=answered {
                 let came = slot(&heard.times, number).load();

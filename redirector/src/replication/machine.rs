@@ -202,6 +202,11 @@ impl Machine {
         }
     }
 
+    /// Changes how many flows a second a peer that lacks many is given.
+    pub fn set_pace(&mut self, flows_per_second: u32) {
+        self.pace.flows_per_second = flows_per_second;
+    }
+
     /// Walks on as far as the time allows.
     pub fn handle_tick(&mut self, flows: &impl Flows, now: u64) {
         self.begin_anew();

@@ -8,14 +8,14 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use crossbeam::channel::{Sender, bounded};
+use crossbeam::channel::{self, Sender, bounded};
 use redirector_ebpf::tables::Node;
 use redirector_ebpf::tables::names::{Name, NameKey};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::counters::{Counters, FlowBytes};
-use super::events::{Heard, Ring};
+use super::events::{Changed, Heard, Ring};
 use super::key::FlowKey;
 use super::live::Live;
 use super::machine::{Identity, Pace};
@@ -157,6 +157,8 @@ pub struct Replication {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     inbox_ends: Option<oneshot::Sender<()>>,
+    /// Changes that wait for the sender; here to be counted only.
+    waiting: channel::Receiver<Changed>,
 }
 
 /// Starts replication between the maps that are pinned in `directory` and the nodes that the transport reaches. `inbox` is
@@ -198,11 +200,13 @@ pub fn start(
     let (ending, ended) = oneshot::channel();
     let Settings { flush, pace: flows_per_second } = settings;
     let pace = Pace { flush, flows_per_second, pending: PENDING, batch_bytes: BATCH_BYTES };
+    let waiting = changed.clone();
     let worker = Worker::new(shared.clone(), pace, runtime.clone(), changed, prevailed);
     let thread = |name: &str, work: Box<dyn FnOnce() + Send>| {
         thread::Builder::new().name(name.to_owned()).spawn(work).map_err(StartError::Thread)
     };
-    let mut replication = Replication { shared: shared.clone(), threads: Vec::new(), inbox_ends: Some(ending) };
+    let mut replication =
+        Replication { shared: shared.clone(), threads: Vec::new(), inbox_ends: Some(ending), waiting };
     let ring_shared = shared.clone();
     replication.threads.push(thread(
         "flow-events",
@@ -288,6 +292,11 @@ impl Replication {
             received: lock(&self.shared.receiver).counters,
             peers: lock(&self.shared.counters).peers.clone(),
         }
+    }
+
+    /// How many changes of flows wait to be sent, and how many may.
+    pub fn queue(&self) -> (u64, u64) {
+        (self.waiting.len() as u64, EVENTS as u64)
     }
 
     /// Ends it, and waits until nothing touches the maps any more. What dropping does, said aloud.

@@ -13,6 +13,7 @@ use super::machine::{Machine, Outgoing, Pace};
 use super::shell::{Shared, lock};
 use super::wire::Answer;
 use crate::dataplane::flows::now;
+use crate::shedding::work::{self, Work};
 use crate::transport::Channel;
 
 /// How long a peer may take to answer.
@@ -23,6 +24,9 @@ const ANSWERS: usize = 256;
 const LOOK: Duration = Duration::from_millis(50);
 /// How often names and idle times are read without anybody saying that they changed.
 const NAMES: Duration = Duration::from_secs(10);
+
+/// At the highest shed level, peers that lack many flows are given so many times fewer a second.
+const SHED_PACE: u32 = 8;
 
 /// How often it is told of one and the same trouble.
 const WARNING: Duration = Duration::from_secs(10);
@@ -112,6 +116,10 @@ impl Worker {
             self.machine.handle_loss();
         }
         let known = self.shared.known();
+        self.machine.set_pace(match work::is_due(Work::Resynchronisation) {
+            true => self.shared.settings.pace,
+            false => self.shared.settings.pace / SHED_PACE,
+        });
         self.machine.handle_tick(&self.shared.flows(&known), now());
         self.send();
     }

@@ -34,9 +34,9 @@ pub use machine::{Fitness, View};
 pub use shell::{Handle, Settings, held};
 
 use crate::breaker::{Breaker, Breakers, Policy};
-use crate::config::{Config, Prefix};
+use crate::config::{Config, Prefix, XdpMode};
 use crate::journal::Journal;
-use crate::netlink;
+use crate::netlink::{self, AttachedMode};
 
 /// Stands before the kernel's routes. They are looked at every few seconds, and with each change of who is alive.
 const ROUTING: Policy = Policy {
@@ -126,16 +126,38 @@ impl Vips {
     }
 }
 
-/// Whether XDP is attached to every interface of a configuration. What cannot be found out counts as attached.
-pub async fn is_attached(config: &Config) -> bool {
-    match netlink::interfaces().await {
-        Ok(all) => config
-            .interfaces
-            .iter()
-            .all(|interface| all.iter().any(|found| found.name == interface.name && !found.xdp.is_empty())),
+/// A configuration's interfaces, as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Links {
+    /// Those with a carrier.
+    pub carried: usize,
+    /// Those with XDP in the mode that is configured.
+    pub attached: usize,
+    /// Whether all have XDP, in any mode.
+    pub is_attached: bool,
+}
+
+/// How many of a configuration's interfaces have a carrier, and how many have XDP attached, in the mode that is configured;
+/// none where it cannot be found out.
+pub async fn links(config: &Config) -> Option<Links> {
+    let all = match netlink::interfaces().await {
+        Ok(all) => all,
         Err(error) => {
             tracing::warn!(%error, "whether XDP is attached is not known");
-            true
+            return None;
         }
+    };
+    let mut links = Links { carried: 0, attached: 0, is_attached: true };
+    for interface in &config.interfaces {
+        let found = all.iter().find(|found| found.name == interface.name);
+        let fits = |mode| match interface.mode {
+            XdpMode::Auto => true,
+            XdpMode::Native => mode != AttachedMode::Generic,
+            XdpMode::Generic => mode == AttachedMode::Generic,
+        };
+        links.carried += usize::from(found.is_some_and(|found| found.carrier));
+        links.attached += usize::from(found.is_some_and(|found| found.xdp.iter().any(|xdp| fits(xdp.mode))));
+        links.is_attached &= found.is_some_and(|found| !found.xdp.is_empty());
     }
+    Some(links)
 }

@@ -43,6 +43,9 @@ pub struct Config {
     /// How long a node is suspected before it is down, if other than usual.
     #[serde(skip)]
     pub down_after: Option<String>,
+    /// Further tables, as TOML.
+    #[serde(skip)]
+    pub more: String,
 }
 
 /// A virtual address or prefix.
@@ -264,7 +267,9 @@ impl Config {
             replication: Replication { enabled: !self.unreplicated },
             cluster_wide: self,
         };
-        toml::to_string(&file).with_context(|| format!("cannot write the configuration of {name} as TOML"))
+        let text = toml::to_string(&file);
+        let text = text.with_context(|| format!("cannot write the configuration of {name} as TOML"))?;
+        Ok(format!("{text}\n{}", self.more))
     }
 }
 

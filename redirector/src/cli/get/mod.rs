@@ -3,6 +3,7 @@
 mod backends;
 mod breakers;
 mod flows;
+mod health;
 mod nodes;
 mod owners;
 mod paths;
@@ -25,7 +26,7 @@ use crate::dataplane::maps::{Maps, MapsError, read};
 pub(super) use services::ranges;
 pub(super) use vips::lines as vip_lines;
 
-/// Show nodes, services, backends, paths, owners, flows, vips, replication, breakers or stats.
+/// Show nodes, services, backends, paths, owners, flows, vips, replication, health, breakers or stats.
 #[derive(Debug, clap::Args)]
 pub(super) struct Get {
     #[command(subcommand)]
@@ -57,6 +58,8 @@ enum What {
     Vips(Plain),
     /// How far peers are with the flows that they are to have.
     Replication(Plain),
+    /// This node's health and load: figures, thresholds, verdicts.
+    Health(Plain),
     /// Circuit breakers before what the agent depends on.
     #[command(visible_alias = "breaker")]
     Breakers(breakers::Breakers),
@@ -86,6 +89,7 @@ impl Get {
             What::Replication(Plain { target, output }) => replication::show(&target, output),
             What::Owners(command) => command.run(),
             What::Flows(command) => command.run(),
+            What::Health(Plain { target, output }) => health::show(&target, output),
             What::Breakers(command) => command.run(),
             What::Stats(command) => command.run(),
         }

@@ -31,6 +31,12 @@ pub(super) struct Node {
     /// What it is in this node's eyes.
     state: &'static str,
     alive: bool,
+    /// Its health score, 0 to 100.
+    health: Option<u8>,
+    /// Its load, in per cent.
+    load: Option<u8>,
+    /// Its shed level.
+    shed: Option<u8>,
     /// Milliseconds since its agent's last sign of life.
     agent_age_ms: Option<u64>,
     /// Where it takes packets from other nodes.
@@ -88,6 +94,9 @@ impl Row for Node {
             "ROLE",
             "AGENT",
             "RTT",
+            "HEALTH",
+            "LOAD",
+            "SHED",
             "ADDRESS",
             "FORWARD",
             "INTERFACE",
@@ -115,6 +124,9 @@ impl Row for Node {
             },
             cell(self.agent_age_ms.map(|age| format!("{age} ms"))),
             cell(round_trip.map(|time| format!("{time} us"))),
+            cell(self.health),
+            cell(self.load.map(|load| format!("{load}%"))),
+            cell(self.shed),
             cell(self.address),
             cell(self.forward),
             cell(self.interface.as_ref()),
@@ -191,12 +203,17 @@ fn list(view: &View) -> Result<Vec<Node>, MapsError> {
         let seen = seen(view, id);
         let sees = if is_self { alive } else { seen.view };
         let agent_age_ms = if is_self { own_agent_age(view) } else { seen.agent_age_ms };
+        let own_vitals = || Vitals::of(view.maps.liveness.condition().vitals.load());
+        let vitals = if is_self { agent_age_ms.map(|_| own_vitals()) } else { seen.vitals };
         nodes.push(Node {
             id,
             name: view.names.node(id),
             is_self,
             state: state_of(view, id, is_self, &alive, &seen, agent_age_ms),
             alive: alive.is_alive(id),
+            health: vitals.map(|vitals| vitals.health),
+            load: vitals.map(|vitals| vitals.load),
+            shed: vitals.map(|vitals| vitals.shed),
             agent_age_ms,
             address: match is_self {
                 true => own.map(|(address, v6)| ip(&address, v6)),
@@ -224,6 +241,7 @@ struct Seen {
     links: Vec<Link>,
     view: AliveNodes,
     state: u8,
+    vitals: Option<Vitals>,
     agent_age_ms: Option<u64>,
     answers: bool,
 }
@@ -251,6 +269,7 @@ fn seen(view: &View, id: u8) -> Seen {
             latest = at;
             let vitals = Vitals::of(heard.vitals.load());
             seen.state = vitals.state;
+            seen.vitals = Some(vitals);
             seen.agent_age_ms = Some(u64::from(vitals.agent_age) + time.saturating_sub(at) / 1_000_000);
             seen.view = AliveNodes { words: std::array::from_fn(|word| heard.view[word].load()) };
         }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use redirector_ebpf::hash::FlowHash;
 use redirector_ebpf::packet::protocol;
 use redirector_ebpf::reason::Reason;
+use redirector_ebpf::stations::admit::is_shed;
 use redirector_ebpf::stations::{self, Journey, owner, path, row};
 use redirector_ebpf::tables::flow::{Entry, WAYS};
 use redirector_ebpf::tables::path::kind;
@@ -247,7 +248,14 @@ fn notes(tables: &MemoryTables, answer: &Answer, elsewhere: bool) -> Vec<String>
         let backend = known.backend.as_deref().unwrap_or("none");
         notes.push(format!("this node has a record of the flow on {backend}, which did not decide"));
     }
-    if tables.image.node.limits_new_flows() {
+    let level = tables.image.node.shed_level;
+    if level != 0 {
+        let refused = [3, 2, 1].into_iter().filter(|kind| is_shed(*kind, level)).map(class);
+        let refused = refused.collect::<Vec<_>>().join(", ");
+        notes.push(format!("load is shed at level {level}: new flows of class {refused} are refused"));
+    }
+    let budgets = [tables.image.node.new_flows, tables.image.node.new_flows_per_source];
+    if budgets != [0, 0] {
         notes.push("new flows have budgets here, which this answer takes for unspent".to_owned());
     }
     notes

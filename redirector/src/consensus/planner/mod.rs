@@ -25,9 +25,10 @@ use serde::{Deserialize, Serialize};
 use super::frame::{self, FrameError, Kind};
 use super::machine::{Role, Status, Stranger};
 use super::state::{Command, RowSet, Standing, State};
+use crate::health::FULL_SHARE;
 
 /// What a node tells the leader, now and then and whenever it changes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// Its incarnation.
     pub incarnation: u64,
@@ -35,6 +36,10 @@ pub struct Report {
     pub suspects: BTreeSet<u8>,
     /// The nodes whose data plane answers while their agent has been silent for too long.
     pub silent: BTreeSet<u8>,
+    /// The nodes that say that they want to be relieved of what they serve.
+    pub ailing: BTreeSet<u8>,
+    /// The share of its work that it takes for its health, in quarters.
+    pub share: u8,
     /// The version of the state that its data plane goes by.
     pub installed: u64,
     /// The flows are here of all slots that rank it and have not changed since this version.
@@ -44,6 +49,22 @@ pub struct Report {
     pub restless: BTreeMap<String, RowSet>,
     /// Whether it drains, and holds no VIP and announces none any more.
     pub has_withdrawn: bool,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self {
+            incarnation: 0,
+            suspects: BTreeSet::new(),
+            silent: BTreeSet::new(),
+            ailing: BTreeSet::new(),
+            share: FULL_SHARE,
+            installed: 0,
+            resynced: 0,
+            restless: BTreeMap::new(),
+            has_withdrawn: false,
+        }
+    }
 }
 
 impl Report {

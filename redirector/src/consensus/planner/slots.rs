@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use super::{Planner, Report};
 use crate::consensus::state::{Command, Slot, Standing, State};
+use crate::health::FULL_SHARE;
 use crate::ownership::{Ranks, target};
 
 /// The algorithm of the target ranking.
@@ -47,17 +48,32 @@ impl Planner {
         })
     }
 
-    /// Nodes whose agents are silent should own nothing, unless all are.
+    /// Nodes whose agents are silent should own nothing, unless all are; nor those that ail, and those whose health is poor
+    /// less than others.
     pub(super) fn set_target(&mut self, state: &State, now: u64) {
         let mut weights = state.weights();
         weights.retain(|&(id, _)| !self.most_say(state, id, now, |report| &report.silent));
         if weights.is_empty() {
             weights = state.weights();
         }
+        let shares: Vec<u8> = weights.iter().map(|&(id, _)| self.share(state, id, now)).collect();
+        if shares.iter().any(|share| *share != 0) && shares.iter().any(|share| *share != FULL_SHARE) {
+            weights.iter_mut().zip(shares).for_each(|((_, weight), share)| *weight *= u32::from(share));
+            weights.retain(|&(_, weight)| weight != 0);
+        }
         if (&self.target.weights, self.target.ranks.len()) != (&weights, state.slots.len()) {
             let ranks = target(&weights, state.slots.len(), ALGORITHM).unwrap_or_default();
             self.target = Target { weights, ranks };
         }
+    }
+
+    /// The share of its work that a node takes for its health, in quarters. One whose disk holds up its reports is known by
+    /// what its beats say to others.
+    fn share(&self, state: &State, id: u8, now: u64) -> u8 {
+        if self.most_say(state, id, now, |report| &report.ailing) {
+            return 0;
+        }
+        self.report(id, now).map_or(FULL_SHARE, |report| report.share.min(FULL_SHARE))
     }
 
     /// What a slot's ranks should be next.

@@ -293,3 +293,43 @@ fn vips_are_planned_once_all_planned_nodes_are_members_or_will_not_be() {
     let without = BTreeMap::from([("192.0.2.1".to_owned(), vec![2, 3, 1]), ("192.0.2.2".to_owned(), vec![1, 2, 3])]);
     assert_eq!(world.pass(), [Command::PlanVips(without)]);
 }
+
+/// The share of primary slots that each node should have.
+fn shares(world: &World) -> Vec<usize> {
+    let count = |id: u8| world.state.slots.iter().filter(|slot| slot.ranks[0] == id).count();
+    (1..=world.state.members.len() as u8).map(count).collect()
+}
+
+#[test]
+fn a_node_takes_as_much_as_its_health_allows_and_the_last_one_goes_on() {
+    let mut world = World::of(3);
+    world.settle();
+    let even = shares(&world);
+    for share in [3, 2, 1] {
+        world.reports.get_mut(&3).unwrap().share = share;
+        world.settle();
+        let (now, of) = (shares(&world), world.state.slots.len());
+        let expected = of * usize::from(share) / (8 + usize::from(share));
+        assert!(now[2].abs_diff(expected) <= of / 50 && now[0].abs_diff(now[1]) <= of / 50, "{share}: {now:?}");
+    }
+    // It asks to be relieved: its own report says so, or, where its disk holds that up, its beats do.
+    world.reports.get_mut(&3).unwrap().share = 0;
+    world.settle();
+    assert_eq!(shares(&world)[2], 0);
+    world.reports.get_mut(&3).unwrap().share = 4;
+    for id in [1, 2] {
+        world.reports.get_mut(&id).unwrap().ailing.insert(3);
+    }
+    world.settle();
+    assert_eq!(shares(&world)[2], 0);
+    assert!(world.state.slots.iter().all(|slot| slot.ranks[1] != 3), "nor is it anybody's second");
+    for id in [1, 2] {
+        world.reports.get_mut(&id).unwrap().ailing.clear();
+    }
+    world.settle();
+    assert_eq!(shares(&world), even, "as it was before");
+    // All ail: then none is worse than another.
+    world.reports.values_mut().for_each(|report| report.share = 0);
+    world.settle();
+    assert_eq!(shares(&world), even);
+}

@@ -1,0 +1,131 @@
+//! A node whose disk stops answering, or is full, hands everything over before it fails, and takes its part again when it
+//! is well; nobody notices.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use xtask::lab::Topology;
+use xtask::traffic::{Datagrams, ECHO_PORT, HTTP_PORT, Load, LongConnections};
+
+use crate::scene::{PATIENCE, Scene, all_answered, every_kind, targets, wait_until, words};
+
+/// A small file system of its own. It is thawed and taken away when dropped.
+struct Disk {
+    mounted: PathBuf,
+    image: PathBuf,
+}
+
+fn done(program: &str, args: &[&str]) -> Result<()> {
+    let output = Command::new(program).args(args).output().with_context(|| format!("`{program}` is needed"))?;
+    ensure!(output.status.success(), "{program} {args:?}: {}", words(&output));
+    Ok(())
+}
+
+impl Disk {
+    fn mount(at: &Path) -> Result<Self> {
+        let disk = Self { mounted: at.to_owned(), image: at.with_extension("image") };
+        let (image, at) = (disk.image.display().to_string(), at.display().to_string());
+        File::create(&image)?.set_len(32 << 20)?;
+        done("mkfs.ext4", &["-q", "-F", &image])?;
+        done("mount", &["-o", "loop", &image, &at])?;
+        Ok(disk)
+    }
+
+    fn freeze(&self) -> Result<()> {
+        done("fsfreeze", &["-f", &self.mounted.display().to_string()])
+    }
+
+    fn thaw(&self) -> Result<()> {
+        done("fsfreeze", &["-u", &self.mounted.display().to_string()])
+    }
+
+    /// Leaves no byte free.
+    fn fill(&self) -> Result<()> {
+        let mut file = File::create(self.mounted.join("filler"))?;
+        for size in [1 << 20, 1 << 12, 1] {
+            while file.write_all(&vec![0; size]).is_ok() {}
+        }
+        Ok(())
+    }
+
+    fn empty(&self) -> Result<()> {
+        Ok(fs::remove_file(self.mounted.join("filler"))?)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // One that is not frozen, or not mounted, is as it should be.
+        let _ = self.thaw();
+        let _ = done("umount", &["-l", &self.mounted.display().to_string()]);
+        let _ = fs::remove_file(&self.image);
+    }
+}
+
+/// A node as n1 sees it.
+fn seen(scene: &Scene, name: &str) -> Result<Value> {
+    let nodes: Vec<Value> = serde_json::from_str(&scene.done("n1", &["get", "nodes", "-o", "json"])?)?;
+    nodes.into_iter().find(|node| node["name"] == name).with_context(|| format!("{name} is a node"))
+}
+
+fn has_handed_over(scene: &Scene) -> Result<bool> {
+    let n3 = seen(scene, "n3")?;
+    Ok(n3["state"] == "draining" && n3["health"].as_u64() < Some(80) && n3["primary_slots"] == 0)
+}
+
+fn has_its_share(scene: &Scene) -> Result<bool> {
+    let (n2, n3) = (seen(scene, "n2")?, seen(scene, "n3")?);
+    let slots = |node: &Value| node["primary_slots"].as_u64().unwrap_or(0);
+    Ok(n3["state"] == "alive" && slots(&n3) > 0 && slots(&n3).abs_diff(slots(&n2)) < 10)
+}
+
+#[test]
+fn a_node_without_a_disk_hands_over_and_comes_back() -> Result<()> {
+    let topology = Topology::for_test("ailing");
+    let mut config = every_kind(&topology, &["l2"]);
+    config.more = "[health]\ndwell = \"500ms\"\n[shedding]\nsoftirq = false\n".into();
+    let scene = Scene::without_agents(&topology, config)?;
+    let disk = Disk::mount(&scene.lab.config_file("n3").with_file_name("data"))?;
+    scene.lab.start_agents()?;
+    let (client, stop) = (scene.lab.client(), AtomicBool::new(false));
+    let (web, echo) = (targets(&scene.config, HTTP_PORT), targets(&scene.config, ECHO_PORT));
+    let long = client.run(|| LongConnections::open(&web, 24, Duration::from_millis(50), PATIENCE))??;
+    let datagrams = client.run(|| Datagrams::start(&echo, 8, Duration::from_millis(20)))??;
+    let load = Load::new(web, 50, Duration::from_secs(600));
+    let (result, load) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| client.run(|| load.run_until(&stop, |_, _| {})));
+        let result = ails_and_recovers(&scene, &disk);
+        stop.store(true, Ordering::Relaxed);
+        (result, load.join())
+    });
+    result?;
+    all_answered(&load.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)?;
+    let (long, datagrams) = (long.finish(), datagrams.finish());
+    ensure!(long.broken == 0 && long.opened == 24, "{long:#?}");
+    ensure!(datagrams.echoed == datagrams.sent && datagrams.wrong == 0, "{datagrams:?}");
+    scene.nothing_was_dropped()
+}
+
+fn ails_and_recovers(scene: &Scene, disk: &Disk) -> Result<()> {
+    wait_until("n3 has its share", || has_its_share(scene))?;
+    disk.freeze()?;
+    wait_until("n3, whose disk does not answer, has handed everything over", || has_handed_over(scene))?;
+    let health: Value = serde_json::from_str(&scene.done("n3", &["get", "health", "-o", "json"])?)?;
+    let figures = health["figures"].as_array().context("figures")?;
+    let fsync = figures.iter().find(|figure| figure["name"] == "fsync-ms").context("a figure for the disk")?;
+    ensure!(fsync["verdict"] == "bad" && health["hands_over"] == true, "{health:#}");
+    disk.thaw()?;
+    wait_until("n3 is well and has its share again", || has_its_share(scene))?;
+    disk.fill()?;
+    wait_until("n3, whose disk is full, has handed everything over", || has_handed_over(scene))?;
+    let health = scene.done("n3", &["get", "health"])?;
+    ensure!(health.contains("storage fails") && health.contains("No space left"), "{health}");
+    disk.empty()?;
+    wait_until("n3 is well and has its share again", || has_its_share(scene))
+}

@@ -1,0 +1,160 @@
+//! Load is driven through the shed levels by a paced stream against a small capacity: at each level exactly its classes
+//! are refused, and the class that is critical never.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use xtask::lab::{Config, Pool, Ports, Service, Topology, Vip, vip4};
+use xtask::traffic::{ECHO_PORT, HTTP_PORT, LongConnections, Stream, fetch};
+
+use crate::scene::{PATIENCE, Scene, TIMEOUT, wait_until};
+
+const CLASSES: [&str; 4] = ["critical", "high", "normal", "low"];
+/// Packets a second that the nodes are said to take; levels at their usual 70, 85 and 95 %.
+const CAPACITY: u32 = 8_000;
+/// Packets a second, in the middle between levels, and the level that they come to.
+const PACES: [(u32, u64); 3] = [(6_100, 1), (7_100, 2), (9_000, 3)];
+/// New connections to each class at each level.
+const ATTEMPTS: u64 = 10;
+/// A level that another disturbs is tried again.
+const TRIES: usize = 8;
+
+fn target(class: usize, port: u16) -> SocketAddr {
+    (vip4(class as u8 + 1), port).into()
+}
+
+fn config(topology: &Topology) -> Config {
+    let mut config = Config::default();
+    for (number, class) in (1..).zip(CLASSES) {
+        let vip = IpAddr::from(vip4(number));
+        config.vip.push(Vip::new(vip));
+        for (protocol, port) in [("tcp", HTTP_PORT), ("udp", ECHO_PORT)] {
+            config.service.push(Service {
+                name: format!("{class}-{protocol}"),
+                vip: vip.to_string(),
+                protocol: protocol.into(),
+                ports: Ports::One(port),
+                class: class.into(),
+                affinity: "shared".into(),
+                pool: "all".into(),
+            });
+        }
+    }
+    config.pool.push(Pool::of_all(topology, "all", "l2", false));
+    // What the machine does besides is none of this test's, and answers to refused ones must not run out.
+    config.more = format!(
+        "[limits]\nicmp_per_second = 1000000\n\
+         [shedding]\ncapacity = {CAPACITY}\nsoftirq = false\ndwell = \"1s\"\nanswer = \"reject\"\n"
+    );
+    config
+}
+
+/// What `asked` says of n1: its shed level and load.
+fn level_of_n1(scene: &Scene, asked: &str) -> Result<(u64, u64)> {
+    let nodes: Vec<Value> = serde_json::from_str(&scene.done(asked, &["get", "nodes", "-o", "json"])?)?;
+    let n1 = nodes.iter().find(|node| node["name"] == "n1").context("n1 is a node")?;
+    Ok((n1["shed"].as_u64().context("a shed level")?, n1["load"].as_u64().context("a load")?))
+}
+
+/// Packets that n1 has refused, by service and reason.
+fn refused(scene: &Scene) -> Result<BTreeMap<(String, String), u64>> {
+    let stats: Value = serde_json::from_str(&scene.done("n1", &["get", "stats", "-o", "json"])?)?;
+    let all = stats["refused"].as_array().context("a list of what was refused")?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    for one in all {
+        ensure!(text(&one["service"]).starts_with(&text(&one["class"])), "of another class than its service: {one}");
+    }
+    let line = |one: &Value| ((text(&one["service"]), text(&one["reason"])), one["packets"].as_u64().unwrap_or(0));
+    Ok(all.iter().map(line).collect())
+}
+
+/// New connections to each class while n1 stays at a level: how many were answered, by class. None if it did not stay.
+fn attempts(scene: &Scene, level: u64) -> Result<Option<[u64; 4]>> {
+    let (before, mut answered) = (refused(scene)?, [0; 4]);
+    if level_of_n1(scene, "n1")?.0 != level {
+        return Ok(None);
+    }
+    for _ in 0..ATTEMPTS {
+        for (class, count) in answered.iter_mut().enumerate() {
+            let done = scene.lab.client().run(|| fetch(target(class, HTTP_PORT), "/", None, TIMEOUT))?;
+            *count += u64::from(done.is_ok());
+        }
+    }
+    if level_of_n1(scene, "n1")?.0 != level {
+        return Ok(None);
+    }
+    let after = refused(scene)?;
+    for (class, answered) in CLASSES.iter().zip(answered) {
+        let key = (format!("{class}-tcp"), "shed".to_owned());
+        let counted = after.get(&key).unwrap_or(&0) - before.get(&key).unwrap_or(&0);
+        if counted + answered != ATTEMPTS {
+            // It went to another level and back meanwhile, or a client tried again.
+            eprintln!("level {level}, {class}: {answered} answered, {counted} counted as refused");
+            return Ok(None);
+        }
+    }
+    Ok(Some(answered))
+}
+
+#[test]
+fn each_level_refuses_exactly_its_classes() -> Result<()> {
+    let topology = Topology { nodes: 2, backends: 2, ..Topology::for_test("shedding") };
+    let scene = Scene::up(&topology, config(&topology))?;
+    scene.lab.steer(xtask::lab::VIPS4, &["n1"])?;
+    let client = scene.lab.client();
+    let open = |class| client.run(|| LongConnections::open(&[target(class, HTTP_PORT)], 4, PATIENCE / 60, PATIENCE))?;
+    let (kept, lowest) = (vec![open(0)?, open(1)?, open(2)?], open(3)?);
+    for (pace, level) in PACES {
+        let flows = xtask::lab::client_addresses(vip4(1).into()).into_iter().take(8);
+        let flows = flows.map(|source| (SocketAddr::new(source, 0), target(0, ECHO_PORT))).collect();
+        let streaming = client.run(|| Stream { per_second: pace, flows }.start())??;
+        let mut answered = None;
+        for _ in 0..TRIES {
+            let deadline = Instant::now() + PATIENCE;
+            while level_of_n1(&scene, "n1")?.0 != level {
+                ensure!(
+                    Instant::now() < deadline,
+                    "{pace} packets/s never came to level {level}: {:?}",
+                    level_of_n1(&scene, "n1")?
+                );
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            answered = attempts(&scene, level)?;
+            if answered.is_some() {
+                break;
+            }
+        }
+        let told = wait_until("n2 hears of it in beats", || Ok(level_of_n1(&scene, "n2")?.0 == level));
+        let stream = streaming.finish()?;
+        told?;
+        let Some(answered) = answered else { bail!("n1 never stayed at level {level} for a second or two") };
+        // Level 1 refuses low, 2 normal too, 3 high too.
+        let expected: [u64; 4] =
+            std::array::from_fn(|class| if class as u64 + level > 3 && class > 0 { 0 } else { ATTEMPTS });
+        ensure!(answered == expected, "level {level}: {answered:?} of {ATTEMPTS} each were answered, critical first");
+        // What servers on a busy machine lose is told, and is not the nodes': they count each packet that they refuse.
+        println!("level {level}: {} of {} datagrams were answered", stream.answered, stream.sent);
+    }
+    wait_until("the level falls with the load", || Ok(level_of_n1(&scene, "n1")?.0 == 0))?;
+    ensure!(attempts(&scene, 0)? == Some([ATTEMPTS; 4]), "something is refused, though nothing is to be shed");
+
+    let all = refused(&scene)?;
+    let of = |class: &str, reason: &str| {
+        let those = all.iter().filter(|((service, why), _)| service.starts_with(class) && why == reason);
+        those.map(|(_, count)| count).sum::<u64>()
+    };
+    ensure!(of("critical", "shed") + of("critical", "shed-established") == 0, "critical was refused: {all:?}");
+    ensure!(of("low", "shed-established") > 0, "established flows of the lowest class went on at level 3: {all:?}");
+    ensure!(of("high", "shed-established") + of("normal", "shed-established") == 0, "{all:?}");
+    for (class, long) in CLASSES.iter().zip(kept) {
+        let report = long.finish();
+        ensure!(report.broken == 0, "established connections of class {class} broke: {report:#?}");
+    }
+    ensure!(lowest.finish().broken > 0, "who was refused at level 3 was not told");
+    let why = scene.done("n1", &["why", "tcp", "10.77.3.1:40000", &target(3, HTTP_PORT).to_string(), "--syn"])?;
+    ensure!(why.contains("low"), "{why}");
+    Ok(())
+}
