@@ -1,9 +1,11 @@
 //! The doctor on real hosts: a lab's nodes and backends, with faults and without.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use redirector::config::Decap;
 use redirector::doctor::{self, Facts, Finding, Interface, Level, Manner, backend};
-use xtask::lab::{Lab, Topology};
+use xtask::lab::{Config, Lab, Topology};
 
 fn facts_of(lab: &Lab, host: &str, manner: Manner) -> Result<Facts> {
     Ok(lab.host(host)?.run(|| doctor::gather(Some("eth0"), manner))??)
@@ -104,5 +106,30 @@ fn a_backend_lacks_what_is_taken_from_it() -> Result<()> {
     let narrow = check()?;
     ensure!(says(&narrow, Level::Warning, "IPv4 packets of 1500 bytes do not fit"), "{narrow:#?}");
     ensure!(says(&narrow, Level::Warning, "rp_filter is strict"), "{narrow:#?}");
+    Ok(())
+}
+
+#[test]
+fn extreme_beats_are_refused_until_the_host_was_measured() -> Result<()> {
+    let topology = Topology { nodes: 1, backends: 1, ..Topology::for_test("unmeasured") };
+    let lab = Lab::up(&topology)?;
+    lab.configure(&Config { beats: Some("extreme".into()), ..Config::standard(&topology) })?;
+    let file = lab.config_file("n1");
+    let text = fs::read_to_string(&file)?;
+    ensure!(text.contains("beats_anyway = true"), "{text}");
+    fs::write(&file, text.replace("beats_anyway = true", "beats_anyway = false"))?;
+    let says = |args: &[&str]| -> Result<(bool, String)> {
+        let output = lab.redirector("n1", args)?.output()?;
+        Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    };
+    for command in ["run", "load"] {
+        let (done, words) = says(&[command])?;
+        ensure!(!done && words.contains("was not measured") && words.contains("redirector doctor --config"), "{words}");
+    }
+    // Whatever it finds.
+    says(&["doctor"])?;
+    let (done, words) = says(&["load"])?;
+    ensure!(done != words.contains("threads wake up here by"), "{words}");
+    ensure!(!words.contains("was not measured"), "{words}");
     Ok(())
 }

@@ -69,6 +69,8 @@ fn a_change_reaches_all_nodes_and_its_disputes_end() -> Result<()> {
     let mut scene = cluster("agreed")?;
     let web = targets(&scene.config, HTTP_PORT);
     weigh(&mut scene, 3)?;
+    let again = scene.refused("n2", &["bootstrap"])?;
+    ensure!(again.contains("a cluster begins once") && again.contains("redirector unload"), "{again}");
     let says = apply_on(&scene, "n2")?;
     ensure!(says.contains("durable on 2 of 3") || says.contains("durable on 3 of 3"), "{says}");
     for node in scene.lab.nodes() {

@@ -111,11 +111,13 @@ impl Incidents {
     pub(super) fn told(&mut self, event: &Event) {
         let kind = match event {
             Event::Role { .. } => Kind::Role,
+            Event::Rival(_) => Kind::Agreement,
             Event::Damaged { .. } | Event::Reborn { .. } | Event::Stopped(_) => Kind::Damage,
             Event::Repaired { .. } | Event::Refetched { .. } => Kind::Repair,
             Event::DiskFails(_) | Event::DiskWorks => Kind::Disk,
         };
-        self.journal.note(kind, None, event.to_string());
+        let about = if let Event::Rival(node) = event { Some(*node) } else { None };
+        self.journal.note(kind, about, event.to_string());
     }
 
     /// Notes by how much a count has grown since it was looked at last.

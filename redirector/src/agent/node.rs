@@ -32,6 +32,7 @@ use crate::dataplane::flows::now;
 use crate::dataplane::image::{self, Image, ImageError, Link, Links, NextHop};
 use crate::dataplane::maps::{Maps, MapsError};
 use crate::dataplane::{install, load};
+use crate::doctor::fitness;
 use crate::journal::Journal;
 use crate::netlink::{self, Kept, Neighbour};
 use crate::replication;
@@ -258,6 +259,7 @@ impl Node {
     /// Whatever keeps the data plane from being loaded.
     pub async fn start(name: &str, text: &str, mode: Option<XdpMode>) -> Result<Self> {
         let file = config::parse(name, text)?;
+        fitness::judge(&file).map_err(|unfit| anyhow::anyhow!("{unfit}; {}", fitness::mend(&file, name)))?;
         let digest = committed::digest(text);
         let incidents = Incidents::new(Journal::start(&file.node.data));
         let known = committed::read(&file.node.data, incidents.journal())

@@ -1,10 +1,12 @@
 //! `doctor`: what of this host would hurt, each finding with its mend.
 
-use anyhow::Result;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
 
 use super::decap::fail_on;
 use super::output::{Format, Output};
-use super::target::require_root;
+use super::target::{CONFIG, require_root};
 use crate::config;
 use crate::doctor::{self, Finding, Level, Manner, backend};
 
@@ -17,6 +19,10 @@ pub(super) struct Doctor {
     /// drivers reset their queues for it.
     #[arg(long = "try")]
     attach: bool,
+    /// The configuration of the node on this host: what is measured is kept in its data directory, where `run` looks for it
+    /// before it beats as fast as `extreme` [default: /etc/redirector/redirector.toml, if it is there].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     output: Output,
 }
@@ -25,7 +31,15 @@ impl Doctor {
     pub(super) fn run(self) -> Result<()> {
         require_root()?;
         let manner = if self.attach { Manner::Try } else { Manner::Look };
+        let node = match &self.config {
+            None if !Path::new(CONFIG).exists() => None,
+            file => Some(config::load(file.as_deref().unwrap_or(Path::new(CONFIG)))?.node),
+        };
         let facts = doctor::gather(self.interface.as_deref(), manner)?;
+        if let (Some(node), Some(wakeups)) = (node, facts.host.wakeups) {
+            let kept = doctor::fitness::keep(&node.data, wakeups);
+            kept.with_context(|| format!("what was measured cannot be kept in {}", node.data.display()))?;
+        }
         report(&doctor::judge(&facts), &self.output)
     }
 }

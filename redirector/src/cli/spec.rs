@@ -9,6 +9,7 @@ use super::target::Target;
 use crate::agent::Durable;
 use crate::agent::control::{self, Answer, Request};
 use crate::config;
+use crate::doctor::fitness;
 
 fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
@@ -40,6 +41,10 @@ impl Check {
             Ok(config) => {
                 let backends: usize = config.pools.iter().map(|pool| pool.backends.len()).sum();
                 let (vips, services) = (config.vips.len(), config.services.len());
+                if let Err(unfit) = fitness::judge(&config) {
+                    let mend = fitness::mend(&config, &file.display().to_string());
+                    eprintln!("{}: `run` refuses it on this host: {unfit}; {mend}", file.display());
+                }
                 println!("{}: good: {vips} VIPs, {services} services, {backends} backends", file.display());
                 Ok(())
             }

@@ -151,6 +151,7 @@ fn cluster_of_one() -> Cluster {
         key: None,
         slots: 16_384,
         beats: Beats::STANDARD,
+        beats_anyway: false,
         beat_keys: Vec::new(),
         path_key: None,
         identity: None,
@@ -179,13 +180,25 @@ fn cluster(mut r: Reader<'_>, beside: Option<&FilePath>) -> Cluster {
     }
     let id = r.number("id", 0..=u32::MAX).unwrap_or(default.id);
     let beats = r.parsed("beats", text::beats).unwrap_or(default.beats);
+    let beats_anyway = r.flag("beats_anyway").unwrap_or(default.beats_anyway);
     let beat_keys = beat_keys(&mut r);
     let path_key = r.parsed("path_key", text::key);
     let identity = identity(&mut r, beside);
     let port = r.number("port", 1..=u16::MAX).unwrap_or(default.port);
     let down_after = r.duration("down_after", DOWN_AFTER).unwrap_or(default.down_after);
     r.done();
-    Cluster { id, key: key.or(key_of_file), slots, beats, beat_keys, path_key, identity, port, down_after }
+    Cluster {
+        id,
+        key: key.or(key_of_file),
+        slots,
+        beats,
+        beats_anyway,
+        beat_keys,
+        path_key,
+        identity,
+        port,
+        down_after,
+    }
 }
 
 fn beat_keys(r: &mut Reader<'_>) -> Vec<Key> {

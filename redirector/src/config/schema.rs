@@ -71,6 +71,8 @@ pub struct Cluster {
     pub slots: u32,
     /// How soon a node that dies is noticed.
     pub beats: Beats,
+    /// Whether beats that need a fit host are used on one that was not measured, or does not fit.
+    pub beats_anyway: bool,
     /// Keys of beats other than the one that follows from `key`: the first is used, either is accepted.
     pub beat_keys: Vec<Key>,
     /// The key of beats to the far ends of paths; without it none are sent.

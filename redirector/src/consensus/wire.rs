@@ -48,6 +48,9 @@ pub enum Body {
         /// A snapshot, where it was asked for or entries are no longer kept.
         snapshot: Option<Vec<u8>>,
     },
+    /// The node is part of a cluster that has begun: said to disks without a seat, and to nodes that should be members and
+    /// are not.
+    Begun,
 }
 
 /// A log entry.

@@ -11,6 +11,7 @@
 
 pub mod backend;
 mod ethtool;
+pub mod fitness;
 mod host;
 mod interface;
 mod rules;

@@ -4,7 +4,7 @@ use std::time::Duration;
 use std::{fs, io, ptr};
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 const SLEEPS: u32 = 200;
 const SLEEP: Duration = Duration::from_millis(1);
@@ -16,7 +16,7 @@ const PRIORITY: i32 = 50;
 const STEAL_PERCENT_MAX: f64 = 0.5;
 
 /// How late threads wake up, in microseconds, out of 200 sleeps of a millisecond.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Wakeups {
     /// Half of them were no later than this.
     pub p50_us: u64,

@@ -243,6 +243,7 @@ impl Config {
                 key: "000102030405060708090a0b0c0d0e0f",
                 slots: 16384,
                 beats: self.beats.as_deref(),
+                beats_anyway: true,
                 path_key: self.key(),
                 down_after: self.down_after.as_deref(),
                 ca: lab.join(PKI).join("ca.crt").display().to_string(),
@@ -356,6 +357,8 @@ struct Cluster<'a> {
     beats: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     path_key: Option<&'static str>,
+    /// A lab's host is what it is.
+    beats_anyway: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     down_after: Option<&'a str>,
     ca: String,

@@ -115,6 +115,12 @@ impl<D: Disk, A> Desk<D, A> {
         done
     }
 
+    /// Asks all peers whether they are part of a cluster.
+    pub fn greet(&mut self) {
+        self.machine.greet();
+        self.act();
+    }
+
     /// Fetches the agreed state anew from a node.
     pub fn refetch(&mut self, from: u8) {
         self.machine.refetch(from);

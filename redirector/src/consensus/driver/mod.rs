@@ -46,6 +46,9 @@ const LEADER: Duration = Duration::from_secs(3);
 /// How long the answer to a change may take once it was sent to the leader.
 const ANSWER: Duration = Duration::from_secs(8);
 
+/// How long others may take to say that a cluster has begun.
+const GREETED: Duration = Duration::from_millis(300);
+
 /// Between attempts at a change that was not taken.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -133,6 +136,7 @@ pub fn start(settings: Settings, transport: Transport, inbox: mpsc::Receiver<Inc
         match machine.bootstrap(genesis) {
             Ok(()) | Err(BootstrapError::Begun) => {}
             Err(BootstrapError::Io(error)) => return Err(error.into()),
+            Err(BootstrapError::Elsewhere(_)) => {}
         }
     }
     let (inputs, waiting) = bounded(WAITING);
@@ -262,13 +266,15 @@ impl Handle {
         }
     }
 
-    /// Begins a cluster of this node alone.
+    /// Begins a cluster of this node alone, unless another node says that it is part of one.
     ///
     /// # Errors
     /// [`BootstrapError`].
     pub async fn bootstrap(&self, genesis: Genesis) -> Result<(), BootstrapError> {
         let (answer, answered) = oneshot::channel();
         let ended = || BootstrapError::Io(std::io::Error::other("agreement does not run on this node"));
+        self.inputs.try_send(Input::Greet).map_err(|_| ended())?;
+        sleep(GREETED).await;
         self.inputs.try_send(Input::Bootstrap { genesis, answer }).map_err(|_| ended())?;
         answered.await.unwrap_or_else(|_| Err(ended()))
     }

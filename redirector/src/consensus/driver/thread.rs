@@ -27,6 +27,7 @@ pub(super) enum Input {
     Welcome(BTreeSet<u8>),
     Vips(BTreeMap<String, Vec<u8>>),
     Bootstrap { genesis: Genesis, answer: oneshot::Sender<Result<(), BootstrapError>> },
+    Greet,
     Refetch(u8),
     Resign,
     End(oneshot::Sender<()>),
@@ -101,6 +102,7 @@ impl Thread {
                 // Whoever asked may have gone away.
                 let _ = answer.send(self.desk.bootstrap(genesis));
             }
+            Input::Greet => self.desk.greet(),
             Input::Refetch(from) => self.desk.refetch(from),
             Input::Resign => self.desk.resign(),
             Input::End(_) => {}

@@ -151,6 +151,12 @@ pub enum Event {
         /// As of which index.
         index: u64,
     },
+    /// Another node, which should be a member, is part of a cluster of its own.
+    #[error(
+        "node {0} has begun a cluster of its own: end its agent, `redirector unload` it, remove its data directory and start \
+         it again; then it joins this one"
+    )]
+    Rival(u8),
     /// The disk has been set aside.
     #[error("the log is lost ({why}); it is set aside, and this node comes back as a learner")]
     Reborn {
@@ -172,8 +178,17 @@ pub enum Event {
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
     /// The node has a log already.
-    #[error("this node is part of a cluster already: a cluster begins once")]
+    #[error(
+        "this node is part of a cluster already: a cluster begins once. To begin anew, end the agents of all its nodes, \
+         `redirector unload` them and remove their data directories"
+    )]
     Begun,
+    /// Another node has one.
+    #[error(
+        "node {0} is part of a cluster already, and a cluster begins once: this node joins it by itself, if the configuration \
+         in force there names it; `redirector join` waits for that"
+    )]
+    Elsewhere(u8),
     /// The disk fails.
     #[error("the log cannot be written")]
     Io(#[from] std::io::Error),

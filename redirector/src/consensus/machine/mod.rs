@@ -25,7 +25,7 @@ mod repair;
 mod running;
 mod status;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use action::{Action, BootstrapError, Config, Event, NotTaken, ProposalId, Stranger};
@@ -76,6 +76,10 @@ struct Own {
     heard: BTreeMap<u8, u64>,
     strangers: BTreeMap<u8, Stranger>,
     disk_fails: bool,
+    /// Nodes of which each has said that it is part of a cluster, and when.
+    begun: BTreeMap<u8, u64>,
+    /// Nodes with clusters of their own that have been told of.
+    rivals: BTreeSet<u8>,
     /// The node that the agreed state is fetched from, and how often it will still be asked.
     doubt: Option<(u8, u32)>,
 }
@@ -110,6 +114,8 @@ impl<D: Disk> Machine<D> {
             heard: BTreeMap::new(),
             strangers: BTreeMap::new(),
             disk_fails: false,
+            begun: BTreeMap::new(),
+            rivals: BTreeSet::new(),
             doubt: None,
         };
         let phase = match opening {
@@ -129,6 +135,11 @@ impl<D: Disk> Machine<D> {
     /// [`BootstrapError`].
     pub fn bootstrap(&mut self, genesis: impl FnOnce(u128) -> State) -> Result<(), BootstrapError> {
         self.try_blank();
+        if self.own.state.version == 0
+            && let Some(node) = self.own.begun_elsewhere()
+        {
+            return Err(BootstrapError::Elsewhere(node));
+        }
         match std::mem::replace(&mut self.phase, Phase::Stopped) {
             Phase::Running(running) if running.log().snapshot().is_none() && !running.has_heard_a_leader() => {
                 let mut log = running.into_log();
@@ -164,7 +175,12 @@ impl<D: Disk> Machine<D> {
             (Body::Hello { incarnation, address, weight }, _) => {
                 let (disk, tick) = (letter.disk, self.own.tick);
                 self.own.strangers.insert(from, Stranger { disk, incarnation, address, weight, tick });
+                if let (Phase::Running(running), 1..) = (&self.phase, self.own.state.version) {
+                    let disk = running.log().identity().disk;
+                    self.own.send(from, disk, Body::Begun);
+                }
             }
+            (Body::Begun, _) => self.own.hears_of_a_cluster(from),
             (Body::Raft(step), Phase::Running(running)) => running.handle(&mut self.own, from, letter.disk, step),
             (Body::Fetch { entries, snapshot }, Phase::Running(running)) => {
                 let commit = running.raft().raft_log.committed;
@@ -200,6 +216,13 @@ impl<D: Disk> Machine<D> {
         }
         self.look_for_stop();
         proposal
+    }
+
+    /// Asks all peers at once whether they are part of a cluster.
+    pub fn greet(&mut self) {
+        if let Phase::Running(running) = &self.phase {
+            running.greet(&mut self.own);
+        }
     }
 
     /// Fetches the agreed state anew from a node: whoever calls knows that most others have another.
@@ -310,6 +333,20 @@ impl<D: Disk> Machine<D> {
 }
 
 impl Own {
+    /// A node that was lately part of a cluster which this one is not part of.
+    fn begun_elsewhere(&self) -> Option<u8> {
+        self.begun.iter().find(|(_, at)| self.tick - **at <= 8 * AGAIN).map(|(&node, _)| node)
+    }
+
+    /// A node says that it is part of a cluster. If this one is part of one without it, there are two.
+    fn hears_of_a_cluster(&mut self, node: u8) {
+        self.begun.insert(node, self.tick);
+        let is_rival = self.state.version > 0 && !self.state.members.contains_key(&node);
+        if is_rival && self.rivals.insert(node) {
+            self.out.push(Action::Told(Event::Rival(node)));
+        }
+    }
+
     /// What follows when a disk's promises are lost.
     fn reborn<D: Disk>(&mut self, disk: D, why: String) -> Phase<D> {
         self.counters.reborn += 1;

@@ -175,6 +175,7 @@ impl<D: Disk> Running<D> {
         self.resend_snapshots(own.tick);
         if own.tick.is_multiple_of(2 * AGAIN) {
             self.greet(own);
+            self.say_begun(own);
         }
         if own.tick.is_multiple_of(AGAIN) {
             self.ask_for_state(own);
@@ -344,8 +345,19 @@ impl<D: Disk> Running<D> {
         own.state.version > 0 && !own.state.members.contains_key(&own.config.node)
     }
 
+    /// Tells nodes that should be members and are not that there is a cluster.
+    fn say_begun(&self, own: &mut Own) {
+        if own.state.version == 0 || self.has_left(own) {
+            return;
+        }
+        let is_missing = |peer: &u8| !own.state.members.contains_key(peer);
+        for peer in own.config.peers.clone().into_iter().filter(is_missing).collect::<Vec<_>>() {
+            own.send(peer, self.log().identity().disk, Body::Begun);
+        }
+    }
+
     /// Tells peers of this disk while it has no seat.
-    fn greet(&self, own: &mut Own) {
+    pub(super) fn greet(&self, own: &mut Own) {
         let id = self.raft().id;
         if self.voters.contains(&id) || self.learners.contains(&id) || self.has_left(own) {
             return;

@@ -384,3 +384,29 @@ fn an_agreed_state_that_differs_is_fetched_anew_and_stays_right_over_a_restart()
     net.run(600);
     assert!(net.events.is_empty(), "what is right is left alone: {:?}", net.events);
 }
+
+#[test]
+fn a_second_cluster_is_refused_and_two_that_began_apart_are_told_of() {
+    let mut net = Net::empty(3, 22);
+    net.machines.get_mut(&1).unwrap().bootstrap(|disk| genesis(1, disk)).unwrap();
+    net.machines.get_mut(&2).unwrap().greet();
+    net.run(10);
+    let second = net.machines.get_mut(&2).unwrap().bootstrap(|disk| genesis(2, disk));
+    assert!(matches!(second, Err(BootstrapError::Elsewhere(1))), "{second:?}");
+    assert_eq!(net.state(2).version, 0);
+
+    let mut net = Net::empty(3, 23);
+    net.is_divided = true;
+    net.cut_off(&[2]);
+    for id in [1, 2] {
+        net.machines.get_mut(&id).unwrap().bootstrap(|disk| genesis(id, disk)).unwrap();
+    }
+    net.run(200);
+    assert!(!net.events.iter().any(|(_, event)| matches!(event, Event::Rival(_))));
+    net.heal();
+    net.run(200);
+    for (id, rival) in [(1, 2), (2, 1)] {
+        let told = net.events.iter().filter(|told| **told == (id, Event::Rival(rival))).count();
+        assert_eq!(told, 1, "node {id} told so often of node {rival}'s cluster");
+    }
+}

@@ -26,6 +26,8 @@ pub(in crate::consensus) struct Net {
     applied: BTreeMap<u64, (Command, u64)>,
     /// Directions that lose everything.
     pub(in crate::consensus) cut: BTreeSet<(u8, u8)>,
+    /// Whether several clusters were begun, so that each may have a leader.
+    pub(in crate::consensus) is_divided: bool,
     /// Messages lost, of 100.
     pub(in crate::consensus) loss: u64,
     flying: BTreeMap<(u64, u64), (u8, u8, Vec<u8>)>,
@@ -61,6 +63,7 @@ impl Net {
             events: Vec::new(),
             applied: BTreeMap::new(),
             cut: BTreeSet::new(),
+            is_divided: false,
             loss: 0,
             flying: BTreeMap::new(),
             sent: 0,
@@ -178,6 +181,9 @@ impl Net {
                     Action::StateChanged => {}
                 }
             }
+        }
+        if self.is_divided {
+            return;
         }
         let leaders: Vec<(u8, u64)> = self.leaders();
         for (at, one) in leaders.iter().enumerate() {

@@ -129,6 +129,7 @@ fn files_that_are_no_identity_are_told_apart() {
         id: 7,
         key: None,
         slots: 256,
+        beats_anyway: false,
         beats: crate::config::Beats::STANDARD,
         beat_keys: Vec::new(),
         identity: None,
