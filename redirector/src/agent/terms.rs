@@ -62,7 +62,11 @@ pub fn machine(config: &Config, incarnation: u64, seed: u128) -> machine::Config
 
 /// How patient a node is when it leads.
 pub fn patience(config: &Config) -> Patience {
-    Patience { down: config.cluster.down_after.as_millis() as u64, ..Patience::default() }
+    Patience {
+        down: config.cluster.down_after.as_millis() as u64,
+        silent: config.cluster.silent_after.as_millis() as u64,
+        ..Patience::default()
+    }
 }
 
 /// A change to this configuration, of this text.

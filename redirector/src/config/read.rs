@@ -157,6 +157,7 @@ fn cluster_of_one() -> Cluster {
         identity: None,
         port: 4201,
         down_after: Duration::from_secs(10),
+        silent_after: Duration::from_secs(30),
     }
 }
 
@@ -186,6 +187,7 @@ fn cluster(mut r: Reader<'_>, beside: Option<&FilePath>) -> Cluster {
     let identity = identity(&mut r, beside);
     let port = r.number("port", 1..=u16::MAX).unwrap_or(default.port);
     let down_after = r.duration("down_after", DOWN_AFTER).unwrap_or(default.down_after);
+    let silent_after = r.duration("silent_after", DOWN_AFTER).unwrap_or(default.silent_after);
     r.done();
     Cluster {
         id,
@@ -198,6 +200,7 @@ fn cluster(mut r: Reader<'_>, beside: Option<&FilePath>) -> Cluster {
         identity,
         port,
         down_after,
+        silent_after,
     }
 }
 

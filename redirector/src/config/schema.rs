@@ -85,6 +85,10 @@ pub struct Cluster {
     /// How long most of the others must have suspected a node before it is agreed that it is down.
     #[serde(serialize_with = "duration")]
     pub down_after: Duration,
+    /// How long most of the others must have heard nothing of a node's agent, while its data plane answers, before its slots
+    /// are given to others.
+    #[serde(serialize_with = "duration")]
+    pub silent_after: Duration,
 }
 
 /// How often nodes ask each other whether they live, and how many unanswered questions make a suspect.

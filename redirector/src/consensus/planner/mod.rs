@@ -5,6 +5,7 @@
 //! | a majority of the others has suspected a node for a while | it is down |
 //! | a node that is down is heard again and nobody suspects it; or its maps are new | it is returning |
 //! | a returning node has the flows of all slots that it is ranked in | it is up |
+//! | a majority of the others has found a node's agent silent for a while | it should own nothing |
 //! | slots are not ranked as they should be | first more ranks, then, once the flows are there, the right order |
 //! | a slot's previous owner has been asked for long enough | it is forgotten |
 //! | a draining node owns nothing, holds nothing and has been asked for long enough | it is drained |
@@ -87,6 +88,8 @@ impl Report {
 pub struct Patience {
     /// A node is down after it was suspected for so long.
     pub down: u64,
+    /// A node whose agent most others have found silent for so long should own nothing.
+    pub silent: u64,
     /// A node returns after nobody has suspected it for so long.
     pub back: u64,
     /// A report that is older says nothing.
@@ -102,7 +105,15 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { down: 10_000, back: 2_000, report: 1_000, forwarding: 60_000, draining: 3_000, settling: 30_000 }
+        Self {
+            down: 10_000,
+            silent: 30_000,
+            back: 2_000,
+            report: 1_000,
+            forwarding: 60_000,
+            draining: 3_000,
+            settling: 30_000,
+        }
     }
 }
 
@@ -154,6 +165,7 @@ pub struct Planner {
     reports: BTreeMap<u8, (u64, Report)>,
     suspected_since: BTreeMap<u8, u64>,
     well_since: BTreeMap<u8, u64>,
+    silent_since: BTreeMap<u8, u64>,
     idle_since: BTreeMap<u8, u64>,
     incomplete_since: Option<u64>,
     under_way: BTreeSet<Concern>,
@@ -170,6 +182,7 @@ impl Planner {
             reports: BTreeMap::new(),
             suspected_since: BTreeMap::new(),
             well_since: BTreeMap::new(),
+            silent_since: BTreeMap::new(),
             idle_since: BTreeMap::new(),
             incomplete_since: None,
             under_way: BTreeSet::new(),
@@ -245,6 +258,8 @@ impl Planner {
             note(&mut self.suspected_since, id, is_suspect, now);
             let is_well = !is_suspect_to_anyone && self.report(id, now).is_some();
             note(&mut self.well_since, id, is_well, now);
+            let is_silent = self.most_say(state, id, now, |report| &report.silent);
+            note(&mut self.silent_since, id, is_silent, now);
         }
     }
 

@@ -48,11 +48,12 @@ impl Planner {
         })
     }
 
-    /// Nodes whose agents are silent should own nothing, unless all are; nor those that ail, and those whose health is poor
-    /// less than others.
+    /// Nodes whose agents have been silent for long should own nothing, unless all have; nor those that ail, and those whose
+    /// health is poor less than others.
     pub(super) fn set_target(&mut self, state: &State, now: u64) {
         let mut weights = state.weights();
-        weights.retain(|&(id, _)| !self.most_say(state, id, now, |report| &report.silent));
+        let is_silent = |id: &u8| self.silent_since.get(id).is_some_and(|&at| now - at >= self.patience.silent);
+        weights.retain(|(id, _)| !is_silent(id));
         if weights.is_empty() {
             weights = state.weights();
         }

@@ -134,6 +134,7 @@ fn files_that_are_no_identity_are_told_apart() {
         beat_keys: Vec::new(),
         identity: None,
         port: 4201,
+        silent_after: std::time::Duration::from_secs(30),
         down_after: std::time::Duration::from_secs(10),
     };
     assert!(Identity::load(&cluster).unwrap().is_none());
