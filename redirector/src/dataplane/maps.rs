@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::path::{Path as FilePath, PathBuf};
+use std::sync::Mutex;
 
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::xdp::DevMap;
@@ -86,6 +87,8 @@ pub struct Maps {
     pub pools: Array<MapData, Pool>,
     pub pool_tables: ArrayOfMaps<MapData>,
     pub slots: ArrayOfMaps<MapData>,
+    /// The slot table that was last read or put in force here.
+    pub(super) known_slots: Mutex<Option<Vec<Slot>>>,
     pub alive: Array<MapData, AliveNodes>,
     pub peers: Array<MapData, Path>,
     pub peer_macs: HashMap<MapData, u64, u32>,
@@ -150,6 +153,7 @@ impl Maps {
             pools: open(directory, "POOLS", Map::Array)?,
             pool_tables: open(directory, "POOL_TABLES", Map::ArrayOfMaps)?,
             slots: open(directory, "SLOTS", Map::ArrayOfMaps)?,
+            known_slots: Mutex::default(),
             alive: open(directory, "ALIVE", Map::Array)?,
             peers: open(directory, "PEERS", Map::Array)?,
             peer_macs: open(directory, "PEER_MACS", Map::HashMap)?,

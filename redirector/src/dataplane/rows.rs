@@ -2,6 +2,7 @@
 //! another. The same for the kernel's maps and for tables in memory.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redirector_ebpf::hash::{FlowHash, HashKey};
@@ -19,6 +20,14 @@ pub trait RowTables {
     /// # Errors
     /// [`MapsError::Use`].
     fn slots(&self) -> Result<Vec<Slot>, MapsError>;
+
+    /// The same as it was last read or put in force here, where reading it takes time: as long as writing another.
+    ///
+    /// # Errors
+    /// [`MapsError::Use`].
+    fn known_slots(&self) -> Result<Vec<Slot>, MapsError> {
+        self.slots()
+    }
 
     /// Switches to another slot table.
     ///
@@ -51,14 +60,29 @@ pub trait RowTables {
     fn now(&self) -> u64;
 }
 
+/// What a lock holds, also after a thread that held it has failed.
+fn known<T>(slots: &Mutex<T>) -> MutexGuard<'_, T> {
+    slots.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl RowTables for Maps {
     fn slots(&self) -> Result<Vec<Slot>, MapsError> {
-        self.slots()
+        let slots = self.slots()?;
+        *known(&self.known_slots) = Some(slots.clone());
+        Ok(slots)
+    }
+
+    fn known_slots(&self) -> Result<Vec<Slot>, MapsError> {
+        let slots = known(&self.known_slots).clone();
+        slots.map_or_else(|| RowTables::slots(self), Ok)
     }
 
     fn set_slots(&mut self, slots: &[Slot]) -> Result<(), MapsError> {
+        *known(&self.known_slots) = None;
         let table = super::batch::new_array(slots, "SLOTS")?;
-        self.slots.set(0, &table, 0).map_err(written("SLOTS"))
+        self.slots.set(0, &table, 0).map_err(written("SLOTS"))?;
+        *known(&self.known_slots) = Some(slots.to_vec());
+        Ok(())
     }
 
     fn pool(&self, id: u16) -> Result<Pool, MapsError> {
@@ -96,7 +120,7 @@ pub fn follow(tables: &mut impl RowTables, image: &Image) -> Result<(), MapsErro
 /// Switches to a new slot table, if it differs. Where the nodes do not agree on one, versions go up, and old primaries
 /// become previous owners.
 pub(super) fn slots(tables: &mut impl RowTables, image: &Image) -> Result<(), MapsError> {
-    let (present, target) = (tables.slots()?, &image.slots);
+    let (present, target) = (tables.known_slots()?, &image.slots);
     let next: Vec<Slot> = match present.len() == target.len() && image.agreed.is_none() {
         true => present.iter().zip(target).map(|(old, new)| next_slot(*old, *new)).collect(),
         false => target.clone(),
