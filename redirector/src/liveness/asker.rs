@@ -9,7 +9,7 @@ use redirector_ebpf::tables::{AliveNodes, Path};
 use crate::dataplane::liveness::LivenessTables;
 
 /// How often alive bits are looked at, if the interval is longer; nanoseconds.
-const LOOK: u64 = 2_000_000;
+const LOOK: u64 = 4_000_000;
 
 /// A link that requests go over.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -68,8 +68,8 @@ impl Ring {
         lost.saturating_sub(std::mem::replace(&mut self.lost, lost))
     }
 
-    /// Puts what has come into the queue.
-    pub(super) fn drain(&mut self, queue: &Sender<Changed>, heard: &Heard) {
+    /// Puts what has come into the queue; says whether anything had.
+    pub(super) fn drain(&mut self, queue: &Sender<Changed>, heard: &Heard) -> bool {
         let (mut events, mut lost) = (0, 0);
         while let Some(bytes) = self.ring.next() {
             events += 1;
@@ -85,5 +85,6 @@ impl Ring {
         if lost > 0 {
             heard.lose(lost);
         }
+        events + lost > 0
     }
 }

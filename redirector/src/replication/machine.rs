@@ -139,6 +139,11 @@ impl Machine {
         }
     }
 
+    /// Whether no flow waits, and no peer is being walked for.
+    pub fn is_idle(&self) -> bool {
+        self.peers.values().all(|peer| peer.pending.is_empty() && peer.walk.is_none())
+    }
+
     /// Events were lost: which ones is not known.
     pub fn handle_loss(&mut self) {
         self.peers.values_mut().for_each(Peer::resynchronise);

@@ -59,6 +59,11 @@ impl Settings {
     pub(super) fn tick(&self) -> Duration {
         (self.flush / 10).clamp(Duration::from_millis(1), Duration::from_millis(5))
     }
+
+    /// The same while nothing happens: what then comes first is found a little later, well within the lag that is allowed.
+    pub(super) fn idle_tick(&self) -> Duration {
+        (self.flush / 4).clamp(Duration::from_millis(1), Duration::from_millis(12))
+    }
 }
 
 /// Why replication does not start.
@@ -212,8 +217,9 @@ pub fn start(
         "flow-events",
         Box::new(move || {
             while !ring_shared.is_stopping() {
-                ring.drain(&events, &ring_shared.heard);
-                thread::sleep(ring_shared.settings.tick());
+                let settings = ring_shared.settings;
+                let any = ring.drain(&events, &ring_shared.heard);
+                thread::sleep(if any { settings.tick() } else { settings.idle_tick() });
             }
         }),
     )?);

@@ -22,6 +22,10 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const ANSWERS: usize = 256;
 /// How often it is looked who is connected, and counters are put down.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often it is looked around while no flow waits.
+const IDLE: Duration = Duration::from_millis(25);
+/// Events that are taken in before anything else is looked at.
+const EVENTS_AT_ONCE: usize = 255;
 /// How often names and idle times are read without anybody saying that they changed.
 const NAMES: Duration = Duration::from_secs(10);
 
@@ -81,7 +85,10 @@ impl Worker {
             let wait = next.saturating_duration_since(Instant::now());
             select! {
                 recv(self.changed) -> event => match event {
-                    Ok(event) => self.machine.handle_event(event.key, event.backend, event.time, now()),
+                    Ok(event) => {
+                        self.handle(event);
+                        next = next.min(Instant::now() + tick);
+                    }
                     // The ring's thread has ended, and this one is about to.
                     Err(_) => std::thread::sleep(wait),
                 },
@@ -95,8 +102,17 @@ impl Worker {
             }
             if Instant::now() >= next {
                 self.tick();
-                next = Instant::now() + tick;
+                next = Instant::now() + if self.machine.is_idle() { IDLE } else { tick };
             }
+        }
+    }
+
+    /// Takes an event in, and those that wait behind it: where many come, choosing between queues costs more than they do.
+    fn handle(&mut self, event: Changed) {
+        let now = now();
+        let behind = self.changed.try_iter().take(EVENTS_AT_ONCE);
+        for Changed { key, backend, time } in std::iter::once(event).chain(behind) {
+            self.machine.handle_event(key, backend, time, now);
         }
     }
 
