@@ -46,6 +46,12 @@ pub struct Config {
     /// Further tables, as TOML.
     #[serde(skip)]
     pub more: String,
+    /// How long a change of a flow waits until it is sent, if other than usual.
+    #[serde(skip)]
+    pub flush: Option<String>,
+    /// Places for IPv4 flows, if other than the lab's usual few.
+    #[serde(skip)]
+    pub flows4: Option<u32>,
 }
 
 /// A virtual address or prefix.
@@ -250,7 +256,7 @@ impl Config {
                 certificate: lab.join(PKI).join(format!("node-{node}.crt")).display().to_string(),
                 private_key: lab.join(PKI).join(format!("node-{node}.key")).display().to_string(),
             },
-            tables: Tables { flows4: 65536, flows6: 16384 },
+            tables: Tables { flows4: self.flows4.unwrap_or(65536), flows6: 16384 },
             interface: interfaces(topology, Role::Node(node))
                 .into_iter()
                 .map(|name| Interface { name, mode: "native" })
@@ -265,7 +271,7 @@ impl Config {
                     alive: true,
                 })
                 .collect(),
-            replication: Replication { enabled: !self.unreplicated },
+            replication: Replication { enabled: !self.unreplicated, flush: self.flush.as_deref() },
             cluster_wide: self,
         };
         let text = toml::to_string(&file);
@@ -319,7 +325,7 @@ struct File<'a> {
     tables: Tables,
     interface: Vec<Interface>,
     member: Vec<Member>,
-    replication: Replication,
+    replication: Replication<'a>,
     #[serde(flatten)]
     cluster_wide: &'a Config,
 }
@@ -373,8 +379,10 @@ struct Tables {
 }
 
 #[derive(Serialize)]
-struct Replication {
+struct Replication<'a> {
     enabled: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flush: Option<&'a str>,
 }
 
 #[derive(Serialize)]
