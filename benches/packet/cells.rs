@@ -17,16 +17,27 @@ pub(crate) struct Cell {
     /// Its name.
     pub(crate) name: &'static str,
     /// The service's port.
-    port: u16,
-    v6: bool,
+    pub(crate) port: u16,
+    pub(crate) v6: bool,
+    /// What tells its packets apart.
+    pub(crate) varies: Varies,
     /// Whether the packet opens a connection.
     pub(crate) opens: bool,
     /// What its flows need of the flow table beforehand.
     pub(crate) table: Table,
     /// Ratios aimed at with 1, 10,000 and 1,000,000 flows.
-    targets: [f64; 3],
+    pub(crate) targets: [f64; 3],
     /// What should become of each packet.
     pub(crate) reason: Reason,
+}
+
+/// What tells a cell's packets apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Varies {
+    /// The client's address, for as many flows of one service.
+    Source,
+    /// The service's port, from the cell's on, for a flow of each of as many services.
+    Port,
 }
 
 /// What a cell wants of the flow table and the slots.
@@ -40,10 +51,13 @@ pub(crate) enum Table {
     Others,
     /// The slots belong to another node.
     Elsewhere,
+    /// The slots belong to all nodes.
+    Shared,
 }
 
-const fn cell(name: &'static str, port: u16, table: Table, targets: [f64; 3]) -> Cell {
-    Cell { name, port, v6: false, opens: false, table, targets, reason: Reason::Served }
+/// A cell of an IPv4 service without anything special.
+pub(crate) const fn cell(name: &'static str, port: u16, table: Table, targets: [f64; 3]) -> Cell {
+    Cell { name, port, v6: false, varies: Varies::Source, opens: false, table, targets, reason: Reason::Served }
 }
 
 /// The cells, in the order in which they are shown.
@@ -92,9 +106,22 @@ impl Cell {
         packet
     }
 
-    /// Where the lowest four bytes of the source are.
+    /// Where the four bytes are that tell its packets apart.
     pub(crate) fn source_at(&self) -> u32 {
-        if self.v6 { 14 + 8 + 12 } else { 14 + 12 }
+        match (self.varies, self.v6) {
+            (Varies::Source, true) => 14 + 8 + 12,
+            (Varies::Source, false) => 14 + 12,
+            (Varies::Port, true) => 14 + 40,
+            (Varies::Port, false) => 14 + 20,
+        }
+    }
+
+    /// What stands there in the first of them.
+    pub(crate) fn first(&self) -> u64 {
+        match self.varies {
+            Varies::Source => 0x0a80_0000,
+            Varies::Port => 40_000 << 16 | u64::from(self.port),
+        }
     }
 
     /// XDP's action for its packets.

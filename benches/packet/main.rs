@@ -5,10 +5,15 @@
 //! taken again, at most twice, whichever of the two it is. Given are medians over the rounds and the paired ratio.
 //!
 //! Figures are of `BPF_PROG_TEST_RUN`: no driver, no DMA, warm instruction cache.
+//!
+//! With `forward`, `scale` or `rewrite` as its first argument it measures that instead; each module says what it is.
 
 mod cells;
+mod forward;
 mod measure;
 mod node;
+mod rewrite;
+mod scale;
 
 use std::fs;
 
@@ -36,6 +41,8 @@ struct Figure {
 /// What was asked for.
 struct Options {
     json: Option<String>,
+    /// Fewer rounds and steps, of the other measurements.
+    short: bool,
     /// Cells whose name begins so; none: all.
     cells: Vec<String>,
     /// One number of flows in place of all.
@@ -48,11 +55,13 @@ struct Options {
 
 impl Options {
     fn of(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
-        let mut options = Self { json: None, cells: Vec::new(), flows: None, rounds: ROUNDS, object: None };
+        let mut options =
+            Self { json: None, short: false, cells: Vec::new(), flows: None, rounds: ROUNDS, object: None };
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().with_context(|| format!("{argument} wants a value"));
             match argument.as_str() {
                 "--json" => options.json = Some(value()?),
+                "--short" => options.short = true,
                 "--cell" => options.cells.push(value()?),
                 "--flows" => options.flows = Some(value()?.parse().context("--flows wants a number")?),
                 "--rounds" => options.rounds = value()?.parse().context("--rounds wants a number")?,
@@ -60,7 +69,7 @@ impl Options {
                 // What cargo adds to every bench.
                 "--bench" => {}
                 other => anyhow::bail!(
-                    "unknown argument {other}; there are --json FILE, --cell NAME, --flows N, --rounds N, --object FILE"
+                    "unknown argument {other}; there are --json FILE, --short, --cell NAME, --flows N, --rounds N, --object FILE"
                 ),
             }
         }
@@ -76,11 +85,26 @@ impl Options {
 /// Rounds of floor and cell, where nothing else is asked for.
 const ROUNDS: usize = 9;
 
+/// Another measurement than that of the cells, if one is named.
+fn other(name: &str) -> Option<fn(&Options) -> Result<serde_json::Value>> {
+    match name {
+        "forward" => Some(forward::run),
+        "rewrite" => Some(rewrite::run),
+        "scale" => Some(scale::run),
+        _ => None,
+    }
+}
+
 fn main() -> Result<()> {
-    let options = Options::of(std::env::args().skip(1))?;
+    let mut arguments = std::env::args().skip(1).peekable();
+    let other = arguments.peek().and_then(|name| other(name));
+    let options = Options::of(arguments.skip(usize::from(other.is_some())))?;
     // SAFETY: takes nothing, fails never.
     let root = unsafe { libc::geteuid() } == 0;
     ensure!(root, "needs root, for BPF: sudo -E env \"PATH=$PATH\" cargo bench --bench packet");
+    if let Some(measure) = other {
+        return write(&options, &measure(&options)?);
+    }
     let object = match &options.object {
         Some(file) => fs::read(file).with_context(|| format!("cannot read {file}"))?,
         None => redirector::OBJECT.to_vec(),
@@ -115,10 +139,12 @@ fn main() -> Result<()> {
             figures.push(figure);
         }
     }
-    if let Some(file) = options.json {
-        fs::write(&file, serde_json::to_string_pretty(&figures)?).with_context(|| format!("cannot write {file}"))?;
-    }
-    Ok(())
+    write(&options, &figures)
+}
+
+fn write(options: &Options, figures: &impl Serialize) -> Result<()> {
+    let Some(file) = &options.json else { return Ok(()) };
+    fs::write(file, serde_json::to_string_pretty(figures)?).with_context(|| format!("cannot write {file}"))
 }
 
 fn measure(bench: &mut Bench, cell: &Cell, flows: u64, target: Option<f64>, rounds: usize) -> Result<Figure> {

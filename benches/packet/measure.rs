@@ -7,15 +7,13 @@ use aya::maps::{Array, MapData, ProgramArray};
 use aya::programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use redirector_ebpf::bench::{Run, TEMPLATE};
+use xtask::bench::machine::{disturbances, undisturbed};
 
 use crate::cells::{Cell, Table, XDP_TX};
 use crate::node::Node;
 
 /// Packets of one slice.
 const SLICE: u32 = 100_000;
-
-/// How often a disturbed slice is taken again.
-const AGAIN: usize = 4;
 
 /// The wrapper, the floor, and the node.
 pub(crate) struct Bench {
@@ -29,18 +27,18 @@ pub(crate) struct Bench {
     base: u64,
 }
 
-fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd> {
+pub(crate) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd> {
     let program: &mut Xdp = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
     program.load().with_context(|| format!("load {name}"))?;
     Ok(program.fd()?.try_clone()?)
 }
 
 /// Keeps this thread on one CPU, before all that runs there at ordinary priority.
-fn pin() -> Result<()> {
+pub(crate) fn pin(cpu: usize) -> Result<()> {
     // SAFETY: a zeroed set is an empty one, and all calls get it by its own size.
     let result = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(1 % std::thread::available_parallelism()?.get(), &mut set);
+        libc::CPU_SET(cpu % std::thread::available_parallelism()?.get(), &mut set);
         let parameters = libc::sched_param { sched_priority: 1 };
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
             | libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters)
@@ -49,25 +47,15 @@ fn pin() -> Result<()> {
     Ok(())
 }
 
-/// What tells whether a slice was disturbed: ticks that the host has taken from this machine, and how often this thread
-/// had to leave its CPU.
-fn disturbances() -> (u64, i64) {
-    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let steal = stat.lines().next().and_then(|line| line.split_whitespace().nth(8)?.parse().ok()).unwrap_or(0);
-    // SAFETY: a zeroed one is valid, and the call fills no more than that.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage);
-        usage
-    };
-    (steal, usage.ru_nivcsw)
-}
-
 impl Bench {
     /// Loads everything.
     pub(crate) fn new(object: &[u8]) -> Result<Self> {
-        pin()?;
-        let node = Node::new(object)?;
+        Self::of(Node::new(object)?)
+    }
+
+    /// Loads what a node is measured by.
+    pub(crate) fn of(node: Node) -> Result<Self> {
+        pin(1)?;
         let object = fs::read(xtask::test::build_object(xtask::ebpf::BENCH_OBJECT)?)?;
         let mut ebpf = EbpfLoader::new().load(&object)?;
         load(&mut ebpf, "bench_wrapper")?;
@@ -79,14 +67,23 @@ impl Bench {
         Ok(Self { ebpf, measured, run, floor, nothing, program, node, base: 0 })
     }
 
+    /// Where the node's maps are pinned.
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        &self.node.directory
+    }
+
     /// Brings flow table and slots into the state that a cell wants.
     pub(crate) fn prepare(&mut self, cell: &Cell, flows: u64) -> Result<()> {
-        self.node.own_slots(if cell.table == Table::Elsewhere { 2 } else { 1 })?;
+        match cell.table {
+            Table::Shared => self.node.share_slots()?,
+            Table::Elsewhere => self.node.own_slots(2)?,
+            _ => self.node.own_slots(1)?,
+        }
         self.node.sweep(true);
-        if matches!(cell.table, Table::Known | Table::Others) {
+        if matches!(cell.table, Table::Known | Table::Others | Table::Shared) {
             // Established flows of the same service, each seen several times with a pause, so that all are proven.
             let packets = (flows * 4).max(1_000);
-            let mut run = self.of(cell, flows, 0);
+            let mut run = self.run_of(cell, flows, 0);
             run.template = template(&cell.established());
             for _ in 0..3 {
                 self.many(run, packets)?;
@@ -101,8 +98,8 @@ impl Bench {
         self.set(Measured::Program)?;
         // New flows come from sources beyond the known ones, each once.
         let run = match cell.table {
-            Table::Others => self.of(cell, 1 << 24, 1 << 24),
-            _ => self.of(cell, flows, 0),
+            Table::Others => self.run_of(cell, 1 << 24, 1 << 24),
+            _ => self.run_of(cell, flows, 0),
         };
         let time = self.undisturbed(Run { expected: cell.action(), ..run })?;
         if cell.table == Table::Others {
@@ -114,20 +111,20 @@ impl Bench {
     /// The same packets through the floor.
     pub(crate) fn floor(&mut self, cell: &Cell, flows: u64) -> Result<f64> {
         self.set(Measured::Floor)?;
-        self.undisturbed(self.of(cell, flows, 0))
+        self.undisturbed(self.run_of(cell, flows, 0))
     }
 
     /// The same packets through a program that returns at once.
     pub(crate) fn wrapper(&mut self, cell: &Cell, flows: u64) -> Result<f64> {
         self.set(Measured::Nothing)?;
-        self.undisturbed(self.of(cell, flows, 0))
+        self.undisturbed(self.run_of(cell, flows, 0))
     }
 
-    fn of(&self, cell: &Cell, flows: u64, first: u64) -> Run {
+    fn run_of(&self, cell: &Cell, flows: u64, first: u64) -> Run {
         Run {
             template: template(cell),
             flows,
-            first_source: 0x0a80_0000 + first,
+            first_source: cell.first() + first,
             source_at: cell.source_at(),
             len: TEMPLATE as u32,
             expected: XDP_TX,
@@ -157,21 +154,16 @@ impl Bench {
 
     /// A slice that was left alone, or the last of those tried.
     fn undisturbed(&mut self, run: Run) -> Result<f64> {
-        let mut time = 0.0;
-        for _ in 0..=AGAIN {
-            let before = disturbances();
+        let slice = || {
             let done = self.slice(run, SLICE)?;
             ensure!(
                 done.as_expected == u64::from(SLICE),
                 "only {} of {SLICE} packets met what they should",
                 done.as_expected
             );
-            time = (done.ended - done.started) as f64 / f64::from(SLICE);
-            if disturbances() == before {
-                break;
-            }
-        }
-        Ok(time)
+            Ok((done.ended - done.started) as f64 / f64::from(SLICE))
+        };
+        undisturbed(slice, disturbances)
     }
 
     fn slice(&mut self, run: Run, packets: u32) -> Result<Run> {
@@ -195,7 +187,7 @@ enum Measured {
     Nothing,
 }
 
-fn template(cell: &Cell) -> [u64; TEMPLATE / 8] {
+pub(crate) fn template(cell: &Cell) -> [u64; TEMPLATE / 8] {
     let packet = cell.packet();
     let mut words = [0; TEMPLATE / 8];
     for (word, bytes) in words.iter_mut().zip(packet.chunks_exact(8)) {

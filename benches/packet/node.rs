@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
 use redirector::config::{self, Config};
@@ -34,21 +35,41 @@ pub(crate) struct Node {
     pub(crate) image: Image,
     /// Its program.
     pub(crate) ebpf: aya::Ebpf,
+    /// Where its maps are pinned.
+    pub(crate) directory: PathBuf,
     _pins: Pins,
 }
 
 impl Node {
-    /// Loads the node; it is attached to nothing.
+    /// Loads the node; it is attached to nothing, and the loopback stands for its interface.
     pub(crate) fn new(object: &[u8]) -> Result<Self> {
-        let pins = PathBuf::from(format!("/sys/fs/bpf/redirector-bench-{}", std::process::id()));
-        let text = include_str!("node.toml").replace("PINS", &pins.display().to_string());
+        Self::with(object, include_str!("node.toml"), 1)
+    }
+
+    /// Loads a node of another configuration, in whose text `PINS` stands for the directory of its maps, and whose
+    /// interface has this index.
+    pub(crate) fn of(text: &str, interface: u32) -> Result<Self> {
+        Self::with(redirector::OBJECT, text, interface)
+    }
+
+    fn with(object: &[u8], text: &str, interface: u32) -> Result<Self> {
+        static LOADED: AtomicU32 = AtomicU32::new(0);
+        let number = LOADED.fetch_add(1, Ordering::Relaxed);
+        let pins = PathBuf::from(format!("/sys/fs/bpf/redirector-bench-{}-{number}", std::process::id()));
+        let text = text.replace("PINS", &pins.display().to_string());
         let config = config::parse("node.toml", &text)?;
         let directory = load::prepare(&pins)?;
         let pins = Pins(pins);
         let mut ebpf = load::open_object(object, &directory, &config, 0)?;
         load::data_plane(&mut ebpf, 0)?;
-        let (maps, image) = fill(&directory, &config)?;
-        Ok(Self { maps, image, ebpf, _pins: pins })
+        let (maps, image) = fill(&directory, &config, interface)?;
+        Ok(Self { maps, image, ebpf, directory, _pins: pins })
+    }
+
+    /// Puts the slots into the hands of the nodes that the configuration's members make them belong to.
+    pub(crate) fn share_slots(&mut self) -> Result<()> {
+        let table = batch::new_array(&self.image.slots, "SLOTS")?;
+        self.maps.slots.set(0, &table, 0).context("the slot table")
     }
 
     /// Puts all slots into the hands of one node, which has always had them.
@@ -65,16 +86,16 @@ impl Node {
     }
 }
 
-fn fill(directory: &Path, config: &Config) -> Result<(Maps, Image)> {
+fn fill(directory: &Path, config: &Config, interface: u32) -> Result<(Maps, Image)> {
     let addresses = ["10.0.0.1", "2001:db8::1"].into_iter().filter_map(|address| address.parse().ok()).collect();
-    // The loopback stands for the interface; nothing is ever sent.
-    let link = Link { index: 1, mac: NODE_MAC, mtu: 1500, addresses };
+    let link = Link { index: interface, mac: NODE_MAC, mtu: 1500, addresses };
     let links = HashMap::from([("eth0".to_owned(), link)]);
     let mut maps = Maps::open(directory)?;
     let image = image::compile(config, [7; 16], &links, maps.registry()?)?;
     install::install(&mut maps, &image)?;
     for (id, hop) in &image.neighbours {
-        let mac = [2, 0, 0, 1, 0, *id as u8];
+        let [high, low] = (*id as u16).to_be_bytes();
+        let mac = [2, 0, 0, 1, high, low];
         install::set_neighbour(&mut maps, *id, image::mac_word(mac), hop.peer)?;
     }
     Ok((maps, image))

@@ -19,7 +19,7 @@ enum Command {
     BuildEbpf,
     /// Check everything; installs what is missing first.
     Test(test::Args),
-    /// Measure: the packet path, failover.
+    /// Measure: the packet path, replication, agents, failover, beside what people would use instead.
     Bench(bench::Args),
     /// A cluster in network namespaces: up, down, exec, status, fault, heal.
     Lab(lab::Args),

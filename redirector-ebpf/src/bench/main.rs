@@ -21,6 +21,9 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(target_arch = "bpf")]
+mod live;
+
+#[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_TX};
     use aya_ebpf::btf_maps::{Array, ProgramArray};
@@ -70,7 +73,7 @@ mod programs {
 
     /// Writes the template with the next source into the packet.
     #[inline(always)]
-    fn write(ctx: &XdpContext, run: &Run) -> Option<()> {
+    pub(crate) fn write(ctx: &XdpContext, run: &Run) -> Option<()> {
         let start = ctx.data();
         if start + TEMPLATE > ctx.data_end() {
             return None;

@@ -134,6 +134,11 @@ impl Streaming {
         self.shared.sockets.iter().map(|socket| Ok(socket.local_addr()?)).collect()
     }
 
+    /// For how long it has run; the times of gaps begin with it.
+    pub fn elapsed(&self) -> Duration {
+        now().saturating_sub(self.begun)
+    }
+
     /// For how long the flow that is silent the longest has had no answer.
     pub fn silence(&self) -> Duration {
         let heard = self.shared.heard.iter().map(|heard| heard.load(Ordering::Relaxed)).min().unwrap_or_default();

@@ -37,6 +37,11 @@ impl Users {
         Ok(Self { client, stream, streaming, long })
     }
 
+    /// For how long the stream has run.
+    pub fn streaming_for(&self) -> Duration {
+        self.streaming.elapsed()
+    }
+
     /// Watches the stream for a while, longer where answers do not come again, and says what became of it since it
     /// started. Another one takes its place.
     pub fn felt(self) -> Result<(StreamReport, Self)> {

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::Profile;
 use crate::lab::{Between, Lab, Place};
 use crate::step;
 
@@ -74,6 +75,18 @@ impl Fault {
             Self::Restart => "the agent of the node that owns the flows ends and is started again",
             Self::Replace => "the program of the node that owns the flows is replaced, while no agent runs",
             Self::Keepalived => "silent death of keepalived's VIP holder, no redirector involved",
+        }
+    }
+
+    /// What is aimed at, by figure: gaps in milliseconds, losses in datagrams.
+    pub(super) fn targets(self, profile: Profile) -> Option<(&'static str, f64)> {
+        match (self, profile) {
+            (Self::Owner, Profile::Fast) => Some(("gap_ms.p99", 35.0)),
+            (Self::Owner, Profile::Extreme) => Some(("gap_ms.p99", 12.0)),
+            (Self::VipHolder, Profile::Fast) => Some(("gap_ms.p99", 45.0)),
+            (Self::VipHolder, Profile::Extreme) => Some(("gap_ms.p99", 20.0)),
+            (Self::Agent | Self::Restart | Self::Replace | Self::Drain, _) => Some(("lost.max", 0.0)),
+            _ => None,
         }
     }
 

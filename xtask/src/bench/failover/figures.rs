@@ -1,14 +1,15 @@
 //! What was measured, and its sums.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
 
 use anyhow::Result;
-use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::Profile;
 use super::fault::Fault;
+use crate::bench::spread::Spread;
 
 /// One fault.
 #[derive(Clone, Debug, Serialize)]
@@ -17,6 +18,9 @@ pub(super) struct Kill {
     pub(super) node: String,
     /// The longest time without an answer.
     pub(super) gap_ms: f64,
+    /// From the fault to the first answer after the longest silence: the first packet that the new owner served, and the
+    /// way back. None where nothing fell silent for longer than answers are apart anyway.
+    pub(super) first_ms: Option<f64>,
     /// Datagrams without an answer.
     pub(super) lost: u64,
     /// Answers that came again.
@@ -57,6 +61,8 @@ pub(super) struct Outcome {
 struct Figures {
     gap_ms: Spread,
     lost: Spread,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_ms: Option<Spread>,
     connections: u64,
     broken_connections: u64,
     moved: u64,
@@ -66,40 +72,21 @@ struct Figures {
     return_lost: Spread,
     lateness_ms_max: f64,
     steal_pct: f64,
+    /// What is aimed at, by figure.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    targets: BTreeMap<&'static str, f64>,
     each: Vec<Kill>,
-}
-
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Spread {
-    p50: f64,
-    p99: f64,
-    max: f64,
-}
-
-impl Spread {
-    fn of_counts(values: impl Iterator<Item = u64>) -> Result<Self> {
-        let mut histogram = Histogram::<u64>::new(5)?;
-        for value in values {
-            histogram.record(value)?;
-        }
-        let [p50, p99] = [0.5, 0.99].map(|share| histogram.value_at_quantile(share) as f64);
-        Ok(Self { p50, p99, max: histogram.max() as f64 })
-    }
-
-    /// Of milliseconds, to the microsecond.
-    fn of_ms(values: impl Iterator<Item = f64>) -> Result<Self> {
-        let Self { p50, p99, max } = Self::of_counts(values.map(|ms| (ms * 1000.0).round() as u64))?;
-        Ok(Self { p50: p50 / 1000.0, p99: p99 / 1000.0, max: max / 1000.0 })
-    }
 }
 
 impl Outcome {
     /// The sums of what was measured.
     pub(super) fn of(fault: Fault, profile: Profile, each: Vec<Kill>) -> Result<Self> {
         let sum = |of: fn(&Kill) -> u64| each.iter().map(of).sum();
+        let first: Vec<f64> = each.iter().filter_map(|kill| kill.first_ms).collect();
         let figures = Figures {
             gap_ms: Spread::of_ms(each.iter().map(|kill| kill.gap_ms))?,
             lost: Spread::of_counts(each.iter().map(|kill| kill.lost))?,
+            first_ms: if first.is_empty() { None } else { Some(Spread::of_ms(first)?) },
             connections: sum(|kill| kill.connections),
             broken_connections: sum(|kill| kill.broken_connections),
             moved: sum(|kill| kill.moved),
@@ -109,6 +96,7 @@ impl Outcome {
             return_lost: Spread::of_counts(each.iter().map(|kill| kill.return_lost))?,
             lateness_ms_max: each.iter().map(|kill| kill.lateness_ms).fold(0.0, f64::max),
             steal_pct: each.iter().map(|kill| kill.steal_pct).sum::<f64>() / each.len().max(1) as f64,
+            targets: fault.targets(profile).into_iter().collect(),
             each,
         };
         let (fault, profile, kills) = (fault.name(), profile.name(), figures.each.len());

@@ -17,7 +17,6 @@ use std::{fs, io};
 use anyhow::{Context, Result, ensure};
 
 use super::random::Random;
-use crate::step;
 use cluster::Cluster;
 use fault::Fault;
 use figures::{Kill, Outcome};
@@ -31,9 +30,9 @@ pub(super) struct Args {
     /// How soon nodes suspect each other: `standard` (100 ms × 3), `fast` (10 ms × 3) or `extreme` (3 ms × 3)
     #[arg(long, value_enum, default_value = "fast")]
     profile: Profile,
-    /// How often each fault is made
-    #[arg(long, default_value_t = 50)]
-    kills: u32,
+    /// How often each fault is made: 50 times, or 2 in a short version
+    #[arg(long)]
+    kills: Option<u32>,
     /// The faults, all unless some are named
     #[arg(long = "fault", value_enum, value_name = "NAME")]
     faults: Vec<Fault>,
@@ -76,26 +75,24 @@ trait Scene {
 }
 
 /// Measures, shows, and writes.
-pub(super) fn run(args: &Args, json: Option<&Path>) -> Result<()> {
-    ensure!(args.kills > 0, "--kills 0 measures nothing");
-    step::run(step::cargo().args(["build", "--release", "--package", "redirector"]))?;
+pub(super) fn run(args: &Args, short: bool, json: &Path) -> Result<()> {
+    let kills = args.kills.unwrap_or(if short { 2 } else { 50 });
+    ensure!(kills > 0, "--kills 0 measures nothing");
     let seed = args.seed.unwrap_or_else(seed_of_now);
-    println!("failover: profile {}, {} kills each, seed {seed}", args.profile.name(), args.kills);
+    println!("failover: profile {}, {kills} kills each, seed {seed}", args.profile.name());
     let faults = if args.faults.is_empty() { Fault::ALL.to_vec() } else { args.faults.clone() };
     let mut outcomes = Vec::new();
     for fault in faults {
         println!("\n{}: {}", fault.name(), fault.what());
         let outcome = match scene(args, fault)? {
-            Ok(mut scene) => measure(args, fault, scene.as_mut(), Random::new(seed))?,
+            Ok(mut scene) => measure(args.profile, kills, fault, scene.as_mut(), Random::new(seed))?,
             Err(reason) => Outcome::not_run(fault, args.profile, reason),
         };
         println!("  {outcome}");
         outcomes.push(outcome);
         // Each is worth keeping if a later one fails.
-        if let Some(file) = json {
-            let text = serde_json::to_string_pretty(&outcomes)?;
-            fs::write(file, text + "\n").with_context(|| format!("cannot write {}", file.display()))?;
-        }
+        let text = serde_json::to_string_pretty(&outcomes)?;
+        fs::write(json, text + "\n").with_context(|| format!("cannot write {}", json.display()))?;
     }
     println!();
     figures::table(&mut io::stdout().lock(), &outcomes)?;
@@ -113,15 +110,14 @@ fn scene(args: &Args, fault: Fault) -> Result<Result<Box<dyn Scene>, String>> {
     })
 }
 
-fn measure(args: &Args, fault: Fault, scene: &mut dyn Scene, mut random: Random) -> Result<Outcome> {
-    let mut kills = Vec::new();
-    for number in 1..=args.kills {
-        let kill =
-            scene.kill(fault, number, &mut random).with_context(|| format!("kill {number} of {}", args.kills))?;
-        println!("  {number:>3} of {}: {kill}", args.kills);
-        kills.push(kill);
+fn measure(profile: Profile, kills: u32, fault: Fault, scene: &mut dyn Scene, mut random: Random) -> Result<Outcome> {
+    let mut made = Vec::new();
+    for number in 1..=kills {
+        let kill = scene.kill(fault, number, &mut random).with_context(|| format!("kill {number} of {kills}"))?;
+        println!("  {number:>3} of {kills}: {kill}");
+        made.push(kill);
     }
-    Outcome::of(fault, args.profile, kills)
+    Outcome::of(fault, profile, made)
 }
 
 fn seed_of_now() -> u64 {

@@ -14,6 +14,9 @@ use crate::traffic::{Stream, Users};
 /// The fault is made so many milliseconds after the stream ran well.
 const MOMENT_MS: std::ops::Range<u64> = 200..700;
 
+/// Silences up to this are the machine's own.
+const NOTHING_US: u64 = 5_000;
+
 /// The traffic that a fault is made under.
 pub(super) struct Shot<'a> {
     pub(super) lab: &'a Lab,
@@ -34,14 +37,21 @@ impl Shot<'_> {
     ) -> Result<Kill> {
         let users = Users::start(self.lab.client(), self.stream.clone(), self.web, self.connections)?;
         thread::sleep(Duration::from_millis(random.within(MOMENT_MS)));
+        let made = users.streaming_for();
         fault()?;
         let (felt, users) = users.felt()?;
+        // Without a fault, an answer comes within two of the stream's intervals.
+        let flow = felt.flows.iter().max_by_key(|flow| flow.gap_max_us);
+        let usual = 2_000_000 * self.stream.flows.len() as u64 / u64::from(self.stream.per_second.max(1));
+        let first = flow.filter(|flow| flow.gap_max_us > usual.max(NOTHING_US));
+        let first = first.map(|flow| (flow.gap_at_us + flow.gap_max_us).saturating_sub(made.as_micros() as u64));
         mend()?;
         let (returned, long) = users.finish()?;
         let ms = |us: u64| us as f64 / 1000.0;
         Ok(Kill {
             node: self.node.to_owned(),
             gap_ms: ms(felt.gap_max_us),
+            first_ms: first.map(ms),
             lost: felt.lost,
             duplicated: felt.duplicated,
             reordered: felt.reordered,

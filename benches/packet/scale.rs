@@ -1,0 +1,193 @@
+//! `scale`: what a packet costs as flows, services, backends and nodes become many, and what their tables take in memory.
+//!
+//! Measured as `packet` is. Services are hit all of them in turn, and so are the rows of the pool and, where the slots
+//! belong to many nodes, the slots.
+
+use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use aya::maps::MapData;
+use serde::Serialize;
+use xtask::bench::machine::{Disturbance, Watch};
+use xtask::bench::spread::{Ratios, median};
+
+use crate::Options;
+use crate::cells::{Cell, Table, Varies, cell};
+use crate::measure::Bench;
+use crate::node::Node;
+
+/// Flows where something else is varied: enough that every row and slot is met.
+const FLOWS: u64 = 100_000;
+
+#[derive(Debug, Serialize)]
+struct Figure {
+    /// What is varied.
+    axis: &'static str,
+    count: u64,
+    /// Of a shared service; of an owned one at the flow's owner, or at whichever node it enters; or its way through all.
+    cell: &'static str,
+    ns_median: f64,
+    floor_ns_median: f64,
+    #[serde(flatten)]
+    ratios: Ratios,
+    /// All maps of the node.
+    memory_bytes: u64,
+    #[serde(flatten)]
+    disturbance: Disturbance,
+}
+
+/// Measures all of it; the figures as JSON.
+pub(crate) fn run(options: &Options) -> Result<serde_json::Value> {
+    println!(
+        "{:<9} {:>9} {:<20} {:>8} {:>9} {:>7} {:>13} {:>10}",
+        "axis", "count", "cell", "ns", "floor ns", "ratio", "p10..p90", "memory"
+    );
+    let mut scale = Scale { rounds: if options.short { 3 } else { 9 }, figures: Vec::new() };
+    let steps = |all: &[u64], few: &[u64]| if options.short { few.to_vec() } else { all.to_vec() };
+    for flows in steps(&[1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 4_000_000], &[1, 1_000, 100_000, 1_000_000]) {
+        // As an operator would: twice as many places as flows.
+        let mut bench = Bench::of(Node::of(&text(&Size { flows, ..Size::LEAST }), 1)?)?;
+        scale.measure(&mut bench, "flows", flows, &cell("shared", 80, Table::Empty, [0.0; 3]), flows)?;
+        scale.measure(&mut bench, "flows", flows, &cell("owned", 84, Table::Known, [0.0; 3]), flows)?;
+    }
+    for services in steps(&[1, 10, 100, 1_000, 10_000], &[1, 1_000]) {
+        let mut bench = Bench::of(Node::of(&text(&Size { services, ..Size::LEAST }), 1)?)?;
+        let cell = Cell { varies: Varies::Port, ..cell("shared", 1_000, Table::Empty, [0.0; 3]) };
+        scale.measure(&mut bench, "services", services, &cell, services)?;
+    }
+    for backends in steps(&[1, 4, 16, 64, 256, 1_024, 4_096], &[1, 64, 1_024]) {
+        let mut bench = Bench::of(Node::of(&text(&Size { backends, ..Size::LEAST }), 1)?)?;
+        scale.measure(&mut bench, "backends", backends, &cell("shared", 80, Table::Empty, [0.0; 3]), FLOWS)?;
+    }
+    for nodes in steps(&[2, 3, 4, 8, 16, 32, 64], &[3, 8, 64]) {
+        let mut bench = Bench::of(Node::of(&text(&Size { nodes, ..Size::LEAST }), 1)?)?;
+        scale.measure(&mut bench, "nodes", nodes, &cell("shared", 80, Table::Empty, [0.0; 3]), FLOWS)?;
+        let at_owner = scale.measure(&mut bench, "nodes", nodes, &cell("owned", 84, Table::Known, [0.0; 3]), FLOWS)?;
+        let entering = cell("owned, entering", 84, Table::Shared, [0.0; 3]);
+        let entering = scale.measure(&mut bench, "nodes", nodes, &entering, FLOWS)?;
+        scale.whole(nodes, at_owner, entering);
+    }
+    Ok(serde_json::to_value(scale.figures)?)
+}
+
+struct Scale {
+    rounds: usize,
+    figures: Vec<Figure>,
+}
+
+impl Scale {
+    /// Measures a cell; where its figure is.
+    fn measure(&mut self, bench: &mut Bench, axis: &'static str, count: u64, cell: &Cell, flows: u64) -> Result<usize> {
+        bench.prepare(cell, flows)?;
+        let (mut own, mut floors, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        let watch = Watch::start();
+        for _ in 0..self.rounds {
+            let floor = bench.floor(cell, flows)?;
+            let time = bench.cell(cell, flows)?;
+            floors.push(floor);
+            own.push(time);
+            ratios.push(time / floor);
+        }
+        self.show(Figure {
+            axis,
+            count,
+            cell: cell.name,
+            ns_median: median(own)?,
+            floor_ns_median: median(floors)?,
+            ratios: Ratios::of(ratios)?,
+            memory_bytes: memory(bench.directory())?,
+            disturbance: watch.seen(),
+        });
+        Ok(self.figures.len() - 1)
+    }
+
+    /// What a packet of an owned service costs the whole cluster: where it enters, and, if that is not its owner, as in all
+    /// but one of as many cases as there are nodes, at its owner too.
+    fn whole(&mut self, nodes: u64, at_owner: usize, entering: usize) {
+        let (owner, entering) = (&self.figures[at_owner], &self.figures[entering]);
+        let elsewhere = 1.0 - 1.0 / nodes as f64;
+        let sum = |of: fn(&Figure) -> f64| of(entering) + elsewhere * of(owner);
+        let figure = Figure {
+            axis: "nodes",
+            count: nodes,
+            cell: "owned, whole cluster",
+            ns_median: sum(|one| one.ns_median),
+            floor_ns_median: owner.floor_ns_median,
+            ratios: Ratios {
+                ratio_median: sum(|one| one.ratios.ratio_median),
+                ratio_p10: sum(|one| one.ratios.ratio_p10),
+                ratio_p90: sum(|one| one.ratios.ratio_p90),
+            },
+            memory_bytes: owner.memory_bytes,
+            disturbance: owner.disturbance,
+        };
+        self.show(figure);
+    }
+
+    fn show(&mut self, figure: Figure) {
+        let Figure { axis, count, cell, ns_median, floor_ns_median, memory_bytes, .. } = figure;
+        let Ratios { ratio_median, ratio_p10, ratio_p90 } = figure.ratios;
+        let memory = memory_bytes as f64 / f64::from(1 << 20);
+        println!(
+            "{axis:<9} {count:>9} {cell:<20} {ns_median:>8.1} {floor_ns_median:>9.1} {ratio_median:>7.2} \
+             {ratio_p10:>6.2}..{ratio_p90:<5.2} {memory:>6.1} MiB"
+        );
+        self.figures.push(figure);
+    }
+}
+
+/// How much a node has to know.
+struct Size {
+    flows: u64,
+    services: u64,
+    backends: u64,
+    nodes: u64,
+}
+
+impl Size {
+    const LEAST: Self = Self { flows: FLOWS, services: 1, backends: 2, nodes: 2 };
+}
+
+/// A configuration of this size: port 80 is shared, port 84 owned, and from 1000 on there are as many services as wanted.
+fn text(size: &Size) -> String {
+    let places = (size.flows * 2).next_power_of_two().max(4096);
+    let mut text = format!(
+        "[node]\nid = 1\npins = \"PINS\"\n[cluster]\nkey = \"000102030405060708090a0b0c0d0e0f\"\n\
+         [tables]\nflows4 = {places}\nflows6 = 4096\n[[interface]]\nname = \"eth0\"\n[[vip]]\naddress = \"198.51.100.1\"\n"
+    );
+    for id in 1..=size.nodes {
+        text += &format!("[[member]]\nid = {id}\naddress = \"10.0.0.{id}\"\ninterface = \"eth0\"\n");
+    }
+    let mut service = |port: u64, affinity: &str| {
+        text += &format!(
+            "[[service]]\nname = \"s{port}\"\nvip = \"198.51.100.1\"\nprotocol = \"tcp\"\nports = {port}\npool = \"pool\"\n\
+             affinity = \"{affinity}\"\n"
+        );
+    };
+    service(80, "shared");
+    service(84, "owned");
+    (0..size.services).for_each(|number| service(1_000 + number, "shared"));
+    text += "[[pool]]\nname = \"pool\"\nmode = \"ipip\"\n";
+    for number in 0..size.backends {
+        let (high, low) = (number / 250, number % 250 + 1);
+        text += &format!(
+            "[[pool.backend]]\nname = \"b{number}\"\naddress = \"10.1.{high}.{low}\"\n\
+             [[pool.backend.path]]\ninterface = \"eth0\"\nnext_hop = \"10.0.0.254\"\n"
+        );
+    }
+    text
+}
+
+/// Bytes that the kernel has charged for all maps that are pinned in a directory.
+fn memory(directory: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(directory)? {
+        let Ok(map) = MapData::from_pin(entry?.path()) else { continue };
+        let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd()))?;
+        let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse::<u64>().ok());
+        sum += bytes.context("the kernel does not say what a map takes")?;
+    }
+    Ok(sum)
+}

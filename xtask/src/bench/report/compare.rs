@@ -1,0 +1,72 @@
+//! Figures against those of an earlier run.
+
+use super::Results;
+use super::shape::{self, Figure, Shape};
+
+/// A figure that is there in both runs.
+#[derive(Clone, Debug)]
+pub(super) struct Change {
+    pub(super) measurement: &'static str,
+    pub(super) row: String,
+    pub(super) figure: &'static str,
+    pub(super) before: f64,
+    pub(super) now: f64,
+    pub(super) verdict: Verdict,
+}
+
+/// What a change means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Worse,
+    Better,
+    Noise,
+}
+
+impl Change {
+    pub(super) fn is_worse(&self) -> bool {
+        self.verdict == Verdict::Worse
+    }
+}
+
+/// All figures that both have.
+pub(super) fn changes(now: &Results, before: &Results) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for shape in shape::ALL {
+        for row in now.rows(shape.name) {
+            let Some(old) = before.rows(shape.name).iter().find(|old| shape.is_same(row, old)) else { continue };
+            changes.extend(shape.figures.iter().filter_map(|figure| {
+                let (now, before) = (shape::figure(row, figure.path)?, shape::figure(old, figure.path)?);
+                change(shape, shape.label(row), figure, before, now)
+            }));
+        }
+    }
+    changes
+}
+
+fn change(shape: &Shape, row: String, figure: &Figure, before: f64, now: f64) -> Option<Change> {
+    let (part, least) = figure.noise?;
+    let by = now - before;
+    let verdict = if by.abs() <= least || by.abs() <= part * before.abs() {
+        Verdict::Noise
+    } else if (by > 0.0) == figure.more_is_better {
+        Verdict::Better
+    } else {
+        Verdict::Worse
+    };
+    Some(Change { measurement: shape.name, row, figure: figure.label, before, now, verdict })
+}
+
+/// Shows what is not noise, and how much is.
+pub(super) fn show(changes: &[Change]) {
+    let count = |verdict| changes.iter().filter(|change| change.verdict == verdict).count();
+    println!("\ncompared with the earlier run: {} figures", changes.len());
+    for (verdict, word) in [(Verdict::Worse, "worse"), (Verdict::Better, "better")] {
+        for Change { measurement, row, figure, before, now, .. } in changes.iter().filter(|one| one.verdict == verdict)
+        {
+            let (from, to) = (shape::number(*before), shape::number(*now));
+            println!("  {word:<6} {measurement}, {row}: {figure} from {from} to {to}");
+        }
+    }
+    let [worse, better, same] = [Verdict::Worse, Verdict::Better, Verdict::Noise].map(count);
+    println!("  {worse} worse, {better} better, {same} within their noise");
+}
