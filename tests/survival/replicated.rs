@@ -13,7 +13,7 @@ use xtask::traffic::{HTTP_PORT, LongConnections, LongReport};
 
 use crate::scene::{PATIENCE, Scene, every_kind, targets, wait_until};
 
-const CONNECTIONS: usize = 120;
+const CONNECTIONS: usize = 200;
 /// What share of the connections sits off its row's present backend before each death.
 const OFF: f64 = 0.3;
 
@@ -56,14 +56,16 @@ fn each_dies_after_a_change(scene: &mut Scene, replicated: bool) -> Result<LongR
     let web = targets(&scene.config, HTTP_PORT);
     let client = scene.lab.client();
     let open = |count| client.run(|| LongConnections::open(&web, count, Duration::from_millis(50), PATIENCE))?;
-    let (mut long, mut count) = (vec![open(CONNECTIONS / 2)?], CONNECTIONS / 2);
+    let late = CONNECTIONS / 2 / nodes.len();
+    let mut count = CONNECTIONS - late * nodes.len();
+    let mut long = vec![open(count)?];
     let lines = |long: &[LongConnections]| long.iter().map(LongConnections::lines).sum::<u64>();
     for (victim, backend) in nodes.iter().zip(backends) {
         only_new_on(&mut scene.config, backend);
         scene.apply()?;
         // Of those that begin within a dispute, a row's previous backend tells nothing after the next change.
-        long.push(open(CONNECTIONS / 6)?);
-        count += CONNECTIONS / 6;
+        long.push(open(late)?);
+        count += late;
         let before = lines(&long);
         wait_until("every connection was busy since the change", || Ok(lines(&long) > before + 3 * count as u64))?;
         let all = |of: fn(&Scene, &str) -> Result<BTreeSet<_>>| -> Result<BTreeSet<_>> {
