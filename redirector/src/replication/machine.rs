@@ -131,8 +131,8 @@ impl Machine {
         }
     }
 
-    /// Another node's word on a flow did not hold: those that are to have it are told how it is here.
-    pub fn handle_prevailed(&mut self, key: FlowKey, now: u64) {
+    /// Two nodes had chosen a backend for a flow, and this one has decided: those that are to have it are told how it is here.
+    pub fn handle_decided(&mut self, key: FlowKey, now: u64) {
         let slot = self.slot(&key);
         for peer in self.peers.values_mut().filter(|peer| peer.is_here() && peer.wanted.holds(slot)) {
             peer.push(Pending { key, changed: None, queued: now }, self.pace.pending);

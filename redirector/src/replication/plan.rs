@@ -3,6 +3,9 @@
 use redirector_ebpf::abi::RANKS;
 use redirector_ebpf::tables::{AliveNodes, Slot};
 
+/// Seconds by which the times of a flow's last packet may differ from node to node, whose clocks are cut to seconds.
+const SKEW: u64 = 3;
+
 /// A node that saw a packet of a flow within these seconds serves the connection, whatever else is said of it.
 pub const RECENT: u64 = 5;
 
@@ -24,6 +27,11 @@ impl View {
     pub fn version(&self) -> u64 {
         self.slots.iter().map(|slot| slot.version).max().unwrap_or(0)
     }
+
+    /// How many of a slot's ranks that are alive are to have its flows.
+    pub fn copies(&self) -> usize {
+        if self.to_all_ranks { RANKS } else { 2 }
+    }
 }
 
 /// Whether `peer` is to have this node's flows of a slot: it is one of the first `copies` ranks that are alive. The peer
@@ -43,8 +51,8 @@ impl SlotSet {
     /// The slots of which `peer` is to have this node's flows.
     pub fn wanted(view: &View, me: u8, peer: u8) -> Self {
         let mut words = vec![0; view.slots.len().div_ceil(64)];
-        let copies = if view.to_all_ranks { RANKS } else { 2 };
-        for (index, _) in view.slots.iter().enumerate().filter(|(_, slot)| wants(slot, &view.alive, copies, me, peer)) {
+        let is_wanted = |slot: &Slot| wants(slot, &view.alive, view.copies(), me, peer);
+        for (index, _) in view.slots.iter().enumerate().filter(|(_, slot)| is_wanted(slot)) {
             words[index / 64] |= 1 << (index % 64);
         }
         Self(words)
@@ -72,6 +80,11 @@ pub struct Claim {
     pub version: u32,
     /// The node that chose the backend.
     pub origin: u8,
+    /// Whether this is a copy at another node than `origin`, which can be asked itself. A copy may not know of the flow's
+    /// last packets.
+    pub is_copy: bool,
+    /// Whether its connection has been closed.
+    pub is_over: bool,
 }
 
 /// What becomes of another node's copy of a flow.
@@ -81,17 +94,34 @@ pub enum Merge {
     Update,
     /// This node knows better already.
     Keep,
+    /// Which is the newer word will show: it is to be said again.
+    Unclear,
     /// Both nodes chose a backend while they could not hear each other; the other's choice holds.
     GiveWay,
     /// Likewise, and this node's holds.
     Prevail,
 }
 
-/// Weighs another node's copy of a flow against this node's own. Of two choices of a backend, the one that serves a
+/// Weighs what another node says of a flow against what this node has. Of two choices of a backend, the one that serves a
 /// connection now holds; then the one under the later slot table; then the lower node's. Both sides come to the same.
-pub fn merge(mine: &Claim, theirs: &Claim) -> Merge {
+///
+/// What is only a copy decides nothing, unless it is known that its connection is served now: whoever made the choice
+/// decides, and then tells those that have copies.
+pub fn merge(mine: &Claim, theirs: &Claim, from: u8) -> Merge {
     if mine.backend == theirs.backend || mine.origin == theirs.origin {
-        return if theirs.idle <= mine.idle { Merge::Update } else { Merge::Keep };
+        return match (mine.is_over, theirs.is_over) {
+            // Connections end once; what comes after that is another one.
+            (false, true) if theirs.idle <= mine.idle + SKEW => Merge::Update,
+            (true, false) if theirs.idle + SKEW >= mine.idle => Merge::Unclear,
+            _ if theirs.idle <= mine.idle => Merge::Update,
+            _ => Merge::Keep,
+        };
+    }
+    let decides = |claim: &Claim| !claim.is_copy || claim.idle <= RECENT;
+    match (decides(mine), decides(theirs)) {
+        (false, _) if from == mine.origin => return Merge::Update,
+        (true, true) => {}
+        _ => return Merge::Keep,
     }
     let strength = |claim: &Claim| (claim.idle <= RECENT, claim.version, u8::MAX - claim.origin);
     if strength(theirs) > strength(mine) { Merge::GiveWay } else { Merge::Prevail }
@@ -148,9 +178,12 @@ mod tests {
         assert!(after.holds(199));
     }
 
+    fn claim(backend: u16, idle: u64, version: u32, origin: u8) -> Claim {
+        Claim { backend, idle, version, origin, is_copy: false, is_over: false }
+    }
+
     #[test]
     fn activity_then_version_then_node_decides() {
-        let claim = |backend, idle, version, origin| Claim { backend, idle, version, origin };
         let mine = claim(1, 6, 10, 2);
         for (theirs, becomes) in [
             (claim(1, 6, 0, 3), Merge::Update),
@@ -162,7 +195,43 @@ mod tests {
             (claim(2, 6, 10, 3), Merge::Prevail),
             (claim(2, 6, 9, 1), Merge::Prevail),
         ] {
-            assert_eq!(merge(&mine, &theirs), becomes, "{theirs:?}");
+            assert_eq!(merge(&mine, &theirs, theirs.origin), becomes, "{theirs:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_ended_does_not_go_on_by_an_older_word() {
+        let over = |claim| Claim { is_over: true, ..claim };
+        let at = |idle| claim(1, idle, 1, 2);
+        for (mine, theirs, becomes) in [
+            (at(1), over(at(3)), Merge::Update),
+            (at(1), over(at(5)), Merge::Keep),
+            (over(at(1)), at(1), Merge::Unclear),
+            (over(at(3)), at(0), Merge::Unclear),
+            (over(at(4)), at(0), Merge::Update),
+            (over(at(2)), over(at(2)), Merge::Update),
+            (over(at(2)), over(at(3)), Merge::Keep),
+        ] {
+            assert_eq!(merge(&mine, &theirs, 2), becomes, "{mine:?} {theirs:?}");
+        }
+    }
+
+    #[test]
+    fn copies_leave_it_to_whoever_chose() {
+        let copy = |claim| Claim { is_copy: true, ..claim };
+        let (mine, theirs) = (claim(1, 30, 10, 2), claim(2, 30, 11, 9));
+        for (mine, theirs, from, becomes) in [
+            (mine, copy(theirs), 8, Merge::Keep),
+            (copy(mine), theirs, 9, Merge::Keep),
+            (copy(mine), copy(theirs), 8, Merge::Keep),
+            // Whoever chose has given way to another.
+            (copy(mine), copy(theirs), 2, Merge::Update),
+            // A connection that is served now is known to be, whoever tells of it.
+            (mine, copy(claim(2, 1, 0, 9)), 8, Merge::GiveWay),
+            (copy(claim(1, 1, 0, 2)), theirs, 9, Merge::Prevail),
+            (copy(claim(1, 1, 0, 2)), copy(theirs), 2, Merge::Keep),
+        ] {
+            assert_eq!(merge(&mine, &theirs, from), becomes, "{mine:?}, {theirs:?} from {from}");
         }
     }
 
@@ -173,10 +242,9 @@ mod tests {
             theirs in (0..20u64, 0..3u32, 1..=9u8),
         ) {
             prop_assume!(mine.2 != theirs.2);
-            let claim = |backend, (idle, version, origin)| Claim { backend, idle, version, origin };
-            let (mine, theirs) = (claim(1, mine), claim(2, theirs));
-            let here = merge(&mine, &theirs) == Merge::Prevail;
-            let there = merge(&theirs, &mine) == Merge::Prevail;
+            let (mine, theirs) = (claim(1, mine.0, mine.1, mine.2), claim(2, theirs.0, theirs.1, theirs.2));
+            let here = merge(&mine, &theirs, theirs.origin) == Merge::Prevail;
+            let there = merge(&theirs, &mine, mine.origin) == Merge::Prevail;
             prop_assert!(here != there);
         }
     }

@@ -32,8 +32,8 @@ use crate::transport::{Incoming, Transport};
 
 /// Events that wait for the sender at most.
 const EVENTS: usize = 1 << 16;
-/// Flows that wait to be told of since another node was wrong about them.
-const PREVAILED: usize = 1 << 12;
+/// Flows that wait to be told of since it was decided whose choice holds.
+const DECIDED: usize = 1 << 12;
 /// Flows that wait for one peer at most.
 const PENDING: usize = 1 << 17;
 /// Bytes of a batch at most: some 3,000 flows.
@@ -201,12 +201,12 @@ pub fn start(
         stopping: AtomicBool::new(false),
     });
     let (events, changed) = bounded(EVENTS);
-    let (wrong, prevailed) = bounded(PREVAILED);
+    let (deciding, decided) = bounded(DECIDED);
     let (ending, ended) = oneshot::channel();
     let Settings { flush, pace: flows_per_second } = settings;
     let pace = Pace { flush, flows_per_second, pending: PENDING, batch_bytes: BATCH_BYTES };
     let waiting = changed.clone();
-    let worker = Worker::new(shared.clone(), pace, runtime.clone(), changed, prevailed);
+    let worker = Worker::new(shared.clone(), pace, runtime.clone(), changed, decided);
     let thread = |name: &str, work: Box<dyn FnOnce() + Send>| {
         thread::Builder::new().name(name.to_owned()).spawn(work).map_err(StartError::Thread)
     };
@@ -224,7 +224,9 @@ pub fn start(
         }),
     )?);
     replication.threads.push(thread("flow-copies", Box::new(move || worker.run()))?);
-    replication.threads.push(thread("flow-inbox", Box::new(move || take_in(&shared, &runtime, inbox, ended, &wrong)))?);
+    replication
+        .threads
+        .push(thread("flow-inbox", Box::new(move || take_in(&shared, &runtime, inbox, ended, &deciding)))?);
     Ok(replication)
 }
 
@@ -234,7 +236,7 @@ fn take_in(
     runtime: &Handle,
     mut inbox: mpsc::Receiver<Incoming>,
     mut ended: oneshot::Receiver<()>,
-    prevailed: &Sender<FlowKey>,
+    deciding: &Sender<FlowKey>,
 ) {
     let mut next = || {
         runtime.block_on(async {
@@ -253,8 +255,8 @@ fn take_in(
             Some(Refused::Damaged) => tracing::warn!(from, "a batch of flows came damaged and is asked for again"),
             Some(error) => tracing::warn!(from, %error, "a batch of flows is refused"),
         }
-        for key in taken.prevailed {
-            if prevailed.try_send(key).is_err() {
+        for key in taken.decided {
+            if deciding.try_send(key).is_err() {
                 // All are looked at again, these among them.
                 shared.heard.loss.store(true, Relaxed);
             }

@@ -47,7 +47,7 @@ pub(super) struct Worker {
     machine: Machine,
     runtime: Handle,
     changed: Receiver<Changed>,
-    prevailed: Receiver<FlowKey>,
+    decided: Receiver<FlowKey>,
     answered: (Sender<Answered>, Receiver<Answered>),
     looked: Instant,
     named: Instant,
@@ -60,7 +60,7 @@ impl Worker {
         pace: Pace,
         runtime: Handle,
         changed: Receiver<Changed>,
-        prevailed: Receiver<FlowKey>,
+        decided: Receiver<FlowKey>,
     ) -> Self {
         let machine = Machine::new(shared.own, pace, shared.live.clone());
         let now = Instant::now();
@@ -69,7 +69,7 @@ impl Worker {
             machine,
             runtime,
             changed,
-            prevailed,
+            decided,
             answered: bounded(ANSWERS),
             looked: now,
             named: now,
@@ -118,12 +118,13 @@ impl Worker {
 
     fn tick(&mut self) {
         if let Some(view) = lock(&self.shared.next_view).take() {
+            lock(&self.shared.receiver).handle_view(view.clone());
             self.machine.handle_view(view);
         }
         if self.looked.elapsed() >= LOOK {
             self.look();
         }
-        self.prevailed.try_iter().for_each(|key| self.machine.handle_prevailed(key, now()));
+        self.decided.try_iter().for_each(|key| self.machine.handle_decided(key, now()));
         if self.shared.heard.loss.swap(false, Relaxed) {
             if self.warned.is_none_or(|at| at.elapsed() > WARNING) {
                 self.warned = Some(Instant::now());

@@ -134,6 +134,33 @@ fn after_a_cut_both_sides_have_one_backend() {
     assert_eq!(lost, [17, 3]);
 }
 
+/// Copies do not know of a flow's last packets, and must not speak for it: neither for one that goes on, nor against.
+#[test]
+fn after_a_cut_copies_follow_whoever_serves() {
+    for served in [1, 3] {
+        let mut world = World::new(4);
+        world.copy_to_all();
+        [(1, 3), (1, 4), (2, 3), (2, 4)].into_iter().for_each(|(a, b)| world.connect(a, b, false));
+        (0..20).for_each(|port| world.record(1, port, 1, FlowState::Established));
+        (0..20).for_each(|port| world.record(3, port, 2, FlowState::Established));
+        for _ in 0..20 {
+            world.run(SECOND);
+            (0..20).for_each(|port| world.touch(served, port));
+        }
+        // The copies meet first.
+        for (a, b) in [(2, 4), (2, 3), (1, 4), (1, 3)] {
+            world.connect(a, b, true);
+            world.run(2 * SECOND);
+            (0..20).for_each(|port| world.touch(served, port));
+        }
+        world.run(12 * SECOND);
+        let backend = if served == 1 { "pool/b1" } else { "pool/b2" };
+        for (node, port) in (1..=4).flat_map(|node| (0..20).map(move |port| (node, port))) {
+            assert_eq!(world.backend(node, port), Some(backend), "{port} at node {node}");
+        }
+    }
+}
+
 #[test]
 fn a_damaged_batch_is_sent_again_and_nothing_of_it_counts() {
     let mut world = World::new(2);

@@ -114,11 +114,12 @@ impl Node {
         let own = Identity { node: id, cluster: CLUSTER, incarnation, hash_key: HASH_KEY };
         let flush = Duration::from_millis(50);
         let pace = Pace { flush, flows_per_second: 1_000, pending: PENDING, batch_bytes: 2_000 };
-        let mut machine = Machine::new(own, pace, live.clone());
-        machine.handle_view(view);
+        let (mut machine, mut receiver) = (Machine::new(own, pace, live.clone()), Receiver::new(own, live.clone()));
+        machine.handle_view(view.clone());
+        receiver.handle_view(view);
         Self {
             machine,
-            receiver: Receiver::new(own, live.clone()),
+            receiver,
             live,
             flows: Table::default(),
             names: names(id),
@@ -246,7 +247,7 @@ impl World {
         let node = self.node_mut(batch.to);
         let answer = if connected && !node.deaf {
             let taken = node.receiver.handle_batch(from, &batch.bytes, &node.flows, &node.names, now);
-            taken.prevailed.iter().for_each(|key| node.machine.handle_prevailed(*key, now));
+            taken.decided.iter().for_each(|key| node.machine.handle_decided(*key, now));
             let answer = Answer::read(&taken.answer, CLUSTER).expect("an answer that can be read");
             Some(answer).filter(|_| !std::mem::take(&mut node.lose_answer))
         } else {
@@ -341,12 +342,24 @@ impl World {
         self.nodes.insert(id, node);
     }
 
+    /// All ranks of a slot are to have its flows, not the first two alone.
+    pub(super) fn copy_to_all(&mut self) {
+        self.view.to_all_ranks = true;
+        self.set_view();
+    }
+
     /// The node dies, and everybody sees it.
     pub(super) fn kill(&mut self, id: u8) {
         self.node_mut(id).alive = false;
         self.view.alive.set(id, false);
-        let view = self.view.clone();
-        self.nodes.values_mut().for_each(|node| node.machine.handle_view(view.clone()));
+        self.set_view();
+    }
+
+    fn set_view(&mut self) {
+        for node in self.nodes.values_mut() {
+            node.machine.handle_view(self.view.clone());
+            node.receiver.handle_view(self.view.clone());
+        }
     }
 
     pub(super) fn forget_names(&mut self, id: u8) {
