@@ -19,7 +19,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const AUTHORITY_DAYS: u32 = 3652;
 
 /// Certificates are good from a day before they are made, for nodes whose clocks are behind.
-const CLOCKS_APART: Duration = DAY;
+pub(crate) const CLOCKS_APART: Duration = DAY;
 
 /// A node's certificate and key.
 #[derive(Clone, Debug, PartialEq, Eq)]

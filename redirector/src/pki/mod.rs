@@ -22,6 +22,7 @@ use std::path::PathBuf;
 
 pub use certificate::Certificate;
 pub(crate) use certificate::pem;
+pub(crate) use issue::CLOCKS_APART;
 pub use issue::{Issued, init, issue};
 pub use name::NodeName;
 

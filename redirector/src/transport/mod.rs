@@ -17,9 +17,11 @@
 //!   apart any more, and the peer goes on with a new one; a peer of another version, or one that sends one bad frame after
 //!   the other, loses its connection.
 //!
-//! Wall-clock time decides nothing but the validity of certificates, when a connection is made.
+//! Wall-clock time decides nothing but the validity of certificates, when a connection is made, and there [`clock`] keeps
+//! its jumps out.
 
 mod accept;
+mod clock;
 mod counters;
 mod dial;
 mod endpoint;

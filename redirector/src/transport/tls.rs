@@ -10,6 +10,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 
+use super::clock::Clock;
 use super::{Identity, StartError};
 
 /// What is spoken inside, for TLS's own negotiation (RFC 7301). Versions are in the frames.
@@ -51,11 +52,12 @@ pub(super) struct Configs {
 pub(super) fn configs(identity: &Identity, requests: u32) -> Result<Configs, StartError> {
     let tls = |error: &dyn std::fmt::Display| StartError::Tls(error.to_string());
     let shown = Arc::new(SingleCertAndKey::from(identity.key.clone()));
+    let clock = Arc::new(Clock::new(identity.validity()));
 
     let verifier = WebPkiClientVerifier::builder_with_provider(identity.roots.clone(), provider())
         .build()
         .map_err(|error| tls(&error))?;
-    let mut server = rustls::ServerConfig::builder_with_provider(provider())
+    let mut server = rustls::ServerConfig::builder_with_details(provider(), clock.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| tls(&error))?
         .with_client_cert_verifier(verifier)
@@ -64,7 +66,7 @@ pub(super) fn configs(identity: &Identity, requests: u32) -> Result<Configs, Sta
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
 
-    let mut client = rustls::ClientConfig::builder_with_provider(provider())
+    let mut client = rustls::ClientConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| tls(&error))?
         .with_root_certificates(identity.roots.clone())

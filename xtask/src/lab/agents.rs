@@ -1,6 +1,6 @@
 //! The programs under test: the nodes' agents and the backends' decap.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
@@ -17,6 +17,8 @@ const READY: Duration = Duration::from_secs(20);
 /// How long all nodes may take until each is a voter that serves its share of the slots.
 const AGREED: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(20);
+/// Names the library that agents load first.
+const PRELOAD: &str = "preload";
 
 impl Lab {
     /// Writes the configuration of every node and backend, and puts the VIPs on the backends' `lo`.
@@ -176,8 +178,18 @@ impl Lab {
         })
     }
 
+    /// Has agents that are started from now on load a library first, whose functions take the place of the system's.
+    pub fn preload(&self, library: &Path) -> Result<()> {
+        let file = self.directory.join(PRELOAD);
+        fs::write(&file, library.display().to_string()).with_context(|| format!("cannot write {}", file.display()))
+    }
+
     pub(super) fn spawn_agent(&self, node: &str) -> Result<Process> {
-        self.spawn(node, "agent", self.redirector(node, &["run"])?)
+        let mut command = self.redirector(node, &["run"])?;
+        if let Ok(library) = fs::read_to_string(self.directory.join(PRELOAD)) {
+            command.env("LD_PRELOAD", library);
+        }
+        self.spawn(node, "agent", command)
     }
 
     /// An agent is ready when its control socket answers; the socket's file alone may be left from one that was killed.

@@ -126,8 +126,11 @@ enum Fault {
         /// The other
         to: String,
         /// Only frames from the one group to the other are lost
-        #[arg(long)]
+        #[arg(long, conflicts_with = "beats")]
         one_way: bool,
+        /// Only beats are lost: nodes suspect each other that are well
+        #[arg(long)]
+        beats: bool,
     },
 }
 
@@ -193,9 +196,14 @@ fn make(lab: &Lab, fault: Fault) -> Result<()> {
         Fault::Loss { place, percent } => lab.spoil(&place, Spoil::Loss(percent)),
         Fault::Corrupt { place, percent } => lab.spoil(&place, Spoil::Corrupt(percent)),
         Fault::Delay { place, milliseconds } => lab.spoil(&place, Spoil::Delay(milliseconds)),
-        Fault::Partition { from, to, one_way } => {
+        Fault::Partition { from, to, one_way, beats } => {
             let [from, to] = [&from, &to].map(|group| group.split(',').collect::<Vec<_>>());
-            lab.partition(&from, &to, if one_way { Cut::OneWay } else { Cut::BothWays })
+            let cut = match (one_way, beats) {
+                (true, _) => Cut::OneWay,
+                (_, true) => Cut::Beats,
+                _ => Cut::BothWays,
+            };
+            lab.partition(&from, &to, cut)
         }
     }
 }

@@ -5,6 +5,10 @@ use anyhow::{Result, bail, ensure};
 use super::{Fabric, Lab, Role};
 
 const CUTS: &str = "lab_cuts";
+/// Where nodes ask each other whether they live.
+const BEAT_PORT: u16 = 4200;
+/// Where their agents talk.
+const AGENT_PORT: u16 = 4201;
 
 /// Which way a partition cuts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +17,10 @@ pub enum Cut {
     BothWays,
     /// The second group does not hear the first, which hears it.
     OneWay,
+    /// Neither group hears the other's beats; all else goes through. So nodes suspect each other that are well.
+    Beats,
+    /// Neither group's agents hear the other's; all else goes through, beats too.
+    Agents,
 }
 
 impl Lab {
@@ -28,9 +36,20 @@ impl Lab {
         }
         let mut lines = table(self, CUTS);
         for (from, to) in from.iter().flat_map(|from| to.iter().map(move |to| (from, to))) {
-            lines.push(deny(self, CUTS, &format!("iifname {from} oifname {to}")));
-            if cut == Cut::BothWays {
-                lines.push(deny(self, CUTS, &format!("iifname {to} oifname {from}")));
+            let (there, back) = (format!("iifname {from} oifname {to}"), format!("iifname {to} oifname {from}"));
+            let port = match cut {
+                Cut::BothWays | Cut::OneWay => None,
+                Cut::Beats => Some(BEAT_PORT),
+                Cut::Agents => Some(AGENT_PORT),
+            };
+            for way in [there, back].iter().take(if cut == Cut::OneWay { 1 } else { 2 }) {
+                match port {
+                    None => lines.push(deny(self, CUTS, way)),
+                    // What is asked goes to the port, and what is answered may come from it.
+                    Some(port) => {
+                        lines.extend(["dport", "sport"].map(|end| deny(self, CUTS, &format!("{way} udp {end} {port}"))))
+                    }
+                }
             }
         }
         nft(self, &lines)
