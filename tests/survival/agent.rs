@@ -37,7 +37,7 @@ pub(crate) fn adopted(scene: &Scene, node: &str) -> Result<Adopted> {
     Ok(Adopted { maps, numbers })
 }
 
-fn proven_flows(scene: &Scene, node: &str) -> Result<Vec<(SocketAddr, SocketAddr, u16)>> {
+pub(crate) fn proven_flows(scene: &Scene, node: &str) -> Result<Vec<(SocketAddr, SocketAddr, u16)>> {
     let maps = scene.maps(node)?;
     let key = maps.node.get(&0, 0)?.hash_key;
     let flows = maps.flows.iter(&key).filter(|flow| flow.entry.proven());

@@ -49,7 +49,7 @@ fn disputed(scene: &Scene, node: &str) -> Result<usize> {
 }
 
 /// The slot tables of all nodes, and what each says of its own and has heard of the others'.
-fn is_one_table(scene: &Scene) -> Result<bool> {
+pub(crate) fn is_one_table(scene: &Scene) -> Result<bool> {
     let names = scene.lab.nodes();
     let maps = names.iter().map(|node| scene.maps(node)).collect::<Result<Vec<_>>>()?;
     let tables: Vec<Vec<Slot>> = maps.iter().map(|maps| Ok(maps.slots()?)).collect::<Result<_>>()?;

@@ -178,7 +178,7 @@ fn holders(scene: &Scene) -> Result<BTreeMap<IpAddr, BTreeSet<u8>>> {
 }
 
 /// The MAC address to which the client sends what is for an address.
-fn neighbour(scene: &Scene, address: IpAddr) -> Result<Option<String>> {
+pub(crate) fn neighbour(scene: &Scene, address: IpAddr) -> Result<Option<String>> {
     let mut command: Command = scene.lab.client().command("ip");
     let output = command.args(["neighbour", "show", "to", &address.to_string(), "dev", "eth0"]).output()?;
     ensure!(output.status.success(), "{}", words(&output));

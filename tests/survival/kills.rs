@@ -7,8 +7,10 @@ use anyhow::{Result, ensure};
 use xtask::lab::{Seen, Topology, VIPS4, VIPS6};
 use xtask::traffic::{ECHO_PORT, HTTP_PORT, LongConnections, LongReport, Stream, StreamReport, Streaming};
 
-use crate::agent::adopted;
+use crate::agent::{adopted, proven_flows};
+use crate::replicated::is_delivered;
 use crate::scene::{PATIENCE, Scene, every_kind, targets, wait_until};
+use crate::truth::every;
 
 const PER_SECOND: u32 = 2000;
 const FLOWS: usize = 32;
@@ -18,13 +20,13 @@ const GAP_MAX: Duration = Duration::from_secs(5);
 /// Longer than any timeout: who would be suspected has been by then.
 const SUSPECTED_BY_THEN: Duration = Duration::from_secs(2);
 
-struct Traffic {
+pub(crate) struct Traffic {
     stream: Streaming,
     long: LongConnections,
 }
 
 impl Traffic {
-    fn start(scene: &Scene) -> Result<Self> {
+    pub(crate) fn start(scene: &Scene) -> Result<Self> {
         let (web, echo) = (targets(&scene.config, HTTP_PORT), targets(&scene.config, ECHO_PORT));
         scene.lab.client().run(|| {
             let long = LongConnections::open(&web, CONNECTIONS, Duration::from_millis(50), PATIENCE)?;
@@ -33,11 +35,11 @@ impl Traffic {
     }
 
     /// Whether answers come to every flow.
-    fn flows(&self) -> bool {
+    pub(crate) fn flows(&self) -> bool {
         self.stream.silence() < Duration::from_millis(200)
     }
 
-    fn finish(self) -> Result<(StreamReport, LongReport)> {
+    pub(crate) fn finish(self) -> Result<(StreamReport, LongReport)> {
         Ok((self.stream.finish()?, self.long.finish()))
     }
 }
@@ -47,7 +49,7 @@ fn cluster(name: &str) -> Result<Scene> {
     Scene::up(&topology, every_kind(&topology, &["l2", "ipip"]))
 }
 
-fn nothing_broke(long: &LongReport) -> Result<()> {
+pub(crate) fn nothing_broke(long: &LongReport) -> Result<()> {
     ensure!(long.broken == 0 && long.wrong == 0 && long.lines > long.opened, "{long:#?}");
     Ok(())
 }
@@ -116,8 +118,11 @@ fn each_dies_in_turn(scene: &Scene, prepare: impl Fn(&Scene, &[&str]) -> Result<
 fn agents_killed_all_at_once_are_neither_missed_nor_suspected() -> Result<()> {
     let scene = cluster("agentless")?;
     let nodes = scene.lab.nodes();
-    let before: Vec<_> = nodes.iter().map(|node| adopted(&scene, node)).collect::<Result<_>>()?;
+    let tables = |node: &String| Ok((adopted(&scene, node)?, scene.rows(node)?, scene.maps(node)?.slots()?));
     let traffic = Traffic::start(&scene)?;
+    wait_until("all have each other's flows", || every(&nodes, |node| is_delivered(&scene, node, &nodes)))?;
+    let before: Vec<_> = nodes.iter().map(tables).collect::<Result<_>>()?;
+    let flows: Vec<_> = nodes.iter().map(|node| proven_flows(&scene, node)).collect::<Result<_>>()?;
     for node in &nodes {
         scene.lab.process(&format!("{node}-agent"))?.signal(libc::SIGKILL);
     }
@@ -131,7 +136,12 @@ fn agents_killed_all_at_once_are_neither_missed_nor_suspected() -> Result<()> {
     nothing_broke(&long)?;
     ensure!(stream.lost == 0 && stream.wrong == 0 && stream.moved == 0, "{stream:#?}");
     for (node, before) in nodes.iter().zip(before) {
-        ensure!(adopted(&scene, node)? == before, "{node} made another data plane than {before:#?}");
+        ensure!(tables(node)? == before, "{node} made another data plane, or went by other tables");
+    }
+    for (node, before) in nodes.iter().zip(flows) {
+        let after = proven_flows(&scene, node)?;
+        let lost = before.iter().filter(|flow| !after.contains(flow)).count();
+        ensure!(!before.is_empty() && lost == 0, "{node} lost {lost} of {} flows, or their backends", before.len());
     }
     scene.nothing_was_dropped()
 }
@@ -150,7 +160,7 @@ fn an_agent_that_stalls_is_not_taken_for_a_dead_node() -> Result<()> {
     scene.nothing_was_dropped()
 }
 
-fn nobody_is_suspected(scene: &Scene) -> Result<()> {
+pub(crate) fn nobody_is_suspected(scene: &Scene) -> Result<()> {
     let begun = Instant::now();
     while begun.elapsed() < SUSPECTED_BY_THEN {
         let suspicions = scene.lab.suspicions()?;

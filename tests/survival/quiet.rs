@@ -4,12 +4,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
-use xtask::lab::Topology;
+use xtask::lab::{Cut, Topology};
 use xtask::traffic::CpuTime;
 
-use crate::scene::{Scene, every_kind};
+use crate::kills::{Traffic, nothing_broke};
+use crate::replicated::{is_delivered, only_new_on};
+use crate::scene::{Scene, every_kind, wait_until};
+use crate::truth::every;
 
 /// Seconds to be quiet for; ten minutes show more than a test can.
 const SECONDS_ENV: &str = "QUIET_SECONDS";
@@ -88,4 +91,38 @@ fn a_busy_machine_makes_no_suspects() -> Result<()> {
         }
         _ => bail!("{suspicions} suspicions of nodes that lived: {after:#?}"),
     }
+}
+
+/// What a stall that is longer than the timeout leads to: nodes that live are suspected, each in turn, and let in again.
+/// Most connections are not where their rows would send them.
+#[test]
+fn a_suspicion_without_cause_breaks_no_connection() -> Result<()> {
+    let topology = Topology::for_test("falsely");
+    let mut config = every_kind(&topology, &["l2"]);
+    config.beats = Some("fast".to_owned());
+    let mut scene = Scene::up(&topology, config)?;
+    let traffic = Traffic::start(&scene)?;
+    only_new_on(&mut scene.config, "b2");
+    scene.apply()?;
+    let nodes = scene.lab.nodes();
+    wait_until("all have each other's flows", || every(&nodes, |node| is_delivered(&scene, node, &nodes)))?;
+    for stalled in &nodes {
+        let others: Vec<&str> = nodes.iter().filter(|node| *node != stalled).map(String::as_str).collect();
+        let before = suspicions(&all_told(&scene)?);
+        scene.lab.partition(&[stalled], &others, Cut::Beats)?;
+        wait_until(&format!("all others suspect {stalled}"), || {
+            every(&others, |by| Ok(scene.lab.seen(by)?.iter().any(|seen| seen.name == *stalled && !seen.alive)))
+        })?;
+        thread::sleep(Duration::from_secs(1));
+        scene.lab.heal()?;
+        scene.lab.whole()?;
+        let after = suspicions(&all_told(&scene)?);
+        ensure!(after >= before + 4, "{stalled} and the others were to suspect each other: {before}, {after}");
+        wait_until("answers come to every flow", || Ok(traffic.flows()))?;
+    }
+    let (stream, long) = traffic.finish()?;
+    nothing_broke(&long)?;
+    println!("{} of {} datagrams were lost over three suspicions without cause", stream.lost, stream.sent);
+    ensure!(stream.moved == 0 && stream.wrong == 0, "{stream:#?}");
+    Ok(())
 }

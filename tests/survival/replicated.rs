@@ -18,14 +18,14 @@ const CONNECTIONS: usize = 200;
 const OFF: f64 = 0.3;
 
 /// `backend` alone gets new flows; the others keep theirs.
-fn only_new_on(config: &mut Config, backend: &str) {
+pub(crate) fn only_new_on(config: &mut Config, backend: &str) {
     for member in config.pool.iter_mut().flat_map(|pool| &mut pool.backend) {
         member.state = if member.name == backend { "active" } else { "draining" }.into();
     }
 }
 
 /// Flows that live on another backend than new ones of their row would.
-fn off_choice(scene: &Scene, node: &str) -> Result<BTreeSet<(SocketAddr, SocketAddr)>> {
+pub(crate) fn off_choice(scene: &Scene, node: &str) -> Result<BTreeSet<(SocketAddr, SocketAddr)>> {
     let maps = scene.maps(node)?;
     let key = maps.node.get(&0, 0)?.hash_key;
     let registry = maps.registry()?;
@@ -43,11 +43,12 @@ fn off_choice(scene: &Scene, node: &str) -> Result<BTreeSet<(SocketAddr, SocketA
     Ok(off)
 }
 
-/// Whether all that a node has told of flows has been acknowledged.
-fn is_delivered(scene: &Scene, node: &str) -> Result<bool> {
-    let counters: serde_json::Value = serde_json::from_str(&scene.done(node, &["get", "replication", "-o", "json"])?)?;
-    let peers: Vec<_> = counters["peers"].as_object().into_iter().flat_map(|peers| peers.values()).collect();
-    Ok(!peers.is_empty() && peers.iter().all(|peer| peer["state"] == "current" && peer["backlog"] == 0))
+/// Whether all that a node has told of flows has been acknowledged by these others.
+pub(crate) fn is_delivered(scene: &Scene, node: &str, to: &[impl AsRef<str>]) -> Result<bool> {
+    let counters: serde_json::Value = scene.lab.ask(node, &["get", "replication"])?;
+    let has_all = |peer: &serde_json::Value| peer["state"] == "current" && peer["backlog"] == 0;
+    let others = to.iter().map(AsRef::as_ref).filter(|other| *other != node);
+    Ok(others.filter_map(|other| other.strip_prefix('n')).all(|id| has_all(&counters["peers"][id])))
 }
 
 /// Changes the pool, kills a node, and lets it come back, for each node in turn.
@@ -78,7 +79,7 @@ fn each_dies_after_a_change(scene: &mut Scene, replicated: bool) -> Result<LongR
         ensure!(off as f64 >= OFF * count as f64, "only {off} of {count} connections are off their choice");
         if replicated {
             for node in &nodes {
-                wait_until(&format!("the others have {node}'s flows"), || is_delivered(scene, node))?;
+                wait_until(&format!("the others have {node}'s flows"), || is_delivered(scene, node, &nodes))?;
             }
         }
         let others: Vec<&str> = nodes.iter().filter(|node| *node != victim).map(String::as_str).collect();

@@ -1,12 +1,11 @@
 //! Tunnel packets that nobody should send.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::fs;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::{fs, io};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
 use redirector::dataplane::load;
 use redirector_ebpf::abi::GUE_PORT;
@@ -14,6 +13,7 @@ use redirector_ebpf::reason::Reason;
 use xtask::lab::{Config, Role, Topology, vip4};
 use xtask::traffic::ECHO_PORT;
 
+use crate::raw;
 use crate::scene::{Scene, wait_until};
 
 #[test]
@@ -29,7 +29,7 @@ fn tunnel_packets_of_strangers_and_for_strangers_are_dropped_and_counted() -> Re
     ] {
         let before = count(&scene, reason)?;
         scene.lab.host(from)?.run(|| -> Result<()> {
-            ipip(Role::Backend(1).v4(), packet)?;
+            raw::send(libc::IPPROTO_IPIP, Role::Backend(1).v4().into(), packet)?;
             let gue = [&[0, 4, 0, 0], packet.as_slice()].concat();
             UdpSocket::bind("0.0.0.0:0")?.send_to(&gue, (Role::Backend(1).v4(), GUE_PORT))?;
             Ok(())
@@ -61,21 +61,4 @@ pub(crate) fn udp_to(vip: Ipv4Addr, port: u16) -> Vec<u8> {
     packet.extend([0, 12, 0, 0]);
     packet.extend(b"hey!");
     packet
-}
-
-/// Sends a packet within another IPv4 header, from this host.
-fn ipip(to: Ipv4Addr, packet: &[u8]) -> Result<()> {
-    // SAFETY: integers in, the descriptor is checked and owned; the address and the packet outlive the call.
-    let sent = unsafe {
-        let fd = libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_IPIP);
-        ensure!(fd >= 0, "no raw socket: {}", io::Error::last_os_error());
-        let socket = OwnedFd::from_raw_fd(fd);
-        let mut address: libc::sockaddr_in = std::mem::zeroed();
-        address.sin_family = libc::AF_INET as u16;
-        address.sin_addr.s_addr = u32::from_ne_bytes(to.octets());
-        let (data, size) = (packet.as_ptr().cast(), size_of_val(&address) as u32);
-        libc::sendto(socket.as_raw_fd(), data, packet.len(), 0, (&raw const address).cast(), size)
-    };
-    ensure!(sent == packet.len() as isize, "to {}: {}", IpAddr::from(to), io::Error::last_os_error());
-    Ok(())
 }

@@ -16,7 +16,7 @@ use super::talk::Talk;
 use super::terms;
 use crate::breaker::Breaker;
 use crate::config::Config;
-use crate::consensus::driver::{self, Handle, ProposeError, Settings};
+use crate::consensus::driver::{self, Handle, Overview, ProposeError, Settings};
 use crate::consensus::machine::{self, Role};
 use crate::consensus::planner::Report;
 use crate::consensus::state::{Command, Member, MemberState, State};
@@ -67,11 +67,27 @@ pub struct AgreementStatus {
     pub quorum: bool,
     /// Whether any one node may fail, as far as this node can know.
     pub redundant: bool,
+    /// How the log has fared since the agent started.
+    #[serde(default)]
+    pub log: LogStatus,
     /// The members.
     pub members: Vec<MemberStatus>,
     /// Who holds each VIP, and who after it.
     #[serde(default)]
     pub vips: BTreeMap<String, Vec<u8>>,
+}
+
+/// How a node's log has fared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogStatus {
+    /// Damaged records that were found.
+    pub damaged: usize,
+    /// Times that all damaged records had been fetched from peers.
+    pub repaired: usize,
+    /// Times that the log was lost, and this node began anew as a learner.
+    pub reborn: usize,
+    /// Writes that its disk did not take.
+    pub disk_failures: u64,
 }
 
 /// A node's part in agreement.
@@ -246,7 +262,7 @@ impl Agreement {
 
     /// How it stands.
     pub(super) fn status(&self) -> AgreementStatus {
-        let status = self.handle.overview().borrow().status.clone();
+        let Overview { status, counters } = self.handle.overview().borrow().clone();
         let state = self.state.borrow().clone();
         let member = |(&node, member): (&u8, &Member)| MemberStatus {
             node,
@@ -271,6 +287,12 @@ impl Agreement {
             version: state.specification.version,
             quorum: status.has_quorum,
             redundant: status.is_redundant,
+            log: LogStatus {
+                damaged: counters.damaged,
+                repaired: counters.repaired,
+                reborn: counters.reborn,
+                disk_failures: counters.disk_failures,
+            },
             members: state.members.iter().map(member).collect(),
             vips: state.vips.clone(),
         }

@@ -14,6 +14,7 @@ use super::node::{Applied, ApplyError, Node, compile, override_mode};
 use crate::config::{self, Config};
 use crate::consensus::machine::BootstrapError;
 use crate::consensus::state::State;
+use crate::dataplane::liveness::LivenessTables as _;
 use crate::dataplane::maps::MapsError;
 use crate::dataplane::rows;
 
@@ -70,6 +71,14 @@ impl Node {
             );
             return;
         }
+        let waits = self.waits(&state);
+        if waits && !self.waiting {
+            tracing::warn!("this node was cut off: it goes by its own tables until the others have its flows");
+        }
+        self.waiting = waits;
+        if waits {
+            return;
+        }
         let mut whole = true;
         if self.agreement.as_ref().is_some_and(|agreement| agreement.follower().is_newer(&state))
             && let Err(error) = self.take(&state).await
@@ -82,6 +91,16 @@ impl Node {
             tracing::error!("slots and rows were not written, and are soon: {:#}", anyhow::Error::new(error));
         }
         self.propose_file();
+    }
+
+    fn waits(&self, state: &State) -> bool {
+        let (Some(agreement), Some(liveness)) = (&self.agreement, &self.liveness) else { return false };
+        agreement.follower().waits(state, &self.image.slots, &liveness.maps().alive())
+    }
+
+    /// Whether the data plane is behind on purpose.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting
     }
 
     /// Puts an agreed configuration in force.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use redirector_ebpf::tables::Row;
 use redirector_ebpf::tables::names::kind;
+use redirector_ebpf::tables::{AliveNodes, Row, Slot};
 
 use super::copies::Delivered;
 use super::lookout::{self, Lookout};
@@ -16,6 +16,7 @@ use crate::dataplane::maps::MapsError;
 use crate::dataplane::registry::Registry;
 use crate::dataplane::rows::{self, RowTables};
 use crate::liveness::State as Peer;
+use crate::ownership::Ranks;
 
 /// Where nodes agree, has an image keep the slots and rows that are in the tables, until this node knows better. Elsewhere
 /// they follow from the configuration.
@@ -90,6 +91,15 @@ impl Follower {
     /// Whether a configuration is newer than the one in force.
     pub fn is_newer(&self, state: &State) -> bool {
         state.specification.version > self.in_force
+    }
+
+    /// Whether this node should go on by the slots that it has for now, though others were agreed on. It was cut off, and
+    /// sees nobody alive of those who were given its slots meanwhile: so it would serve flows itself that it does not
+    /// know. It sees them alive once it has given them its flows.
+    pub fn waits(&self, state: &State, slots: &[Slot], alive: &AliveNodes) -> bool {
+        let is_out = self.followed().is_some_and(|followed| followed.is_up(self.me)) && !state.is_up(self.me);
+        let serves = |ranks: Ranks| ranks.iter().any(|&id| id != 0 && (id == self.me || alive.is_alive(id)));
+        is_out && slots.iter().zip(&state.slots).any(|(now, next)| serves(now.ranks) && !serves(next.ranks))
     }
 
     /// A configuration is in force.
@@ -199,6 +209,55 @@ impl Follower {
             resynced: self.resynced,
             restless: self.restless.clone(),
             has_withdrawn: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::consensus::state;
+
+    fn agreed(version: u64, standing: Standing, ranks: [Ranks; 2]) -> State {
+        let member = |id: u8| Member {
+            address: String::new(),
+            weight: 1,
+            seat: None,
+            standing: if id == 4 { standing } else { Standing::Up },
+            draining: false,
+            drained: false,
+            incarnation: 1,
+        };
+        State {
+            version,
+            members: (1..=5).map(|id| (id, member(id))).collect(),
+            slots: ranks.map(|ranks| state::Slot { ranks, previous: 0, version }).into(),
+            ..State::default()
+        }
+    }
+
+    /// At node 4, which was cut off with node 5.
+    #[test]
+    fn who_was_cut_off_waits_for_those_who_have_its_slots() {
+        let before = agreed(3, Standing::Up, [[4, 1, 2, 3], [1, 2, 5, 3]]);
+        let mut follower = Follower::new(4, 1, &before, 3, 1);
+        let slots: Vec<Slot> = before.slots.iter().map(|slot| (*slot).into()).collect();
+        let after = |standing| agreed(9, standing, [[1, 2, 3, 0], [1, 2, 3, 0]]);
+        let sees = |nodes: &[u8]| {
+            let mut alive = AliveNodes::default();
+            nodes.iter().for_each(|node| alive.set(*node, true));
+            alive
+        };
+        assert!(!follower.waits(&after(Standing::Down), &slots, &sees(&[5])), "a node that knew nothing yet");
+        follower.follows(Arc::new(before), true);
+        for (standing, alive, waits) in [
+            (Standing::Down, &[5][..], true),
+            (Standing::Returning, &[4, 5], true),
+            (Standing::Down, &[], true),
+            (Standing::Down, &[3, 5], false),
+            (Standing::Up, &[5], false),
+        ] {
+            assert_eq!(follower.waits(&after(standing), &slots, &sees(alive)), waits, "{standing:?}, {alive:?} alive");
         }
     }
 }

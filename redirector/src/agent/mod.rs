@@ -35,7 +35,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
-pub use agreement::{AgreementStatus, Durable, MemberStatus};
+pub use agreement::{AgreementStatus, Durable, LogStatus, MemberStatus};
 pub use condition::LoadStatus;
 pub use health::HealthStatus;
 pub(crate) use liveness::boot_id;
@@ -145,6 +145,9 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
 /// Gives a sign of life, lets peers be alive that may be, and tells who holds VIPs of it.
 async fn look_at_peers(vips: &mut Vips, node: &mut Node) {
     node.look_at_peers();
+    if node.is_waiting() {
+        node.follow().await;
+    }
     node.note_incidents(false);
     let view = node.view();
     if vips.is_news(&view) {

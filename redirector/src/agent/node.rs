@@ -111,6 +111,8 @@ pub struct Node {
     pub(super) edited: Option<String>,
     /// Whether the cluster has taken it, once it is known.
     pub(super) asking: Option<oneshot::Receiver<bool>>,
+    /// Whether what was agreed on has to wait until others have this node's flows.
+    pub(super) waiting: bool,
     attached: bool,
     /// Whether routes to VIPs may be there.
     announces: bool,
@@ -265,6 +267,7 @@ impl Node {
         let known = committed::read(&file.node.data, incidents.journal())
             .with_context(|| format!("cannot read what is committed in {}", file.node.data.display()))?;
         let agrees = Agreement::is_for(&file);
+        let on_disk = known.clone();
         let (config, committed) = match known {
             Some(known) if known.agreed && agrees => {
                 match config::merge(&format!("{name}, as agreed"), &known.text, &file) {
@@ -304,7 +307,12 @@ impl Node {
         let agreed = agrees && committed.agreed;
         let edited = (agreed && committed.file != digest).then(|| text.to_owned());
         let (maps, image, kept_by_agent) = bring_up(&config, key, agreed).await?;
-        committed::write(&config.node.data, &committed).context("cannot commit the configuration")?;
+        if on_disk.as_ref() != Some(&committed)
+            && let Err(error) = committed::write(&config.node.data, &committed)
+        {
+            // Packets do not wait for the disk; the next start comes to the same.
+            tracing::error!(data = %config.node.data.display(), %error, "what is in force cannot be kept on disk: make room");
+        }
         let began = Duration::from_nanos(now());
         let breakers = Breakers::default();
         let disk = breakers.breaker("data directory", DISK);
@@ -325,6 +333,7 @@ impl Node {
             file: PathBuf::from(name),
             edited,
             asking: None,
+            waiting: false,
             attached: true,
             announces: true,
             began,
