@@ -170,6 +170,7 @@ impl Bench {
         self.run.set(0, Run { packets: u64::from(packets), base: self.base, ..run }, 0)?;
         // Each slice goes on where the last one ended, else it would meet the same few of many flows again.
         self.base += u64::from(packets);
+        self.node.tick();
         let wrapper: &Xdp = self.ebpf.program("bench_wrapper").context("no wrapper")?.try_into()?;
         let packet = [0u8; TEMPLATE];
         let options = TestRunOptions { data_in: Some(&packet), repeat: packets, ..TestRunOptions::default() };

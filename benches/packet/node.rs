@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
 use redirector::config::{self, Config};
+use redirector::dataplane::flows::now;
 use redirector::dataplane::image::{self, Image, Link};
 use redirector::dataplane::maps::Maps;
 use redirector::dataplane::{batch, install, load};
@@ -77,6 +78,11 @@ impl Node {
         let slot = Slot { ranks: [node, 3 - node, 0, 0], version: 1, ..Slot::default() };
         let table = batch::new_array(&vec![slot; self.image.slots.len()], "SLOTS")?;
         self.maps.slots.set(0, &table, 0).context("the slot table")
+    }
+
+    /// Takes note of the time, as the kernel's timer would every millisecond.
+    pub(crate) fn tick(&self) {
+        self.maps.liveness.pulse().tick(now());
     }
 
     /// Takes flows out of the table.

@@ -56,7 +56,7 @@ pub fn open<W: Watching>(watching: &W, now: u64) -> Option<bool> {
     let last = pulse.last.load();
     let gap = now.saturating_sub(last);
     pulse.last.store(now);
-    pulse.now.store(now);
+    pulse.tick(now);
     pulse.rounds.store(pulse.rounds.load() + 1);
     pulse.alive.store(0);
     pulse.silent.store(0);

@@ -12,7 +12,8 @@ use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::Journey;
 use redirector_ebpf::stations::neighbour::{self, Question};
 use redirector_ebpf::sync::Word;
-use redirector_ebpf::tables::flow::{Entry, Record, Record4, Record6};
+use redirector_ebpf::tables::flow::{Entry, Instant, Record, Record4, Record6};
+use redirector_ebpf::tables::liveness::Pulse;
 use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::trace::switch;
 use redirector_ebpf::tables::{
@@ -309,6 +310,17 @@ impl Tables for MapTables<'_> {
     }
 
     #[inline(always)]
+    fn touch_tuple(&self, v6: bool, index: u32) {
+        let place = if v6 {
+            maps::TUPLES6.get(index).map(|record| &raw const record.dst.words[0])
+        } else {
+            maps::TUPLES4.get(index).map(|record| &raw const record.dst)
+        };
+        // SAFETY: a word of an array's value, which the other side of the map does not take away.
+        place.map(|word| unsafe { word.read_volatile() });
+    }
+
+    #[inline(always)]
     fn is_tuple(&self, v6: bool, index: u32, tuple: &Tuple) -> bool {
         if v6 {
             maps::TUPLES6.get(index).is_some_and(|record| record.is_of(tuple))
@@ -343,6 +355,14 @@ impl Tables for MapTables<'_> {
     fn now(&self) -> u64 {
         // SAFETY: takes nothing.
         unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn instant(&self) -> Instant {
+        match maps::PULSE.get(0).and_then(Pulse::instant) {
+            Some(instant) => instant,
+            None => Instant::at(self.now()),
+        }
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use super::admit;
 use crate::hash::FlowHash;
 use crate::packet::{Kind, Packet, protocol, tcp};
 use crate::reason::{Reason, Station};
-use crate::tables::flow::{Bucket, Entry, Record, State, WAYS};
+use crate::tables::flow::{Bucket, Entry, Instant, Record, State, WAYS};
 use crate::tables::{Budget, Node, Service, Tables};
 use crate::verifier::hide;
 
@@ -34,6 +34,10 @@ pub struct Found {
 #[inline(always)]
 pub fn place<'a, T: Tables>(tables: &'a T, packet: &Packet, hash: FlowHash) -> Station<Place<'a>> {
     let (index, tag) = hash.entry(tables.bucket_mask(packet.v6));
+    if packet.opens() {
+        // Two places in memory, far from any cache where flows are many: asked for at once, they are waited for once.
+        tables.touch_tuple(packet.v6, tuple_index(index, preferred(tag)));
+    }
     let bucket = tables.bucket(packet.v6, index).ok_or(Reason::NoTables)?;
     Ok(Place { bucket, index, tag })
 }
@@ -41,18 +45,36 @@ pub fn place<'a, T: Tables>(tables: &'a T, packet: &Packet, hash: FlowHash) -> S
 /// The flow's entry. A packet that opens a flow is compared by its whole tuple: it must not take over another's entry.
 #[inline(always)]
 pub fn find<T: Tables>(tables: &T, place: &Place<'_>, packet: &Packet) -> Option<Found> {
+    let first = preferred(place.tag);
+    let entry = Entry(place.bucket.word(first).load());
+    if is_of(tables, place, packet, first, entry) {
+        return Some(Found { way: first, entry });
+    }
     let mut way = 0;
     while way < WAYS {
         let entry = Entry(place.bucket.word(way).load());
-        if !entry.is_empty() && entry.tag() == place.tag {
-            let compare = entry.ambiguous() || packet.opens();
-            if !compare || tables.is_tuple(packet.v6, tuple_index(place.index, way), &packet.tuple) {
-                return Some(Found { way: hide(entry.0, way as u64) as usize, entry });
-            }
+        if is_of(tables, place, packet, way, entry) {
+            return Some(Found { way: hide(u64::from(place.tag), way as u64) as usize, entry });
         }
         way += 1;
     }
     None
+}
+
+/// Whether this is the entry of the packet's flow.
+#[inline(always)]
+fn is_of<T: Tables>(tables: &T, place: &Place<'_>, packet: &Packet, way: usize, entry: Entry) -> bool {
+    if entry.is_empty() || entry.tag() != place.tag {
+        return false;
+    }
+    let compare = entry.ambiguous() || packet.opens();
+    !compare || tables.is_tuple(packet.v6, tuple_index(place.index, way), &packet.tuple)
+}
+
+/// Where a flow's entry is looked for first, and put if there is nothing yet.
+#[inline(always)]
+pub fn preferred(tag: u32) -> usize {
+    tag as usize & (WAYS - 1)
 }
 
 /// Where the whole tuple of an entry is kept.
@@ -80,7 +102,7 @@ pub fn known<T: Tables>(
     }
     if found.reopens(packet) {
         let entry = found.entry;
-        let reopened = Entry::first(place.tag, current, State::Opening, entry.ambiguous(), tables.now());
+        let reopened = Entry::first(place.tag, current, State::Opening, entry.ambiguous(), tables.instant());
         touch(tables, place, found, node, packet, service, reopened);
         return Some(current);
     }
@@ -99,7 +121,7 @@ impl Found {
 /// Brings the entry of a known flow up to date.
 #[inline(always)]
 pub fn renew<T: Tables>(tables: &T, place: &Place<'_>, found: Found, node: &Node, packet: &Packet, service: &Service) {
-    let renewed = renewed(found.entry, packet, tables.now());
+    let renewed = renewed(found.entry, packet, tables.instant());
     touch(tables, place, found, node, packet, service, renewed);
 }
 
@@ -126,7 +148,7 @@ fn touch<T: Tables>(
         // Another CPU was first with a packet of the flow; what this one changes, the end of a connection above all,
         // is put on top of it.
         before = Entry(word.load());
-        after = renewed(before, packet, tables.now());
+        after = renewed(before, packet, tables.instant());
         put = before.tag() == place.tag && !before.is_empty() && word.replace(before.0, after.0);
     }
     if node.tells_flows != 0 && put && after.tells(before) {
@@ -136,7 +158,7 @@ fn touch<T: Tables>(
 
 /// The entry after this packet of its flow.
 #[inline(always)]
-fn renewed(entry: Entry, packet: &Packet, now: u64) -> Entry {
+fn renewed(entry: Entry, packet: &Packet, now: Instant) -> Entry {
     if matches!(packet.kind, Kind::Error | Kind::LaterFragment) {
         return entry;
     }
@@ -187,8 +209,8 @@ pub fn record<T: Tables>(
     if backend == 0 || matches!(packet.kind, Kind::Error | Kind::LaterFragment) {
         return;
     }
-    let now = tables.now();
-    if !admit::spend(tables.budget(Budget::Inserts), node.inserts, now) {
+    let now = tables.instant();
+    if node.inserts != 0 && !admit::spend(tables.budget(Budget::Inserts), node.inserts, now.now) {
         tables.count(Reason::NoteInsertBudget);
         return;
     }
@@ -201,40 +223,55 @@ pub fn record<T: Tables>(
         // Another CPU took the place first; the next packet of the flow tries again.
         return;
     }
-    let record = Record { tuple: packet.tuple, service: service.id, since: now, version: version as u32 };
+    let record = Record { tuple: packet.tuple, service: service.id, since: now.now, version: version as u32 };
     tables.keep_tuple(packet.v6, tuple_index(place.index, way), &record);
     tables.count(if old.is_empty() { Reason::NoteRecorded } else { Reason::NoteEvicted });
 }
 
 /// The way to put a new entry in: empty, else expired, else unproven, the longest idle first; and whether its tag stands in the bucket already.
 #[inline(always)]
-fn room(node: &Node, place: &Place<'_>, now: u64) -> Option<(usize, Entry, bool)> {
-    // The best way so far: how well it fits, how long it was idle, and which it is, as one number to be compared.
-    let mut best = 0;
+fn room(node: &Node, place: &Place<'_>, now: Instant) -> Option<(usize, Entry, bool)> {
+    // First what nearly all buckets have: an empty way. One more than its number; 0: there is none.
+    let mut empty = 0;
     let mut ambiguous = 0;
     let mut way = 0;
     while way < WAYS {
         let word = place.bucket.word(way);
         let entry = Entry(word.load());
-        let fit = if entry.is_empty() {
-            3
-        } else if entry.expired(&node.idle, now) {
-            2
-        } else {
-            u64::from(!entry.proven())
-        };
-        let candidate = hide(entry.0, fit << 16 | entry.idle(now) << 3 | way as u64);
-        best = hide(entry.0, if candidate > best { candidate } else { best });
-        if !entry.is_empty() && entry.tag() == place.tag {
+        if entry.is_empty() {
+            empty = way as u64 + 1;
+        } else if entry.tag() == place.tag {
             ambiguous = 1;
             word.replace(entry.0, entry.marked_ambiguous().0);
         }
-        ambiguous = hide(entry.0, ambiguous);
+        empty = hide(u64::from(place.tag), empty);
+        ambiguous = hide(u64::from(place.tag), ambiguous);
         way += 1;
     }
-    if best >> 16 == 0 {
-        return None;
-    }
-    let way = best as usize & (WAYS - 1);
+    let first = preferred(place.tag);
+    let way = if Entry(place.bucket.word(first).load()).is_empty() {
+        first as u64
+    } else if empty != 0 {
+        empty - 1
+    } else {
+        evicted(node, place, now)?
+    };
+    let way = way as usize & (WAYS - 1);
     Some((way, Entry(place.bucket.word(way).load()), ambiguous != 0))
+}
+
+/// Of a full bucket, the way whose entry must go.
+#[inline(always)]
+fn evicted(node: &Node, place: &Place<'_>, now: Instant) -> Option<u64> {
+    // The best way so far: how well it fits, how long it was idle, and which it is, as one number to be compared.
+    let mut best = 0;
+    let mut way = 0;
+    while way < WAYS {
+        let entry = Entry(place.bucket.word(way).load());
+        let fit = if entry.expired(&node.idle, now) { 2 } else { u64::from(!entry.proven()) };
+        let candidate = hide(u64::from(place.tag), fit << 16 | entry.idle(now) << 3 | way as u64);
+        best = hide(u64::from(place.tag), if candidate > best { candidate } else { best });
+        way += 1;
+    }
+    if best >> 16 == 0 { None } else { Some(best) }
 }

@@ -75,6 +75,33 @@ pub struct Entry(pub u64);
 
 const STAMP_MASK: u64 = 0x1fff;
 
+/// A time, and what entries are stamped with then. The timer keeps it ready: a division for each entry that a new flow
+/// looks at made recording it cost more than twice as much.
+#[derive(Clone, Copy, Debug)]
+pub struct Instant {
+    /// Monotonic nanoseconds.
+    pub now: u64,
+    /// The same in whole seconds.
+    pub seconds: u64,
+    /// The same in whole milliseconds.
+    pub milliseconds: u64,
+}
+
+impl Instant {
+    /// Of monotonic nanoseconds.
+    #[inline(always)]
+    pub const fn at(now: u64) -> Self {
+        Self { now, seconds: now / 1_000_000_000, milliseconds: now / 1_000_000 }
+    }
+}
+
+impl From<u64> for Instant {
+    #[inline(always)]
+    fn from(now: u64) -> Self {
+        Self::at(now)
+    }
+}
+
 impl Entry {
     const BACKEND: u32 = 31;
     const AMBIGUOUS: u32 = 46;
@@ -84,7 +111,7 @@ impl Entry {
 
     /// An entry of a flow's first packet: unproven.
     #[inline(always)]
-    pub const fn first(tag: u32, backend: u16, state: State, ambiguous: bool, now: u64) -> Self {
+    pub fn first(tag: u32, backend: u16, state: State, ambiguous: bool, now: impl Into<Instant>) -> Self {
         Self(
             tag as u64
                 | (backend as u64 & 0x7fff) << Self::BACKEND
@@ -94,10 +121,11 @@ impl Entry {
         )
     }
 
-    /// The stamp for this time in nanoseconds.
+    /// The stamp for this time.
     #[inline(always)]
-    const fn stamp_of(proven: bool, now: u64) -> u64 {
-        (if proven { now / 1_000_000_000 } else { now / 1_000_000 }) & STAMP_MASK
+    fn stamp_of(proven: bool, now: impl Into<Instant>) -> u64 {
+        let now: Instant = now.into();
+        (if proven { now.seconds } else { now.milliseconds }) & STAMP_MASK
     }
 
     /// Whether there is no flow.
@@ -144,13 +172,13 @@ impl Entry {
 
     /// Time since its stamp in the stamp's unit: seconds if proven, else milliseconds; wraps at 8192.
     #[inline(always)]
-    pub const fn idle(self, now: u64) -> u64 {
+    pub fn idle(self, now: impl Into<Instant>) -> u64 {
         Self::stamp_of(self.proven(), now).wrapping_sub(self.0 >> Self::STAMP) & STAMP_MASK
     }
 
     /// The same flow after another packet: state and, once a second, stamp renewed.
     #[inline(always)]
-    pub const fn touched(self, state: State, proven: bool, now: u64) -> Self {
+    pub fn touched(self, state: State, proven: bool, now: impl Into<Instant>) -> Self {
         let kept = self.0 & ((1 << Self::PROVEN) - 1);
         Self(
             kept | (proven as u64) << Self::PROVEN
@@ -181,9 +209,9 @@ impl Entry {
 
     /// Whether it was idle for longer than its state allows; `idle` is [`super::Node::idle`].
     #[inline(always)]
-    pub fn expired(self, idle: &[u16; 8], now: u64) -> bool {
+    pub fn expired(self, idle: &[u16; 8], now: impl Into<Instant>) -> bool {
         let limit = u64::from(idle[(self.state_bits() & 7) as usize]);
-        if self.proven() { self.idle(now) > limit } else { self.idle(now) / 1000 > limit }
+        if self.proven() { self.idle(now) > limit } else { self.idle(now) >= (limit + 1) * 1000 }
     }
 }
 

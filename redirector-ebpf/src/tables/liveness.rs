@@ -7,6 +7,7 @@
 
 use crate::abi::PORTS;
 use crate::sync::Word;
+use crate::tables::flow::Instant;
 
 /// How many of the last requests of a link, and of the answers to them, are remembered; more than any multiplier.
 pub const REMEMBERED: usize = 16;
@@ -256,6 +257,10 @@ pub struct Pulse {
     pub may: Word,
     /// The row of the list of paths that the next round begins with.
     pub row: Word,
+    /// [`Pulse::now`] in whole seconds; 0: it has not run yet.
+    pub seconds: Word,
+    /// Likewise in milliseconds.
+    pub milliseconds: Word,
     /// Zero.
     pub pad: Word,
     /// Of the round: who falls silent.
@@ -264,11 +269,29 @@ pub struct Pulse {
     pub standing: [Word; 4],
 }
 
+impl Pulse {
+    /// Takes note of the time, for the round and for packets.
+    #[inline(always)]
+    pub fn tick(&self, now: u64) {
+        let Instant { now, seconds, milliseconds } = Instant::at(now);
+        self.now.store(now);
+        self.milliseconds.store(milliseconds);
+        self.seconds.store(seconds);
+    }
+
+    /// The time of the last round; none before the first one.
+    #[inline(always)]
+    pub fn instant(&self) -> Option<Instant> {
+        let (now, seconds, milliseconds) = (self.now.load(), self.seconds.load(), self.milliseconds.load());
+        if seconds == 0 { None } else { Some(Instant { now, seconds, milliseconds }) }
+    }
+}
+
 macro_rules! words {
     ($($name:ty = $count:expr),* $(,)?) => {$(
         const _: () = assert!(core::mem::size_of::<$name>() == $count * 8);
     )*};
 }
 
-words! { Condition = 6, Sent = 4 + REMEMBERED, Heard = 16 + REMEMBERED, Watched = 2, Latch = 2, Pulse = 22 }
+words! { Condition = 6, Sent = 4 + REMEMBERED, Heard = 16 + REMEMBERED, Watched = 2, Latch = 2, Pulse = 24 }
 super::no_padding! { Watch = 32 + 24 + 4 + 4 + 2 + 2 + 4 }

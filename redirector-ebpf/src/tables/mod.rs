@@ -97,6 +97,8 @@ pub trait Tables {
     fn keep_tuple(&self, v6: bool, index: u32, record: &flow::Record);
     /// Tells of a flow of this service, whose entry at that place this packet has made this one.
     fn tell_flow(&self, packet: &crate::packet::Packet, service: u16, index: u32, entry: flow::Entry);
+    /// Has the memory of the whole tuple at that place brought near, for one that will be compared or kept there.
+    fn touch_tuple(&self, _v6: bool, _index: u32) {}
     /// Whether the whole tuple at that place is this one.
     fn is_tuple(&self, v6: bool, index: u32, tuple: &crate::packet::Tuple) -> bool;
     /// The decision of a fragmented packet's first fragment; 0: unknown.
@@ -109,6 +111,10 @@ pub trait Tables {
     fn source_budget(&self, cell: u32) -> Option<&Word>;
     /// Monotonic time in nanoseconds, as fine as a timer tick.
     fn now(&self) -> u64;
+    /// The same time, with what entries of the flow table are stamped with; it may be a millisecond old.
+    fn instant(&self) -> flow::Instant {
+        flow::Instant::at(self.now())
+    }
     /// By what rules peers are watched.
     fn watch(&self) -> Option<&Watch>;
     /// What this node says of itself.

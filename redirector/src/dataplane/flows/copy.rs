@@ -2,6 +2,7 @@
 
 use redirector_ebpf::hash::{FlowHash, HashKey};
 use redirector_ebpf::packet::Tuple;
+use redirector_ebpf::stations::flow::preferred;
 use redirector_ebpf::tables::flow::{Entry, Record, WAYS};
 
 use super::{Flow, FlowTables, Keeps, Table};
@@ -44,7 +45,7 @@ impl<R: Keeps> Table<R> {
             let word = self.word(bucket, way)?;
             let entry = Entry(word.load());
             let fit = match entry {
-                entry if entry.is_empty() => 3,
+                entry if entry.is_empty() => 3 + u64::from(way == preferred(tag)),
                 entry if entry.expired(idle, now) => 2,
                 entry => u64::from(!entry.proven()),
             };
