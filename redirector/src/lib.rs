@@ -8,6 +8,7 @@ pub mod config;
 pub mod consensus;
 pub mod dataplane;
 pub mod doctor;
+pub mod guard;
 pub mod health;
 pub mod journal;
 pub mod liveness;

@@ -12,6 +12,7 @@ mod clock;
 mod disk;
 mod drain;
 mod floods;
+mod guarded;
 mod holders;
 mod kills;
 mod liveness;

@@ -10,6 +10,7 @@ mod cluster;
 mod decap;
 mod doctor;
 mod get;
+mod guard;
 mod incidents;
 mod maps;
 mod pki;
@@ -68,6 +69,8 @@ enum Command {
     Doctor(doctor::Doctor),
     /// The backend's side: take tunnels apart.
     Decap(decap::Decap),
+    /// Run an application, start it anew when it is silent, and drain this node while it stays so.
+    Guard(guard::Guard),
     /// Make and show the certificates by which agents know each other.
     Pki(pki::Pki),
 }
@@ -93,6 +96,7 @@ pub fn main(arguments: Arguments) -> ExitCode {
         Command::Trace(command) => command.run(),
         Command::Doctor(command) => command.run(),
         Command::Decap(command) => command.run(),
+        Command::Guard(command) => command.run(),
         Command::Pki(command) => command.run(),
     };
     match result {
