@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use redirector_ebpf::tables::{AliveNodes, Slot};
 
+use super::lookout::Agreed;
 use crate::consensus::state::State;
 use crate::replication::{self, PeerCounters, View};
 
@@ -27,7 +28,7 @@ impl Delivered {
 /// Where flows are copied to other nodes.
 pub trait Copies {
     /// Says which slots are in force, by a table of this digest, who is alive, and what is agreed on, if anything is.
-    fn set_slots(&mut self, slots: &[Slot], alive: AliveNodes, digest: u64, agreed: Option<&State>);
+    fn set_slots(&mut self, slots: &[Slot], alive: AliveNodes, digest: u64, agreed: Agreed<'_>);
 
     /// Who has got everything, and from whom everything has come; none where flows are not copied.
     fn delivered(&self) -> Option<Delivered>;
@@ -36,7 +37,7 @@ pub trait Copies {
 /// Who is to have copies of flows, as it was last given to replication.
 #[derive(Debug, Default)]
 pub struct Copyholders {
-    seen: Option<(AliveNodes, u64)>,
+    seen: Option<(AliveNodes, u64, bool)>,
 }
 
 impl Copyholders {
@@ -46,14 +47,20 @@ impl Copyholders {
     }
 
     /// The view for replication, where it is another than the last one. Where slots are agreed on and move, all of their
-    /// ranks that are present are to have their flows; else the first two that are `alive`.
-    pub fn view(&mut self, slots: &[Slot], alive: AliveNodes, digest: u64, agreed: Option<&State>) -> Option<View> {
-        let alive = agreed.map_or(alive, present);
-        if self.seen == Some((alive, digest)) {
+    /// ranks that are present are to have their flows; else the first two that are `alive`. A node that does not know yet
+    /// what is agreed on must not call anybody complete that a node that does would give more.
+    pub fn view(&mut self, slots: &[Slot], alive: AliveNodes, digest: u64, agreed: Agreed<'_>) -> Option<View> {
+        let (alive, to_all_ranks) = match agreed {
+            Agreed::Nothing => (alive, false),
+            Agreed::Unknown => (alive, true),
+            Agreed::On(state) => (present(state), true),
+        };
+        let view = Some((alive, digest, to_all_ranks));
+        if self.seen == view {
             return None;
         }
-        self.seen = Some((alive, digest));
-        Some(View { slots: slots.to_vec(), alive, to_all_ranks: agreed.is_some() })
+        self.seen = view;
+        Some(View { slots: slots.to_vec(), alive, to_all_ranks })
     }
 }
 

@@ -7,7 +7,7 @@ use redirector_ebpf::tables::names::kind;
 use redirector_ebpf::tables::{AliveNodes, Row, Slot};
 
 use super::copies::Delivered;
-use super::lookout::{self, Lookout};
+use super::lookout::{self, Agreed, Lookout};
 use crate::consensus::planner::Report;
 use crate::consensus::state::{Member, Phase, RowSet, Standing, State};
 use crate::dataplane::image::Image;
@@ -71,6 +71,11 @@ impl Follower {
     /// What slots and rows in the maps follow from, once they follow from anything.
     pub fn followed(&self) -> Option<&State> {
         (self.followed.version > 0).then_some(&*self.followed)
+    }
+
+    /// The same, for whoever must tell what is not known yet from what is not agreed on.
+    pub fn agreed(&self) -> Agreed<'_> {
+        self.followed().map_or(Agreed::Unknown, Agreed::On)
     }
 
     /// The version of everything that the data plane goes by.

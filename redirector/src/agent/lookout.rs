@@ -6,18 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use redirector_ebpf::tables::liveness::{Vitals, Watch, slot, state};
+use redirector_ebpf::tables::liveness::{Heard, Vitals, Watch, slot, state};
 use redirector_ebpf::tables::{AliveNodes, Slot};
 use siphasher::sip::SipHasher24;
 use siphasher::sip128::SipHasher24 as SipHasher128;
 
 use super::copies::Delivered;
 use crate::config::{Config, Key};
-use crate::consensus::state::{Standing, State as Agreed};
+use crate::consensus::state::{Standing, State};
 use crate::dataplane::image::Image;
 use crate::dataplane::liveness::LivenessTables;
 use crate::health::FULL_SHARE;
-use crate::liveness::{AGENT_SILENT, Action, Detector, LinkPlan, Observation, Own, Plan, State};
+use crate::liveness::{AGENT_SILENT, Action, Detector, LinkPlan, Observation, Own, Plan, State as Peer};
 use crate::vip::{Fitness, View};
 
 /// What answers may take, as a share of the interval.
@@ -28,6 +28,17 @@ pub(super) const GRACE_MIN: Duration = Duration::from_micros(500);
 /// How long a node that returns waits at most for flows that others have, before it serves without them.
 const FLOWS: Duration = Duration::from_secs(10);
 
+/// What nodes agree on, as far as this one knows.
+#[derive(Clone, Copy, Debug)]
+pub enum Agreed<'a> {
+    /// They agree on nothing.
+    Nothing,
+    /// They do if the cluster has begun, and this node has not heard yet on what.
+    Unknown,
+    /// On this.
+    On(&'a State),
+}
+
 /// A node's view of its peers and of itself. Times are monotonic nanoseconds.
 pub struct Lookout {
     detector: Detector,
@@ -35,6 +46,9 @@ pub struct Lookout {
     links: Vec<(u8, u8)>,
     timeout: u64,
     me: u8,
+    incarnation: u32,
+    /// Since when it has asked anybody, where an earlier agent left nothing to go on with.
+    starting_since: Option<u64>,
     lacking_since: Option<u64>,
     own: Own,
     drains: bool,
@@ -99,6 +113,8 @@ impl Lookout {
             links: Vec::new(),
             timeout: 0,
             me,
+            incarnation: 0,
+            starting_since: None,
             lacking_since: None,
             own: Own::Returning,
             drains: false,
@@ -149,6 +165,10 @@ impl Lookout {
             peers: maps.list(&ports.into_iter().collect::<Vec<_>>()),
         };
         maps.set_watch(&watch).context("liveness")?;
+        if before.incarnation == 0 {
+            self.starting_since = Some(host.time);
+        }
+        self.incarnation = watch.incarnation;
         self.timeout = config.cluster.beats.timeout().as_nanos() as u64 + watch.grace;
         self.detector.set_peers(&nodes, Duration::from_nanos(host.time));
         self.links = image.links.keys().copied().collect();
@@ -177,7 +197,7 @@ impl Lookout {
     }
 
     /// The peers in one of these states.
-    pub fn peers_in<'a>(&'a self, states: &'a [State]) -> impl Iterator<Item = u8> + 'a {
+    pub fn peers_in<'a>(&'a self, states: &'a [Peer]) -> impl Iterator<Item = u8> + 'a {
         let those = self.detector.peers().iter().filter(|(_, peer)| states.contains(&peer.state));
         those.map(|(&node, _)| node)
     }
@@ -242,27 +262,23 @@ impl Lookout {
         }
     }
 
-    /// Looks at all peers, and lets in who may be. `delivered` is none where flows are not replicated, `agreed` where nothing
-    /// is agreed on.
-    pub fn step(
-        &mut self,
-        maps: &impl LivenessTables,
-        delivered: Option<&Delivered>,
-        agreed: Option<&Agreed>,
-        time: u64,
-    ) {
+    /// Looks at all peers, and lets in who may be. `delivered` is none where flows are not replicated.
+    pub fn step(&mut self, maps: &impl LivenessTables, delivered: Option<&Delivered>, agreed: Agreed<'_>, time: u64) {
+        let has_begun = self.has_begun(maps, time);
         self.vitals.clear();
         for (&node, &allowed) in &self.allowed {
             let mut seen = self.observe(maps, node, allowed, time, delivered);
-            if let Some(agreed) = agreed {
-                let member = agreed.members.get(&node).filter(|member| member.standing == Standing::Up);
-                let is_that = |incarnation| seen.incarnation == 0 || incarnation == u64::from(seen.incarnation);
-                seen.agreed = member.is_some_and(|member| is_that(member.incarnation));
-            }
             if seen.answers {
                 self.vitals.insert(node, seen.vitals);
             }
             let Some(peer) = self.detector.peer_mut(node) else { continue };
+            seen.agreed = match agreed {
+                Agreed::On(state) if seen.incarnation == 0 => state.is_up(node),
+                Agreed::On(state) => is_up_as(state, node, seen.incarnation),
+                // Who was let in stays; whether anybody else may is not known.
+                Agreed::Unknown => peer.admitted || !has_begun,
+                Agreed::Nothing => true,
+            };
             let before = peer.state;
             match peer.observe(Duration::from_nanos(time), &seen) {
                 Some(Action::Admit(incarnation)) => maps.admit(node, Some(incarnation)),
@@ -274,15 +290,20 @@ impl Lookout {
             }
         }
         let lacks = match agreed {
-            Some(agreed) => !agreed.is_up(self.me),
-            None => self.lacks(maps, delivered, time),
+            Agreed::On(state) => {
+                let serves = is_up_as(state, self.me, self.incarnation);
+                !serves && (self.is_starting(time) || self.hears_one_up(maps, state, time))
+            }
+            Agreed::Unknown if has_begun => self.waits_to_know(maps, time),
+            Agreed::Unknown | Agreed::Nothing => self.is_starting(time) || self.lacks(maps, delivered, time),
         };
         let own = self.detector.own(!lacks);
         if own != self.own {
             tracing::info!(from = ?self.own, to = ?own, "this node's state changed");
             self.own = own;
         }
-        self.drains = agreed.and_then(|agreed| agreed.members.get(&self.me)).is_some_and(|member| member.draining);
+        let drains = |state: &State| state.members.get(&self.me).is_some_and(|member| member.draining);
+        self.drains = matches!(agreed, Agreed::On(state) if drains(state));
         let Condition { health, load, shed, share } = self.condition;
         self.hands_over = share == 0 && self.has_better_peer(maps);
         let said = match (lacks, self.drains || self.hands_over) {
@@ -294,20 +315,55 @@ impl Lookout {
         maps.condition().vitals.store(vitals.word());
     }
 
+    /// Peers that were heard of within the timeout, and what was heard.
+    fn heard<'a>(&self, maps: &'a impl LivenessTables, time: u64) -> Vec<(u8, &'a Heard)> {
+        let heard = self.links.iter().map(|(node, port)| (*node, maps.heard(*node, *port)));
+        heard.filter(|(_, heard)| time.saturating_sub(heard.at.load()) <= self.timeout).collect()
+    }
+
+    /// Whether the tables are new, and peers have had no time to answer yet.
+    fn is_starting(&mut self, time: u64) -> bool {
+        let timeout = self.timeout;
+        self.starting_since = self.starting_since.filter(|since| time.saturating_sub(*since) <= timeout);
+        self.starting_since.is_some() && !self.links.is_empty()
+    }
+
+    /// Whether this node's tables, or a peer's, go by something that was agreed on.
+    fn has_begun(&self, maps: &impl LivenessTables, time: u64) -> bool {
+        maps.condition().applied.load() != 0
+            || self.heard(maps, time).iter().any(|(_, heard)| heard.applied.load() != 0)
+    }
+
+    /// Whether any peer is heard that serves as the cluster agrees, or that knows of something later: what is agreed on may
+    /// be long past here, such as a cluster of this node alone. Where none is, whoever is left serves.
+    fn hears_one_up(&self, maps: &impl LivenessTables, state: &State, time: u64) -> bool {
+        let serves = |node, heard: &Heard| is_up_as(state, node, heard.incarnation.load() as u32);
+        let heard = self.heard(maps, time);
+        heard.iter().any(|(node, heard)| serves(*node, heard) || heard.applied.load() > state.version)
+    }
+
+    /// Whether this node must not serve before it has heard what is agreed on. One that served before, by the word of an
+    /// earlier agent, goes on; another one waits, but not for ever.
+    fn waits_to_know(&mut self, maps: &impl LivenessTables, time: u64) -> bool {
+        let said = Vitals::of(maps.condition().vitals.load()).state;
+        if matches!(said, state::ACTIVE | state::DRAINING) {
+            self.lacking_since = None;
+            return false;
+        }
+        let since = *self.lacking_since.get_or_insert(time);
+        time.saturating_sub(since) < FLOWS.as_nanos() as u64
+    }
+
     /// Whether this node must not serve yet: others that live do not count it alive, and it has not got all their flows.
     /// A node that the others go on counting alive lost nothing, even if its agent is new.
     fn lacks(&mut self, maps: &impl LivenessTables, delivered: Option<&Delivered>, time: u64) -> bool {
-        let voices: Vec<(u8, bool)> = self
-            .links
-            .iter()
-            .map(|(node, port)| (*node, maps.heard(*node, *port)))
-            .filter(|(_, heard)| time.saturating_sub(heard.at.load()) <= self.timeout)
-            .filter(|(_, heard)| u128::from(Vitals::of(heard.vitals.load()).agent_age) < AGENT_SILENT.as_millis())
-            .map(|(node, heard)| {
-                let view = AliveNodes { words: std::array::from_fn(|word| heard.view[word].load()) };
-                (node, view.is_alive(self.me))
-            })
-            .collect();
+        let acts = |heard: &Heard| u128::from(Vitals::of(heard.vitals.load()).agent_age) < AGENT_SILENT.as_millis();
+        let heard = self.heard(maps, time).into_iter().filter(|(_, heard)| acts(heard));
+        let voice = |(node, heard): (u8, &Heard)| {
+            let view = AliveNodes { words: std::array::from_fn(|word| heard.view[word].load()) };
+            (node, view.is_alive(self.me))
+        };
+        let voices: Vec<(u8, bool)> = heard.map(voice).collect();
         let is_out = voices.iter().any(|(_, counted)| !counted);
         let missing = |delivered: &Delivered| voices.iter().any(|(node, _)| !delivered.from.contains(node));
         if !is_out || !delivered.is_some_and(missing) {
@@ -361,7 +417,7 @@ impl Lookout {
 
     /// Whether a peer that returns has waited for flows long enough.
     fn waited(&self, node: u8, time: u64) -> bool {
-        let peer = self.detector.peers().get(&node).filter(|peer| peer.state == State::Returning);
+        let peer = self.detector.peers().get(&node).filter(|peer| peer.state == Peer::Returning);
         peer.is_some_and(|peer| Duration::from_nanos(time).saturating_sub(peer.since) > FLOWS)
     }
 
@@ -380,6 +436,12 @@ impl Lookout {
         };
         view
     }
+}
+
+/// Whether a node serves, as this incarnation: in another one it has lost what it knew.
+fn is_up_as(agreed: &State, node: u8, incarnation: u32) -> bool {
+    let member = agreed.members.get(&node);
+    member.is_some_and(|member| member.standing == Standing::Up && member.incarnation == u64::from(incarnation))
 }
 
 /// Who is alive in whose eyes. Peers that have not been heard of within the timeout have no voice.

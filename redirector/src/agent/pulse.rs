@@ -5,7 +5,7 @@ use redirector_ebpf::tables::Slot;
 
 use super::copies::Copies;
 use super::follower::Follower;
-use super::lookout::Lookout;
+use super::lookout::{Agreed, Lookout};
 use crate::consensus::planner::Report;
 use crate::dataplane::liveness::LivenessTables;
 
@@ -19,7 +19,7 @@ pub fn pulse(
     follower: Option<&mut Follower>,
     time: u64,
 ) -> Option<Report> {
-    let agreed = follower.as_ref().and_then(|follower| follower.followed());
+    let agreed = follower.as_ref().map_or(Agreed::Nothing, |follower| follower.agreed());
     if let Some(copies) = &mut copies {
         copies.set_slots(slots, maps.alive(), maps.condition().slots.load(), agreed);
     }

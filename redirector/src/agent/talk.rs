@@ -7,9 +7,9 @@ use redirector_ebpf::tables::{AliveNodes, Slot};
 use tokio::sync::mpsc;
 
 use super::copies::{Copies, Copyholders, Delivered};
+use super::lookout::Agreed;
 use crate::breaker::Breakers;
 use crate::config::Config;
-use crate::consensus::state::State;
 use crate::replication::{self, Counters, Replication, Settings};
 use crate::transport::{self, Identity, Incoming, Transport};
 
@@ -97,7 +97,7 @@ impl Talk {
 }
 
 impl Copies for Talk {
-    fn set_slots(&mut self, slots: &[Slot], alive: AliveNodes, digest: u64, agreed: Option<&State>) {
+    fn set_slots(&mut self, slots: &[Slot], alive: AliveNodes, digest: u64, agreed: Agreed<'_>) {
         if let (Some(view), Some(replication)) =
             (self.copyholders.view(slots, alive, digest, agreed), &self.replication)
         {

@@ -139,11 +139,11 @@ pub struct MemoryTables {
     /// By what rules peers are watched.
     pub watch: Watch,
     /// What this node says of itself.
-    pub condition: Condition,
+    pub condition: Arc<Condition>,
     /// Requests that were sent, by link.
-    pub sent: Vec<Sent>,
+    pub sent: Arc<[Sent]>,
     /// What was heard, by link.
-    pub heard: Vec<Heard>,
+    pub heard: Arc<[Heard]>,
     /// Both flow tables.
     pub flows: Arc<FlowTables>,
     /// By what rules paths are watched.
@@ -176,7 +176,7 @@ impl MemoryTables {
             counted: RefCell::default(),
             refused: RefCell::default(),
             watch: Watch::default(),
-            condition: Condition::default(),
+            condition: Arc::default(),
             sent: (0..LINKS).map(|_| Sent::default()).collect(),
             heard: (0..LINKS).map(|_| Heard::default()).collect(),
             flows: Arc::new(FlowTables::in_memory(buckets)),

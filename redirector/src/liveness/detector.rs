@@ -183,7 +183,7 @@ pub enum Own {
     Returning,
     /// It serves.
     Active,
-    /// Every peer that was alive is silent: it is this node that is cut off, or the last one.
+    /// Every peer that was alive is silent, and no other one answers: it is this node that is cut off, or the last one.
     CutOff,
 }
 
@@ -214,12 +214,12 @@ impl Detector {
 
     /// What this node is, given whether it has all flows that it should have.
     pub fn own(&self, complete: bool) -> Own {
-        let suspects = self.peers.values().filter(|peer| peer.state == State::Suspect).count();
-        let serving = self.peers.values().filter(|peer| peer.admitted).count();
-        match (serving, suspects) {
-            (0, 1..) => Own::CutOff,
-            _ if complete => Own::Active,
-            _ => Own::Returning,
+        let any = |state| self.peers.values().any(|peer| peer.state == state);
+        let serves = self.peers.values().any(|peer| peer.admitted);
+        match any(State::Suspect) && !any(State::Returning) && !serves {
+            true => Own::CutOff,
+            false if complete => Own::Active,
+            false => Own::Returning,
         }
     }
 }

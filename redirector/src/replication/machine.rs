@@ -155,6 +155,8 @@ impl Machine {
         let Some(flight) = peer.land(sequence) else { return };
         let Some(answer) = answer.filter(|answer| answer.node == from) else {
             peer.put_back(flight);
+            // Until what waited has reached it, it has not got everything.
+            peer.resynchronise();
             peer.back_off(now);
             return;
         };

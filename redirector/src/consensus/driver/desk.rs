@@ -185,8 +185,7 @@ impl<D: Disk, A> Desk<D, A> {
             match action {
                 Action::Send { to, bytes } => self.out.push_back(Errand::Send { to, bytes }),
                 Action::Applied { index, outcome, .. } => tracing::debug!(index, ?outcome, "committed"),
-                Action::Committed { proposal, index, outcome, durable_on, of } => {
-                    let version = self.machine.state().specification.version;
+                Action::Committed { proposal, index, version, outcome, durable_on, of } => {
                     let done = outcome.map(|()| Committed { version, index, durable_on, of });
                     self.answer(proposal, done.map_err(ProposeError::Refused));
                 }

@@ -55,6 +55,8 @@ pub enum Action {
         proposal: ProposalId,
         /// Its index.
         index: u64,
+        /// The configuration's version after it.
+        version: u64,
         /// Whether it changed anything.
         outcome: Result<(), Refusal>,
         /// On how many voters' disks it is known to be.

@@ -25,7 +25,8 @@ impl<D: Disk> Running<D> {
                     Some(outcome) if term == entry.term => {
                         let of = self.voters.len();
                         let durable_on = self.copies(entry.index);
-                        Action::Committed { proposal, index: entry.index, outcome, durable_on, of }
+                        let version = own.state.specification.version;
+                        Action::Committed { proposal, index: entry.index, version, outcome, durable_on, of }
                     }
                     _ => Action::Refused { proposal, why: NotTaken::Dropped },
                 });

@@ -172,7 +172,7 @@ impl Net {
                             known.1 = digest;
                         }
                     }
-                    Action::Committed { proposal, index, outcome, durable_on, of } => {
+                    Action::Committed { proposal, index, outcome, durable_on, of, .. } => {
                         self.fates.insert((id, proposal), Fate::Committed { index, outcome, durable_on, of });
                     }
                     Action::Refused { proposal, why } => drop(self.fates.insert((id, proposal), Fate::Refused(why))),
