@@ -105,23 +105,26 @@ pub fn parse(text: &str) -> Config {
     config::parse("test.toml", text).unwrap_or_else(|mistakes| panic!("{mistakes}"))
 }
 
-/// The image of a node with this configuration.
-pub fn image(config: &Config) -> Image {
+/// The interfaces of a node with this configuration.
+pub fn links(config: &Config) -> Links {
     let me = config.node.id;
     let own = config.members.iter().find(|member| member.id == me).map(|member| member.address);
-    let links: Links = (0..2)
-        .map(|port: u8| {
-            let mut addresses = vec![
-                format!("10.0.{port}.{me}").parse().expect("an address"),
-                format!("2001:db8:{port}::{me}").parse().expect("an address"),
-            ];
-            addresses.extend(own.filter(|_| port == 0));
-            let link = Link { index: 2 + u32::from(port), mac: mac(me, port), mtu: 1_500, addresses };
-            (format!("eth{port}"), link)
-        })
-        .collect();
+    let link = |port: u8| {
+        let mut addresses = vec![
+            format!("10.0.{port}.{me}").parse().expect("an address"),
+            format!("2001:db8:{port}::{me}").parse().expect("an address"),
+        ];
+        addresses.extend(own.filter(|_| port == 0));
+        let link = Link { index: 2 + u32::from(port), mac: mac(me, port), mtu: 1_500, addresses };
+        (format!("eth{port}"), link)
+    };
+    (0..2).map(link).collect()
+}
+
+/// The image of a node with this configuration.
+pub fn image(config: &Config) -> Image {
     let key = config.cluster.key.expect("the configuration has a key").0;
-    compile(config, key, &links, Registry::default()).expect("the configuration compiles")
+    compile(config, key, &links(config), Registry::default()).expect("the configuration compiles")
 }
 
 /// A node of the standard cluster, all of whose neighbours are known and alive.

@@ -6,6 +6,7 @@ pub mod ebpf;
 pub mod kernel;
 pub mod lab;
 pub mod setup;
+pub mod sim;
 pub mod step;
 pub mod test;
 pub mod traffic;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use xtask::{bench, demo, lab, setup, test, traffic};
+use xtask::{bench, demo, lab, setup, sim, test, traffic};
 
 /// Development of Redirector.
 #[derive(Parser)]
@@ -21,6 +21,8 @@ enum Command {
     Test(test::Args),
     /// Measure: the packet path, replication, agents, failover, beside what people would use instead.
     Bench(bench::Args),
+    /// Five nodes in one thread, under virtual time and faults, from seeds; a failing one tells how to replay it.
+    Sim(sim::Args),
     /// A cluster in network namespaces: up, down, exec, status, fault, heal.
     Lab(lab::Args),
     /// A cluster, real requests, and where they went; sets up and builds first.
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf => test::build_ebpf(),
         Command::Test(args) => test::command(&args),
         Command::Bench(args) => bench::command(args),
+        Command::Sim(args) => sim::command(&args),
         Command::Lab(args) => lab::command(args),
         Command::Demo(args) => demo::command(args),
         Command::Serve(args) => traffic::serve(args),

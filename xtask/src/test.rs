@@ -9,7 +9,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 
 use crate::setup::{self, Purpose};
 use crate::step::{self, Report};
-use crate::{ebpf, kernel};
+use crate::{ebpf, kernel, sim};
 
 /// What to check.
 #[derive(ClapArgs, Debug)]
@@ -39,6 +39,8 @@ enum Step {
     Build,
     /// Unit, property, differential and namespace tests.
     Test,
+    /// Five nodes under virtual time and faults, from seeds.
+    Sim,
     /// What the BPF object holds and costs.
     Object,
     /// Every program on the oldest kernel promised.
@@ -70,6 +72,11 @@ pub fn command(args: &Args) -> Result<()> {
     }
     if wanted(Step::Test) {
         report.step("test", "cargo test --workspace", || step::run(tests(args).args(["test", "--workspace"])));
+    }
+    if wanted(Step::Sim) {
+        report.step("sim", "cargo xtask sim: five nodes under virtual time and faults", || {
+            sim::command(&sim::Args::default())
+        });
     }
     if wanted(Step::Object) {
         report.step("object", "no panics in the BPF object; stack and verified instructions within budget", || {

@@ -1,0 +1,597 @@
+//! Five hosts, what lies between them, and who uses them, a millisecond at a time.
+
+use std::collections::BTreeMap;
+
+use redirector::agent::terms;
+use redirector::config;
+use redirector::consensus::driver::ProposeError;
+use redirector::consensus::machine::{NotTaken, Role};
+use redirector_ebpf::beat::{Beat, WORDS};
+use redirector_ebpf::reason::Reason;
+use suite::node;
+use suite::packet::ROUTER;
+use suite::random::Random;
+
+use super::agent::Act;
+use super::checks::{Asked, Checks};
+use super::fault::{Episode, Fault};
+use super::flaw::Flaw;
+use super::host::Host;
+use super::network::{Content, Network};
+use super::users::{self, Connection, configuration};
+use super::{Failure, HOSTS, MS, SECOND, Summary, VIP};
+
+/// How often the operator changes the pool.
+const CHANGE: u64 = 900 * MS;
+
+/// A change that was asked for.
+pub(super) struct Change {
+    pub(super) text: String,
+    /// When, and how often it was passed on to a leader.
+    asked: u64,
+    passed: u32,
+}
+
+/// Everything.
+pub(crate) struct World {
+    pub(super) now: u64,
+    pub(super) random: Random,
+    pub(super) hosts: Vec<Host>,
+    pub(super) network: Network,
+    pub(super) connections: Vec<Connection>,
+    pub(super) checks: Checks,
+    pub(super) changes: BTreeMap<u64, Change>,
+    pub(super) beats: (String, u64),
+    down_after: &'static str,
+    flaw: Flaw,
+    lives: u64,
+    opened: u64,
+    asked: u64,
+    change_at: u64,
+    /// When something happened last that nodes have to find out.
+    pub(super) disturbed: u64,
+    /// Whether a fault goes on.
+    pub(super) faulty: bool,
+    /// Whether all was well when it was last looked, with nothing to be made up for.
+    pub(super) calm: bool,
+    /// The time at which the cluster was last told well, and changes that were done since all was healed.
+    pub(super) done_since_healed: u64,
+    pub(super) summary: Summary,
+}
+
+impl World {
+    /// Hosts that were never switched on.
+    pub(crate) fn new(seed: u64, flaw: Flaw) -> Self {
+        let mut random = Random::new(seed);
+        let (beats, timeout) = random.pick(&[("fast", 30), ("25ms x 4", 100), ("standard", 300)]);
+        let down_after = random.pick(&["1s", "2s", "10s"]);
+        let fastest = random.pick(&[50, 200, 20_000]);
+        let host = |id| configuration(id, beats, down_after, 0);
+        let hosts: Vec<Host> = (1..=HOSTS).map(|id| Host::new(id, host(id), fastest, &mut random)).collect();
+        if flaw == Flaw::ForgetfulDisk {
+            hosts.iter().for_each(|host| host.disk.lie());
+        }
+        Self {
+            now: 0,
+            random,
+            hosts,
+            network: Network::default(),
+            connections: Vec::new(),
+            checks: Checks::default(),
+            changes: BTreeMap::new(),
+            beats: (beats.to_owned(), timeout * MS),
+            down_after,
+            flaw,
+            lives: 0,
+            opened: 0,
+            asked: 0,
+            change_at: u64::MAX,
+            disturbed: 0,
+            faulty: false,
+            calm: false,
+            done_since_healed: 0,
+            summary: Summary::default(),
+        }
+    }
+
+    /// Forms a cluster, lets episodes happen, and looks at all that must hold.
+    pub(crate) fn run(mut self, episodes: usize) -> Result<Summary, Failure> {
+        for at in 0..self.hosts.len() {
+            self.start(at);
+        }
+        self.pass(300 * MS)?;
+        self.bootstrap();
+        self.until("the cluster is formed", 40 * SECOND, |world| world.is_calm())?;
+        self.change_at = self.now;
+        for number in 0..users::CONNECTIONS as u64 {
+            self.connections.push(Connection::new(number, self.now, &mut self.random));
+        }
+        self.opened = users::CONNECTIONS as u64;
+        self.pass(1_500 * MS)?;
+        for _ in 0..episodes {
+            let episode = Episode::draw(&mut self.random);
+            self.pass_episode(&episode)?;
+        }
+        (self.summary.virtual_seconds, self.summary.digest) = (self.now / SECOND, self.checks.digest);
+        Ok(self.summary)
+    }
+
+    fn pass_episode(&mut self, episode: &Episode) -> Result<(), Failure> {
+        let first = self.checks.story.len();
+        for &(after, fault) in &episode.faults {
+            self.pass(after)?;
+            self.strike(fault);
+        }
+        self.pass(episode.back)?;
+        for at in 0..self.hosts.len() {
+            if self.random.once_in(2) {
+                self.start(at);
+            }
+        }
+        self.pass(episode.healed)?;
+        while !self.hosts.iter().all(|host| host.has_booted(self.now)) {
+            self.pass(10 * MS)?;
+        }
+        self.heal();
+        // A change that is asked for now has to be done soon.
+        self.done_since_healed = 0;
+        self.change_at = self.now;
+        self.until("one leader, one table, two owners each, and changes are done", 10 * SECOND, |world| {
+            world.is_well() && world.done_since_healed > 0
+        })?;
+        self.change_at = u64::MAX;
+        self.until("everybody is alive in everybody's eyes, with all copies", 60 * SECOND, |world| world.is_calm())?;
+        self.change_at = self.now + self.random.number() % CHANGE;
+        self.summary.episodes += 1;
+        self.checks.story.drain(..first.min(self.checks.story.len()));
+        Ok(())
+    }
+
+    /// Notes what happens, for whoever reads a failure.
+    pub(super) fn tell(&mut self, what: impl std::fmt::Display) {
+        self.checks.story.push(format!("{:9.3} s  {what}", self.now as f64 / SECOND as f64));
+        if std::env::var_os("SIM_STORY").is_some() {
+            eprintln!("{}", self.checks.story.last().expect("just told"));
+        }
+    }
+
+    fn start(&mut self, at: usize) {
+        let host = &mut self.hosts[at];
+        let id = host.id;
+        if host.plane.is_some() && host.agent.is_some() || !host.has_booted(self.now) {
+            return;
+        }
+        self.lives += 1;
+        if host.plane.is_none() {
+            self.checks.forget(id);
+        }
+        host.start(self.lives, self.flaw, self.now, &mut self.random);
+        self.disturbed = self.now;
+        self.tell(format_args!("n{id} starts"));
+    }
+
+    fn bootstrap(&mut self) {
+        let host = &mut self.hosts[0];
+        let (Some(agent), Some(plane)) = (&mut host.agent, &host.plane) else { return };
+        let text = configuration(1, &self.beats.0, self.down_after, 0);
+        let sizes = agent.sizes(plane);
+        let genesis = terms::genesis(agent.config(), &text, 1, sizes, agent.follower.incarnation());
+        agent.desk.bootstrap(genesis).expect("an empty log on a disk that takes writes");
+    }
+
+    fn until(&mut self, what: &str, within: u64, holds: impl Fn(&Self) -> bool) -> Result<(), Failure> {
+        let end = self.now + within;
+        while self.now < end {
+            self.pass(20 * MS)?;
+            if holds(self) {
+                return Ok(());
+            }
+        }
+        let standing = self.standing();
+        Err(self.failure(format!("not within {} s: {what}\n{standing}", within / SECOND)))
+    }
+
+    fn pass(&mut self, time: u64) -> Result<(), Failure> {
+        let end = self.now + time;
+        while self.now < end {
+            self.now += MS;
+            self.step();
+            if let Some(what) = self.checks.broken.take() {
+                return Err(self.failure(what));
+            }
+        }
+        Ok(())
+    }
+
+    fn failure(&mut self, what: String) -> Failure {
+        Failure { at: self.now, what, story: std::mem::take(&mut self.checks.story) }
+    }
+
+    fn step(&mut self) {
+        self.deliver();
+        for at in 0..self.hosts.len() {
+            self.tick(at);
+            self.act(at);
+        }
+        if self.now.is_multiple_of(50 * MS) {
+            let lives = self.hosts.iter().filter_map(|host| Some((host.id, (host.agent.as_ref()?.life, host.acts()))));
+            self.network.look_after(&lives.collect(), self.now, &mut self.random);
+        }
+        self.ask_for_changes();
+        self.use_connections();
+        self.look();
+    }
+
+    fn deliver(&mut self) {
+        loop {
+            let hosts = &self.hosts;
+            let listens = |id: u8| hosts[usize::from(id) - 1].acts();
+            let Some((at, parcel)) = self.network.arrival(self.now, listens) else { return };
+            let (from, to) = (parcel.from, parcel.to);
+            let host = &mut self.hosts[usize::from(to) - 1];
+            let time = host.time(at);
+            match parcel.content {
+                Content::Frame(bytes) if host.paused => host.waiting.push(bytes),
+                Content::Frame(bytes) => {
+                    let Some(plane) = &mut host.plane else { continue };
+                    let done = plane.run(&bytes, time);
+                    match done.reason {
+                        Reason::BeatAnswered => {
+                            self.network.send_frame(to, from, &done.bytes, at, &mut self.random);
+                        }
+                        Reason::BeatTaken => self.checks.answered(to, from, nonce(&bytes)),
+                        _ => {}
+                    }
+                }
+                content => {
+                    let (Some(plane), Some(agent)) = (&mut host.plane, &mut host.agent) else { continue };
+                    match content {
+                        Content::Word(bytes) => agent.hear(plane, from, &bytes, time),
+                        Content::Batch(sequence, bytes) => {
+                            let answer = agent.take_copies(plane, from, &bytes, time);
+                            let answer = Content::Answer(sequence, answer);
+                            self.network.send(to, from, answer, at, &mut self.random);
+                        }
+                        Content::Answer(sequence, bytes) => agent.take_answer(plane, from, sequence, &bytes, time),
+                        Content::Frame(_) => {}
+                    }
+                    self.carry_out(usize::from(to) - 1);
+                }
+            }
+        }
+    }
+
+    /// A round of a host's timer.
+    fn tick(&mut self, at: usize) {
+        let host = &mut self.hosts[at];
+        if host.paused {
+            return;
+        }
+        let time = host.time(self.now);
+        let Some(plane) = &mut host.plane else { return };
+        let before = plane.tables.memory.image.alive;
+        let fallen = plane.tick(time);
+        let after = plane.tables.memory.image.alive;
+        if before == after {
+            return;
+        }
+        let id = host.id;
+        for peer in fallen {
+            self.tell(format_args!("n{id} suspects n{peer}"));
+            self.check_suspicion(at, peer);
+        }
+        for peer in (1..=HOSTS).filter(|&peer| peer != id && after.is_alive(peer) && !before.is_alive(peer)) {
+            self.tell(format_args!("n{id} lets n{peer} in"));
+            self.check_admission(at, peer);
+        }
+    }
+
+    fn act(&mut self, at: usize) {
+        let host = &mut self.hosts[at];
+        if !host.acts() {
+            host.acts_since = self.now;
+            return;
+        }
+        let time = host.time(self.now);
+        let (Some(plane), Some(agent)) = (&mut host.plane, &mut host.agent) else { return };
+        agent.run(plane, &self.network.connected(host.id), time);
+        host.is_fit = agent.is_fit();
+        self.carry_out(at);
+    }
+
+    /// Does what an agent wants done.
+    fn carry_out(&mut self, at: usize) {
+        let (id, now) = (self.hosts[at].id, self.now);
+        let time = self.hosts[at].time(now);
+        let acts = self.hosts[at].agent.as_mut().map(|agent| agent.acts()).unwrap_or_default();
+        for act in acts {
+            match act {
+                Act::Beat { to, bytes } => {
+                    self.checks.asked(id, to, Asked { nonce: nonce(&bytes), at: time });
+                    self.network.send_frame(id, to, &bytes, now, &mut self.random);
+                }
+                Act::Tell { to, bytes } => self.network.send(id, to, Content::Word(bytes), now, &mut self.random),
+                Act::Copy { to, sequence, bytes } => {
+                    self.network.send(id, to, Content::Batch(sequence, bytes), now, &mut self.random);
+                }
+                Act::Probe(vip) => {
+                    let answers = |host: &Host| {
+                        let holds = |plane: &super::plane::Plane| plane.tables.memory.held.contains_key(&vip);
+                        let reached = self.network.is_open(id, host.id) && self.network.is_open(host.id, id);
+                        host.id != id && host.forwards() && reached && host.plane.as_ref().is_some_and(holds)
+                    };
+                    if self.hosts.iter().any(answers) {
+                        let host = &mut self.hosts[at];
+                        if let (Some(plane), Some(agent)) = (&mut host.plane, &mut host.agent) {
+                            agent.hear_of_holder(plane, vip, time);
+                        }
+                    }
+                }
+                Act::Announce(vip) => self.tell(format_args!("n{id} announces {vip}")),
+                Act::Answer(change, answer) => self.answered(at, change, answer),
+            }
+        }
+    }
+
+    /// What became of a change.
+    fn answered(
+        &mut self,
+        at: usize,
+        number: u64,
+        answer: Result<redirector::consensus::driver::Committed, ProposeError>,
+    ) {
+        let Some(mut change) = self.changes.remove(&number) else { return };
+        let id = self.hosts[at].id;
+        match answer {
+            Ok(done) => {
+                self.tell(format_args!("change {number} is version {} at {}", done.version, done.index));
+                self.checks.acknowledged(done.index, done.version, change.text);
+                self.done_since_healed += 1;
+                self.summary.changes += 1;
+            }
+            Err(ProposeError::NotTaken(NotTaken::NotLeader(leader))) if change.passed < 3 && leader != id => {
+                change.passed += 1;
+                self.pass_on(usize::from(leader) - 1, number, change);
+            }
+            Err(error) => self.tell(format_args!("change {number} at n{id}: {error}")),
+        }
+    }
+
+    /// Asks a node for a change.
+    fn pass_on(&mut self, at: usize, number: u64, change: Change) {
+        let host = &mut self.hosts[at];
+        if !host.acts() {
+            return;
+        }
+        let time = host.time(self.now);
+        let (Some(plane), Some(agent)) = (&mut host.plane, &mut host.agent) else { return };
+        let merged = config::merge("change", &change.text, agent.config()).unwrap_or_else(|wrong| panic!("{wrong}"));
+        let command = terms::apply(&merged, &change.text, None);
+        self.changes.insert(number, change);
+        agent.propose(plane, &command, number, time);
+        self.carry_out(at);
+    }
+
+    fn ask_for_changes(&mut self) {
+        if self.now < self.change_at {
+            return;
+        }
+        self.change_at = self.now + CHANGE / 2 + self.random.number() % CHANGE;
+        self.asked += 1;
+        let text = configuration(1, &self.beats.0, self.down_after, self.asked);
+        let at = self.random.below(self.hosts.len());
+        self.pass_on(at, self.asked, Change { text, asked: self.now, passed: 0 });
+        let now = self.now;
+        self.changes.retain(|_, change| now - change.asked < 30 * SECOND);
+    }
+
+    fn strike(&mut self, fault: Fault) {
+        // A second fault before the first is dealt with: nothing is promised any more.
+        let keeps = matches!(fault, Fault::KillAgent | Fault::RestartAgent | Fault::PauseAgent | Fault::FillDisk);
+        if !self.calm && !keeps || matches!(fault, Fault::KillLeaderAndHolder | Fault::KillAllButOne) {
+            self.connections.iter_mut().for_each(|connection| connection.guaranteed = false);
+        }
+        (self.calm, self.faulty, self.disturbed) = (false, true, self.now);
+        let at = self.random.below(self.hosts.len());
+        self.tell(format_args!("{fault:?} (n{})", at + 1));
+        match fault {
+            Fault::Kill => self.hosts[at].die(self.now),
+            Fault::KillLeaderAndHolder => {
+                let holder = self
+                    .hosts
+                    .iter()
+                    .position(|host| host.plane.as_ref().is_some_and(|plane| !plane.tables.memory.held.is_empty()));
+                let leads = |host: &Host| host.agent.as_ref().is_some_and(|agent| agent.status().role == Role::Leader);
+                let leader = self.hosts.iter().position(leads);
+                for at in [holder, leader].into_iter().flatten() {
+                    self.hosts[at].die(self.now);
+                }
+            }
+            Fault::KillAgent => self.hosts[at].lose_agent(),
+            Fault::KillAllAgents => self.hosts.iter_mut().for_each(Host::lose_agent),
+            Fault::Pause => self.hosts[at].paused = self.hosts[at].plane.is_some(),
+            Fault::PauseAgent => self.hosts[at].agent_paused = self.hosts[at].agent.is_some(),
+            Fault::RestartAgent => {
+                self.hosts[at].lose_agent();
+                self.start(at);
+            }
+            Fault::LoseDisk => {
+                self.hosts[at].die(self.now);
+                self.hosts[at].disk.lose();
+            }
+            Fault::TearDisk => {
+                self.hosts[at].die(self.now);
+                self.hosts[at].disk.tear(&mut self.random);
+            }
+            Fault::FillDisk => self.hosts[at].disk.set_full(true),
+            Fault::Partition => {
+                let part: Vec<bool> = (0..HOSTS).map(|_| self.random.once_in(2)).collect();
+                self.cut(|one, other| part[usize::from(one) - 1] != part[usize::from(other) - 1]);
+            }
+            Fault::OneWay => {
+                let part: Vec<bool> = (0..HOSTS).map(|_| self.random.once_in(3)).collect();
+                self.cut(|one, other| part[usize::from(one) - 1] && !part[usize::from(other) - 1]);
+            }
+            Fault::NonTransitive => {
+                let (one, other) = (at as u8 + 1, (at + 1 + self.random.below(4)) as u8 % HOSTS + 1);
+                self.cut(|from, to| (from, to) == (one, other) || (from, to) == (other, one));
+            }
+            Fault::Storm => {
+                self.network.loss = 1 + self.random.below(20);
+                self.network.twice = self.random.below(20);
+                self.network.jitter = self.random.number() % (self.beats.1 / 4);
+            }
+            Fault::KillAllButOne => {
+                for other in (0..self.hosts.len()).filter(|&other| other != at) {
+                    self.hosts[other].die(self.now);
+                }
+            }
+        }
+    }
+
+    fn cut(&mut self, is_cut: impl Fn(u8, u8) -> bool) {
+        let pairs = (1..=HOSTS).flat_map(|one| (1..=HOSTS).map(move |other| (one, other)));
+        self.network.cuts.extend(pairs.filter(|&(one, other)| one != other && is_cut(one, other)));
+        let cuts: Vec<String> = self.network.cuts.iter().map(|(from, to)| format!("{from}→{to}")).collect();
+        self.tell(format_args!("cut: {}", cuts.join(" ")));
+    }
+
+    fn heal(&mut self) {
+        self.network.heal();
+        for at in 0..self.hosts.len() {
+            let host = &mut self.hosts[at];
+            host.disk.set_full(false);
+            (host.paused, host.agent_paused) = (false, false);
+            let waiting = std::mem::take(&mut host.waiting);
+            let id = host.id;
+            for bytes in waiting {
+                // The last byte but one of a node's MAC address is its id.
+                let from = bytes[10];
+                self.checks.owed(id, from, nonce(&bytes));
+                self.network.send_frame(from, id, &bytes, self.now + self.random.number() % (2 * MS), &mut self.random);
+            }
+            self.start(at);
+        }
+        (self.faulty, self.disturbed) = (false, self.now);
+        self.tell("all is healed");
+    }
+
+    /// Sends what clients send.
+    fn use_connections(&mut self) {
+        for at in 0..self.connections.len() {
+            if self.connections[at].next > self.now {
+                continue;
+            }
+            let wait = self.connections[at].wait(&mut self.random);
+            self.connections[at].next = self.now + wait;
+            if self.connections[at].ends <= self.now {
+                self.opened += 1;
+                self.connections[at] = Connection::new(self.opened, self.now, &mut self.random);
+            }
+            let fit: Vec<u8> =
+                self.hosts.iter().filter(|host| host.forwards() && host.is_fit).map(|host| host.id).collect();
+            if fit.is_empty() {
+                continue;
+            }
+            let entry = self.random.pick(&fit);
+            self.send(at, entry);
+        }
+    }
+
+    /// Sends a connection's packet into the cluster at a node, and on as long as nodes forward it.
+    fn send(&mut self, connection: usize, entry: u8) {
+        let mut frame = self.connections[connection].packet().bytes();
+        let (mut at, mut from, mut visited) = (entry, ROUTER, Vec::new());
+        self.summary.packets += 1;
+        let lost = loop {
+            frame[..6].copy_from_slice(&node::mac(at, 0));
+            frame[6..12].copy_from_slice(&from);
+            visited.push(at);
+            let host = &mut self.hosts[usize::from(at) - 1];
+            let time = host.time(self.now);
+            let Some(plane) = host.plane.as_mut().filter(|_| !host.paused) else {
+                break Some("a dead node".to_owned());
+            };
+            let done = plane.run(&frame, time);
+            match done.reason {
+                Reason::Served => {
+                    let backend = plane.backend(done.journey.backend).unwrap_or_default().to_owned();
+                    self.check_way(connection, &visited);
+                    self.check_backend(connection, &visited, backend);
+                    return;
+                }
+                Reason::Forwarded | Reason::HandedBack if visited.len() < 10 => {
+                    // The receiver's MAC address says who it is, but for the bit that marks what it must keep.
+                    let to = done.bytes[4];
+                    from = done.bytes[6..12].try_into().expect("six bytes");
+                    frame = done.bytes;
+                    if !self.network.is_open(at, to) {
+                        break Some(format!("the way from n{at} to n{to}, which is cut"));
+                    }
+                    at = to;
+                }
+                reason => break Some(format!("n{at}: {}", reason.name())),
+            }
+        };
+        self.check_way(connection, &visited);
+        if let Some(lost) = lost {
+            self.summary.lost += 1;
+            self.check_service(connection, &visited, &lost);
+        }
+    }
+
+    /// How everybody stands, for whoever reads a failure.
+    pub(super) fn standing(&self) -> String {
+        let mut text = String::new();
+        for host in &self.hosts {
+            let Some((agent, plane)) = host.agent.as_ref().zip(host.plane.as_ref()) else {
+                text += &format!("n{}: no agent\n", host.id);
+                continue;
+            };
+            let status = agent.status();
+            let members: Vec<String> = agent
+                .desk
+                .state()
+                .members
+                .iter()
+                .map(|(id, member)| {
+                    format!(
+                        "{id}:{:?}{}",
+                        member.standing,
+                        match member.seat {
+                            Some(seat) if seat.votes => "",
+                            Some(_) => "/learns",
+                            None => "/no seat",
+                        }
+                    )
+                })
+                .collect();
+            let alive: Vec<u8> = (1..=HOSTS).filter(|&peer| plane.tables.memory.image.alive.is_alive(peer)).collect();
+            let states: Vec<String> =
+                agent.lookout.detector().peers().iter().map(|(id, peer)| format!("{id}:{:?}", peer.state)).collect();
+            text += &format!(
+                "n{}: {:?} term {} leader {:?}, state {} (installed {}), {}{:?}; alive {alive:?}, {}; {}; connected {:?}\n",
+                host.id,
+                status.role,
+                status.term,
+                status.leader,
+                agent.desk.state().version,
+                agent.follower.installed(),
+                if status.is_redundant { "redundant, " } else { "" },
+                agent.lookout.own(),
+                states.join(" "),
+                members.join(" "),
+                self.network.connected(host.id),
+            );
+        }
+        text + &format!("VIP {VIP} held by {:?}", self.holders())
+    }
+}
+
+/// The nonce of the beat in a frame: its sender's of a request, its receiver's of an answer.
+fn nonce(frame: &[u8]) -> u64 {
+    // Ethernet, IPv4 without options, UDP.
+    let payload = &frame[14 + 20 + 8..];
+    let word = |at: usize| u64::from_le_bytes(payload[at * 8..][..8].try_into().expect("eight bytes"));
+    Beat { words: std::array::from_fn::<_, WORDS, _>(word) }.nonce()
+}
