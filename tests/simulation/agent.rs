@@ -452,8 +452,8 @@ impl Agent {
             Flaw::LostCopies => receiver.handle_batch(from, bytes, &Forgetful(flows), names, now),
             _ => receiver.handle_batch(from, bytes, &flows, names, now),
         };
-        for key in taken.prevailed {
-            self.talk.machine.handle_prevailed(key, now);
+        for key in taken.decided {
+            self.talk.machine.handle_decided(key, now);
         }
         taken.answer
     }

@@ -71,10 +71,13 @@ pub fn command(args: &Args) -> Result<()> {
         });
     }
     if wanted(Step::Test) {
-        report.step("test", "cargo test --workspace", || step::run(tests(args).args(["test", "--workspace"])));
+        report.step("test", "cargo test --workspace --exclude simulation", || {
+            step::run(tests(args).args(["test", "--workspace", "--exclude", "simulation"]))
+        });
     }
     if wanted(Step::Sim) {
-        report.step("sim", "cargo xtask sim: five nodes under virtual time and faults", || {
+        report.step("sim", "five nodes under virtual time and faults, optimised; the known bugs are found", || {
+            step::run(tests(args).args(["test", "--release", "--package", "simulation"]))?;
             sim::command(&sim::Args::default())
         });
     }
