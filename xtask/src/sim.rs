@@ -16,12 +16,6 @@ pub struct Args {
     first: u64,
 }
 
-impl Default for Args {
-    fn default() -> Self {
-        Self { seeds: 100, first: 1 }
-    }
-}
-
 /// Runs five nodes under virtual time and faults, once for each seed.
 ///
 /// # Errors
