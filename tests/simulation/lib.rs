@@ -9,8 +9,8 @@
 //!                   └─► checks, after every millisecond
 //! ```
 //!
-//! The same seed gives the same run. A seed that fails is replayed by `cargo xtask sim --seed SEED`, and with `SIM_STORY=1`
-//! in the environment it tells what happens as it happens.
+//! The same seed gives the same run. A seed that fails is replayed by `cargo xtask sim --seeds 1 --seed SEED`, and with
+//! `SIM_STORY=1` in the environment it tells what happens as it happens.
 
 pub mod agent;
 mod checks;

@@ -1,7 +1,5 @@
 //! The short way to a service: one look by address, protocol and port, where the tables of VIPs and services take two
 //! look-ups in hash tables of the kernel. What is not found here is looked for there; so it need not hold everything.
-//!
-//! Tried: of the 84 ns that a packet of a `shared` service took with both look-ups, they were 25.
 
 use super::service::Service;
 use crate::hash::Toward;
