@@ -45,9 +45,9 @@ impl Disk {
         done("fsfreeze", &["-u", &self.mounted.display().to_string()])
     }
 
-    /// Leaves no byte free.
+    /// Leaves no byte free, also of what has become free since.
     fn fill(&self) -> Result<()> {
-        let mut file = File::create(self.mounted.join("filler"))?;
+        let mut file = File::options().create(true).append(true).open(self.mounted.join("filler"))?;
         for size in [1 << 20, 1 << 12, 1] {
             while file.write_all(&vec![0; size]).is_ok() {}
         }
@@ -122,8 +122,10 @@ fn ails_and_recovers(scene: &Scene, disk: &Disk) -> Result<()> {
     ensure!(fsync["verdict"] == "bad" && health["hands_over"] == true, "{health:#}");
     disk.thaw()?;
     wait_until("n3 is well and has its share again", || has_its_share(scene))?;
-    disk.fill()?;
-    wait_until("n3, whose disk is full, has handed everything over", || has_handed_over(scene))?;
+    wait_until("n3, whose disk is full, has handed everything over", || {
+        disk.fill()?;
+        has_handed_over(scene)
+    })?;
     let health = scene.done("n3", &["get", "health"])?;
     ensure!(health.contains("storage fails") && health.contains("No space left"), "{health}");
     disk.empty()?;
