@@ -276,7 +276,9 @@ impl Config {
         };
         let text = toml::to_string(&file);
         let text = text.with_context(|| format!("cannot write the configuration of {name} as TOML"))?;
-        Ok(format!("{text}\n{}", self.more))
+        // All nodes share the machine's CPUs, so each would take the soft interrupts of all for its own.
+        let shedding = if self.more.contains("[shedding]") { "" } else { "[shedding]\nsoftirq = false\n" };
+        Ok(format!("{text}\n{}\n{shedding}", self.more))
     }
 }
 

@@ -115,14 +115,16 @@ impl Lab {
         sources: impl IntoIterator<Item = SocketAddr>,
         target: SocketAddr,
     ) -> Result<SocketAddr> {
-        let mut tried = 0;
+        let (mut tried, mut last) = (0, None);
         for source in sources {
             if self.owner(owner, source, target)?.as_deref() == Some(owner) {
                 return Ok(source);
             }
-            tried += 1;
+            (tried, last) = (tried + 1, Some(source));
         }
-        bail!("none of {tried} flows to {target} is owned by {owner}")
+        let Some(last) = last else { bail!("no flow to {target} was named") };
+        let mut why = self.redirector(owner, &["why", "udp", &last.to_string(), &target.to_string()])?;
+        bail!("none of {tried} flows to {target} is owned by {owner}; of the last it says:\n{}", step::read(&mut why)?)
     }
 
     /// Waits until every node sees every other alive, and each VIP that nodes hold is with the first of its plan alone.

@@ -1,6 +1,8 @@
 //! A redirector cluster that faults are made in.
 
 use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -18,7 +20,9 @@ const CONNECTIONS: usize = 60;
 const OWNED: u8 = 2;
 /// Ports that are tried for a flow of a certain owner.
 const PORTS: std::ops::Range<u64> = 20_000..60_000;
-const TRIES: usize = 1000;
+const TRIES: usize = 20;
+/// For how long flows of slots that have moved may belong to who owned them before.
+const MOVED: Duration = Duration::from_secs(120);
 
 /// A cluster.
 pub(super) struct Cluster {
@@ -73,9 +77,17 @@ impl Scene for Cluster {
         let target = SocketAddr::new(vip, ECHO_PORT);
         let addresses = client_addresses(vip);
         let flow = |_| -> Result<_> {
-            let source = || SocketAddr::new(*random.pick(&addresses), random.within(PORTS) as u16);
-            let sources = std::iter::repeat_with(source).take(TRIES);
-            Ok((self.lab.source_of(&victim, sources, target)?, target))
+            let deadline = Instant::now() + MOVED;
+            loop {
+                let source = || SocketAddr::new(*random.pick(&addresses), random.within(PORTS) as u16);
+                let sources = std::iter::repeat_with(source).take(TRIES);
+                match self.lab.source_of(&victim, sources, target) {
+                    Ok(source) => return Ok((source, target)),
+                    Err(error) if Instant::now() > deadline => return Err(error),
+                    // Where slots have moved, their previous owners are asked first, for a while.
+                    Err(_) => thread::sleep(Duration::from_secs(1)),
+                }
+            }
         };
         let flows = (0..self.flows).map(flow).collect::<Result<_>>()?;
         let stream = Stream { per_second: self.rate, flows };

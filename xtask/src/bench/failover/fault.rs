@@ -116,6 +116,8 @@ impl Fault {
         }
         lab.heal()?;
         lab.whole()?;
+        // Else the next victim could own nothing yet.
+        lab.settled()?;
         lab.paths_whole()
     }
 }
