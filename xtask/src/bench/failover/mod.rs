@@ -50,7 +50,7 @@ pub(super) struct Args {
     seed: Option<u64>,
 }
 
-/// The intervals that the issue of liveness is measured for.
+/// The intervals of beats that are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Profile {
     Standard,
