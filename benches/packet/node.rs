@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
 use redirector::config::{self, Config};
+use redirector::dataplane::address::mac_word;
 use redirector::dataplane::flows::now;
 use redirector::dataplane::image::{self, Image, Link};
 use redirector::dataplane::maps::Maps;
@@ -102,7 +103,7 @@ fn fill(directory: &Path, config: &Config, interface: u32) -> Result<(Maps, Imag
     for (id, hop) in &image.neighbours {
         let [high, low] = (*id as u16).to_be_bytes();
         let mac = [2, 0, 0, 1, high, low];
-        install::set_neighbour(&mut maps, *id, image::mac_word(mac), hop.peer)?;
+        install::set_neighbour(&mut maps, *id, mac_word(mac), hop.peer)?;
     }
     Ok((maps, image))
 }

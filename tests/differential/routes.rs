@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::process::Command;
 
-use redirector::dataplane::image::{address, mac_word};
+use redirector::dataplane::address::{address, mac_word};
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::tables::path::RESOLVED;
 use suite::node::{self, mac};

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use redirector::dataplane::image::{ip, mac_word};
+use redirector::dataplane::address::{ip, mac_word};
 use redirector::dataplane::memory::MemoryFrame;
 use redirector_ebpf::abi::GUE_PORT;
 use redirector_ebpf::beat::Beat;

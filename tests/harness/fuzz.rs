@@ -2,7 +2,8 @@
 
 use std::sync::LazyLock;
 
-use redirector::dataplane::image::{Image, mac_word};
+use redirector::dataplane::address::mac_word;
+use redirector::dataplane::image::Image;
 use redirector::dataplane::memory::{MemoryFrame, MemoryTables};
 use redirector_ebpf::packet::{Frame, Head, HeadMut, Wire};
 use redirector_ebpf::reason::{Action, Reason};

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use redirector::config::{self, Config, Forward};
-use redirector::dataplane::image::{Image, Link, Links, address, compile, mac_word};
+use redirector::dataplane::address::{address, mac_word};
+use redirector::dataplane::image::{Image, Link, Links, compile};
 use redirector::dataplane::memory::{MemoryFrame, MemoryTables};
 use redirector::dataplane::registry::Registry;
 use redirector_ebpf::packet::Tuple;

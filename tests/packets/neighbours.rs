@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, Ethernet2Header, Icmpv6Type};
-use redirector::dataplane::image::mac_word;
+use redirector::dataplane::address::mac_word;
 use redirector::dataplane::memory::MemoryTables;
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::tables::path::RESOLVED;

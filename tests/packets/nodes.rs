@@ -209,8 +209,8 @@ fn who_answers_a_forwarded_packet_asks_the_kernel_for_the_way() {
     let handed_over = send(&tables, &long.bytes());
     assert_eq!(handed_over.verdict.reason, Reason::ReplyHandedOver);
     assert_eq!(decode(&handed_over.bytes).to, mac(2, 0), "the kernel takes only frames that are for it");
-    let client = redirector::dataplane::image::address("192.0.2.7".parse().unwrap());
-    let way = redirector::dataplane::image::mac_word([2, 5, 5, 5, 5, 5]);
+    let client = redirector::dataplane::address::address("192.0.2.7".parse().unwrap());
+    let way = redirector::dataplane::address::mac_word([2, 5, 5, 5, 5, 5]);
     tables.routes.insert(client, (1, way));
     let done = send(&tables, &long.bytes());
     assert_eq!((done.verdict.reason, done.verdict.port), (Reason::TooBigSent, 1));

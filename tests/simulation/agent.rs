@@ -350,7 +350,7 @@ impl Agent {
         let Self { asker, acts, .. } = self;
         let mut send = |link: &redirector::liveness::LinkPlan, beat: &redirector_ebpf::beat::Beat| {
             let octets = |word| Mac::from_word(word).0.map(u16::to_ne_bytes).concat().try_into().expect("six bytes");
-            let ip = |address| redirector::dataplane::image::ip(address, false);
+            let ip = |address| redirector::dataplane::address::ip(address, false);
             let (source, target) = (ip(&link.path.local), ip(&link.path.remote));
             let way = Way {
                 source_mac: octets(link.mac),

@@ -9,8 +9,9 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::sync::watch;
 
 use super::agreement::{Agreement, AgreementStatus, Durable, Proposal};
+use super::change::{Applied, ApplyError};
 use super::committed::{self, Committed};
-use super::node::{Applied, ApplyError, Node, compile, override_mode};
+use super::node::{Node, compile, override_mode};
 use crate::config::{self, Config};
 use crate::consensus::machine::BootstrapError;
 use crate::consensus::state::State;

@@ -10,6 +10,7 @@
 
 mod agreement;
 pub mod audit;
+mod change;
 mod committed;
 mod condition;
 pub mod control;
@@ -20,6 +21,7 @@ mod health;
 mod incidents;
 mod liveness;
 pub mod lookout;
+mod next_hops;
 mod node;
 mod paths;
 pub mod pulse;
@@ -36,11 +38,12 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 pub use agreement::{AgreementStatus, Durable, LogStatus, MemberStatus};
+pub use change::{Applied, ApplyError};
 pub use condition::LoadStatus;
 pub use health::HealthStatus;
 pub(crate) use liveness::boot_id;
 pub use liveness::{LinkStatus, LivenessStatus, PeerStatus};
-pub use node::{Applied, ApplyError, Node, load_alone};
+pub use node::{Node, load_alone};
 pub use paths::PathStatus;
 
 use follow::Change;

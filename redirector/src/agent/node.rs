@@ -3,16 +3,16 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use redirector_ebpf::tables::AliveNodes;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
 use super::PULSE;
-use super::agreement::{Agreement, Durable};
+use super::agreement::Agreement;
 use super::audit::Audit;
+use super::change::{Applied, ApplyError};
 use super::committed::{self, Committed};
 use super::condition::Condition;
 use super::control;
@@ -22,76 +22,21 @@ use super::health::{HealthStatus, SelfHealth};
 use super::incidents::Incidents;
 use super::liveness::{Liveness, LivenessStatus};
 use super::lookout;
+use super::next_hops;
 use super::paths::PathStatus;
 use super::talk::Talk;
 use crate::breaker::{Breaker, Breakers, Policy};
-use crate::config::{self, Config, Mistakes, XdpMode};
-use crate::consensus::driver::ProposeError;
+use crate::config::{self, Config, XdpMode};
 use crate::consensus::planner::Report;
 use crate::dataplane::flows::now;
-use crate::dataplane::image::{self, Image, ImageError, Link, Links, NextHop};
-use crate::dataplane::maps::{Maps, MapsError};
+use crate::dataplane::image::{self, Image, Link, Links, NextHop};
+use crate::dataplane::maps::Maps;
 use crate::dataplane::{install, load};
 use crate::doctor::fitness;
 use crate::journal::Journal;
-use crate::netlink::{self, Kept, Neighbour};
+use crate::netlink::{self, Neighbour};
 use crate::replication;
 use crate::vip::{self, View};
-
-/// A change that was made.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Applied {
-    /// The version that is in force now.
-    pub version: u64,
-    /// What changed, in words.
-    pub changes: Vec<String>,
-    /// On how many disks it is, where a cluster has agreed on it.
-    #[serde(default)]
-    pub durable: Option<Durable>,
-}
-
-/// Why a change was not made. No map was touched, unless the kernel refused a write.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// The configuration is wrong.
-    #[error(transparent)]
-    Mistakes(#[from] Mistakes),
-    /// Someone else was faster.
-    #[error("the configuration in force is version {present}, not {expected}: look at `redirector diff` again")]
-    Version {
-        /// The version in force.
-        present: u64,
-        /// The version that the change was made for.
-        expected: u64,
-    },
-    /// A part that only `run` reads differs.
-    #[error("`[{0}]` is the node's own and cannot change while it runs: change the file that `run` reads, and restart")]
-    Own(&'static str),
-    /// It does not fit this host.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// The maps.
-    #[error(transparent)]
-    Maps(#[from] MapsError),
-    /// The kernel did not tell of its interfaces.
-    #[error(transparent)]
-    Netlink(#[from] netlink::Error),
-    /// The rules by which peers are watched could not be written.
-    #[error(transparent)]
-    Liveness(#[from] anyhow::Error),
-    /// The change could not be made durable.
-    #[error("the change was not committed, the disk refused it")]
-    Disk(#[from] std::io::Error),
-    /// The cluster has not taken it.
-    #[error(transparent)]
-    Agreement(#[from] ProposeError),
-    /// Only a cluster could decide, and this node is part of none.
-    #[error(
-        "this node takes no part in agreement: it needs `ca`, `certificate` and `private_key` in [cluster], two [[member]] \
-         at least, and a log that can be written; its journal says what is missing"
-    )]
-    Alone,
-}
 
 /// A running node.
 pub struct Node {
@@ -139,9 +84,6 @@ const DISK: Policy = Policy {
     patience: Duration::from_secs(60),
 };
 
-/// How long a change waits for next hops that do not answer.
-const LEARN: Duration = Duration::from_millis(500);
-
 async fn links() -> Result<Links, netlink::Error> {
     let link = |interface: netlink::Interface| {
         let addresses = interface.addresses.iter().map(|(address, _)| *address).collect();
@@ -167,62 +109,6 @@ pub(super) async fn compile(config: &Config, key: [u8; 16], maps: &Maps) -> Resu
     Ok(image)
 }
 
-/// Has the kernel keep an image's next hops, and takes over their MAC addresses before the first packet is sent to them.
-/// Says which of them the agent must ask for again.
-pub(super) async fn learn_next_hops(maps: &mut Maps, image: &Image) -> Vec<NextHop> {
-    let by_agent = keep(image.neighbours.values()).await;
-    let deadline = Instant::now() + LEARN;
-    loop {
-        let known = read_next_hops(maps, image).await;
-        if known >= image.neighbours.len() || Instant::now() > deadline {
-            return by_agent;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-async fn keep(hops: impl Iterator<Item = &NextHop>) -> Vec<NextHop> {
-    let mut by_agent = Vec::new();
-    for hop in hops {
-        match netlink::keep_neighbour(hop.interface, hop.address).await {
-            Ok(Kept::NotKept) => by_agent.push(hop.clone()),
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(next_hop = %hop.address, %error, "the kernel does not keep this next hop");
-                by_agent.push(hop.clone());
-            }
-        }
-    }
-    by_agent
-}
-
-/// Takes over what the kernel knows of an image's next hops; says of how many.
-async fn read_next_hops(maps: &mut Maps, image: &Image) -> usize {
-    match netlink::neighbours().await {
-        Ok(all) => all.iter().map(|neighbour| take_over(maps, image, neighbour)).sum(),
-        Err(error) => {
-            tracing::error!(%error, "the kernel's neighbours cannot be read");
-            0
-        }
-    }
-}
-
-/// Takes over one neighbour entry, if it is a next hop's; says of how many. A next hop that does not answer keeps its
-/// last address: whether its path is alive is not for ARP to say.
-fn take_over(maps: &mut Maps, image: &Image, neighbour: &Neighbour) -> usize {
-    let Some(mac) = neighbour.mac.filter(|_| neighbour.state.is_usable()) else { return 0 };
-    let fits = |hop: &NextHop| hop.interface == neighbour.index && hop.address == neighbour.address;
-    let mut known = 0;
-    for (&id, hop) in image.neighbours.iter().filter(|(_, hop)| fits(hop)) {
-        known += 1;
-        if let Err(error) = install::set_neighbour(maps, id, image::mac_word(mac), hop.peer) {
-            let error = anyhow::Error::new(error);
-            tracing::error!("the MAC address of {} could not be written: {error:#}", neighbour.address);
-        }
-    }
-    known
-}
-
 /// Has XDP attached in one way, whatever the file says.
 pub(super) fn override_mode(config: &mut Config, mode: Option<XdpMode>) {
     if let Some(mode) = mode {
@@ -239,7 +125,7 @@ async fn bring_up(config: &Config, key: [u8; 16], agreed: bool) -> Result<(Maps,
     let mut maps = Maps::open(&directory)?;
     let mut image = compile(config, key, &maps).await?;
     follower::adopt(agreed, &mut image, &maps, &maps.liveness)?;
-    let kept_by_agent = learn_next_hops(&mut maps, &image).await;
+    let kept_by_agent = next_hops::learn(&mut maps, &image).await;
     install::install(&mut maps, &image)?;
     for interface in &config.interfaces {
         let number = image.port_number(&interface.name);
@@ -580,7 +466,7 @@ impl Node {
         mut image: Image,
         on_disk: Committed,
     ) -> Result<(), ApplyError> {
-        self.kept_by_agent = learn_next_hops(&mut self.maps, &image).await;
+        self.kept_by_agent = next_hops::learn(&mut self.maps, &image).await;
         image.node.shed_level = self.condition.level(&next);
         install::install(&mut self.maps, &image)?;
         self.condition.was_written(image.node.shed_level);
@@ -607,7 +493,7 @@ impl Node {
 
     /// Has the kernel keep all next hops.
     pub(super) async fn keep_next_hops(&mut self) {
-        self.kept_by_agent = keep(self.image.neighbours.values()).await;
+        self.kept_by_agent = next_hops::keep(self.image.neighbours.values()).await;
     }
 
     /// Asks again for next hops that the kernel does not keep.
@@ -621,12 +507,12 @@ impl Node {
 
     /// Takes over what the kernel knows of next hops.
     pub(super) async fn read_next_hops(&mut self) {
-        read_next_hops(&mut self.maps, &self.image).await;
+        next_hops::read(&mut self.maps, &self.image).await;
     }
 
     /// Takes over one neighbour entry, if it is a next hop's.
     pub(super) fn neighbour(&mut self, neighbour: &Neighbour) {
-        take_over(&mut self.maps, &self.image, neighbour);
+        next_hops::take_over(&mut self.maps, &self.image, neighbour);
     }
 
     /// Ends disputes that have settled, sweeps flows that are over, gives numbers back.

@@ -12,7 +12,7 @@ use super::plane::{log, runtime};
 use super::target::{CONFIG, require_root};
 use crate::agent::{boot_id, control};
 use crate::config::{self, Decap as Settings, Prefix, XdpMode};
-use crate::dataplane::image::{mac_word, mapped};
+use crate::dataplane::address::{mac_word, mapped};
 use crate::dataplane::{install, load};
 use crate::netlink;
 

@@ -11,7 +11,7 @@ use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::event::{EVENT_VERSION, FlowEvent};
 use redirector_ebpf::tables::flow::{Bucket, Entry, Record, Record4, Record6, State, WAYS};
 
-use super::image::ip;
+use super::address::ip;
 use super::mapped::Mapped;
 use super::maps::MapsError;
 

@@ -13,9 +13,10 @@ use redirector_ebpf::tables::names::{NameKey, kind};
 use redirector_ebpf::tables::path::{FINAL_BIT, RESOLVED};
 use redirector_ebpf::tables::{Backend, Mark, Path, Pool};
 
+use super::address::address;
 use super::batch;
 use super::flows::{is_over, now};
-use super::image::{Image, NextHop, address};
+use super::image::{Image, NextHop};
 use super::maps::{Maps, MapsError, name_of, read, written};
 use super::registry::Registry;
 use super::rows::{self, RowTables as _};

@@ -21,8 +21,9 @@ use redirector_ebpf::tables::{
     RefusedKey, Row, Service, ServiceKey, Slot, Tables, Vip,
 };
 
+use super::address::ip;
 use super::flows::{Flow, FlowTables};
-use super::image::{Image, ip};
+use super::image::Image;
 use super::maps::MapsError;
 use super::rows::RowTables;
 use super::shortcuts::Shortcuts;

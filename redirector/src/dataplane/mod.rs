@@ -7,6 +7,7 @@
 //!
 //! Everything that decides is in `redirector_ebpf`; here nothing decides about a packet.
 
+pub mod address;
 pub mod batch;
 pub mod flows;
 pub mod image;

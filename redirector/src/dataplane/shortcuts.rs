@@ -7,7 +7,8 @@ use redirector_ebpf::hash::Toward;
 use redirector_ebpf::packet::{Tuple, protocol};
 use redirector_ebpf::tables::cell::{self, Cells, LISTED_WORDS, SETS};
 
-use super::image::{Image, address};
+use super::address::address;
+use super::image::Image;
 
 /// What the maps of short ways should hold.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::frame::{self, Tunnel, Way};
 use super::sender::octets;
 use super::socket::PacketSocket;
-use crate::dataplane::image::{Leg, ip};
+use crate::dataplane::address::ip;
+use crate::dataplane::image::Leg;
 use crate::dataplane::paths::PathMaps;
 
 /// A leg that requests go over.

@@ -20,7 +20,7 @@ use super::machine::{Action, Machine, Timing, View};
 use super::plan::{self, Plan};
 use super::segment::{self, Segment};
 use crate::config::{Config, Ingress};
-use crate::dataplane::image::{address, ip, mac_bytes};
+use crate::dataplane::address::{address, ip, mac_bytes};
 use crate::dataplane::load;
 use crate::dataplane::maps::{Maps, MapsError, read, written};
 use crate::journal::{Journal, Kind};

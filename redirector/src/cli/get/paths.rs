@@ -12,7 +12,7 @@ use crate::agent::PathStatus;
 use crate::agent::control::{self, Answer, Request};
 use crate::cli::output::{Output, Row, cell, mode, yes};
 use crate::cli::target::Target;
-use crate::dataplane::image::ip;
+use crate::dataplane::address::ip;
 use crate::dataplane::maps::MapsError;
 use crate::paths::health::State;
 

@@ -11,7 +11,7 @@ use super::{ANSWER, View, all, ranges};
 use crate::agent::control::{self, Answer, Request};
 use crate::cli::output::{Row, echo, unmatched};
 use crate::config::{Config, Prefix};
-use crate::dataplane::image::ip;
+use crate::dataplane::address::ip;
 use crate::dataplane::maps::{Maps, MapsError};
 use crate::vip;
 

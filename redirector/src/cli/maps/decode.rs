@@ -21,9 +21,9 @@ use serde_json::{Value, json};
 use super::{Entry, liveness, paths};
 use crate::cli::get::{ranges, vip_lines};
 use crate::cli::output::{Names, class, echo, mac, mode, protocol, state, unmatched};
+use crate::dataplane::address::ip;
 use crate::dataplane::batch::read_array;
 use crate::dataplane::flows::{Flow, now};
-use crate::dataplane::image::ip;
 use crate::dataplane::maps::{Maps, name_text, read};
 use crate::dataplane::registry::word;
 

@@ -8,7 +8,7 @@ use redirector_ebpf::packet::{Address, protocol as number};
 use redirector_ebpf::tables::trace::TraceFilter;
 
 use crate::config::Prefix;
-use crate::dataplane::image::address;
+use crate::dataplane::address::address;
 
 /// A prefix, with or without a port: `10.0.0.0/8`, `10.0.0.1:80`, `2001:db8::1`, `[2001:db8::/32]:443`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use redirector_ebpf::tables::trace::Traced;
 use serde::Serialize;
 
 use crate::cli::output::{Names, protocol};
-use crate::dataplane::image::ip;
+use crate::dataplane::address::ip;
 
 /// A decision as it is shown.
 #[derive(Debug, Serialize)]

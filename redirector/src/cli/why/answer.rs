@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::question::Question;
 use crate::cli::output::{self, Names, class, mac, mode, state};
-use crate::dataplane::image::ip;
+use crate::dataplane::address::ip;
 use crate::dataplane::memory::MemoryTables;
 
 /// Where a flow goes, and why.

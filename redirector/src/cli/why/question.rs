@@ -10,7 +10,7 @@ use redirector_ebpf::packet::headers::{
 };
 use redirector_ebpf::packet::{Frame as _, Tuple, checksum, protocol, tcp};
 
-use crate::dataplane::image::address;
+use crate::dataplane::address::address;
 use crate::dataplane::memory::MemoryFrame;
 
 /// Protocols that flows have.

@@ -9,7 +9,7 @@ use redirector_ebpf::stations::parse;
 use redirector_ebpf::tables::Port;
 
 use super::super::frame::{Way, write};
-use crate::dataplane::image::mac_word;
+use crate::dataplane::address::mac_word;
 use crate::dataplane::memory::MemoryFrame;
 
 const SOURCE_MAC: [u8; 6] = [2, 0, 0, 0, 1, 0];
