@@ -7,6 +7,7 @@ mod agreement;
 mod ailing;
 mod announced;
 mod audit;
+mod backends;
 mod change;
 mod clock;
 mod disk;

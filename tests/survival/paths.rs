@@ -48,7 +48,9 @@ struct Why {
 
 fn up(name: &str, modes: &[&str]) -> Result<Scene> {
     let topology = Topology { nodes: 2, backends: 2, between: true, ..Topology::for_test(name) };
-    let config = Config { beats: Some("fast".into()), ..every_kind(&topology, modes).with_fabrics(&topology) };
+    let mut config = Config { beats: Some("fast".into()), ..every_kind(&topology, modes).with_fabrics(&topology) };
+    // These are about paths alone: no backend is taken out of its pool.
+    config.pool.iter_mut().for_each(|pool| pool.health.panic = Some(100));
     Scene::up(&topology, config)
 }
 

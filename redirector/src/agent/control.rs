@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::agreement::{AgreementStatus, Durable};
 use super::follow::{Asked, Change};
-use super::{Applied, HealthStatus, LivenessStatus, Node, PathStatus};
+use super::{Applied, BackendStatus, HealthStatus, LivenessStatus, Node, PathStatus};
 use crate::breaker;
 use crate::config::Config;
 
@@ -41,6 +41,8 @@ pub enum Request {
     Breakers,
     /// How do your paths do?
     Paths,
+    /// How do your backends do?
+    Backends,
     /// How is your health, and your load?
     Health,
     /// What would this change?
@@ -105,6 +107,11 @@ pub enum Answer {
     Paths {
         /// One by one.
         paths: Vec<PathStatus>,
+    },
+    /// How its backends do.
+    Backends {
+        /// One by one.
+        backends: Vec<BackendStatus>,
     },
     /// What replication has counted.
     Replication {
@@ -247,6 +254,10 @@ pub(super) async fn answer(node: &mut Node, request: Request, answer: oneshot::S
         Request::Breakers => Answer::Breakers { breakers: node.breakers().statuses() },
         Request::Paths => match node.paths() {
             Some(paths) => Answer::Paths { paths },
+            None => refused("the agent does not watch its paths yet".to_owned()),
+        },
+        Request::Backends => match node.backends() {
+            Some(backends) => Answer::Backends { backends },
             None => refused("the agent does not watch its paths yet".to_owned()),
         },
         Request::Status => done(version, Vec::new()),

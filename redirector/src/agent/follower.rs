@@ -214,6 +214,7 @@ impl Follower {
             resynced: self.resynced,
             restless: self.restless.clone(),
             has_withdrawn: false,
+            dead: BTreeMap::new(),
         }
     }
 }

@@ -197,6 +197,11 @@ impl Liveness {
         }));
     }
 
+    /// The paths.
+    pub(super) fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
     /// What there is to tell of paths.
     pub(super) fn path_status(&self) -> Vec<PathStatus> {
         self.paths.status(&self.sender.figures().legs)

@@ -10,6 +10,7 @@
 
 mod agreement;
 pub mod audit;
+mod backends;
 mod change;
 mod committed;
 mod condition;
@@ -38,6 +39,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 pub use agreement::{AgreementStatus, Durable, LogStatus, MemberStatus};
+pub use backends::BackendStatus;
 pub use change::{Applied, ApplyError};
 pub use condition::LoadStatus;
 pub use health::HealthStatus;

@@ -12,6 +12,7 @@ use tokio::sync::{oneshot, watch};
 use super::PULSE;
 use super::agreement::Agreement;
 use super::audit::Audit;
+use super::backends::Backends;
 use super::change::{Applied, ApplyError};
 use super::committed::{self, Committed};
 use super::condition::Condition;
@@ -58,6 +59,7 @@ pub struct Node {
     pub(super) asking: Option<oneshot::Receiver<bool>>,
     /// Whether what was agreed on has to wait until others have this node's flows.
     pub(super) waiting: bool,
+    pub(super) backends: Backends,
     attached: bool,
     /// Whether routes to VIPs may be there.
     announces: bool,
@@ -220,6 +222,7 @@ impl Node {
             edited,
             asking: None,
             waiting: false,
+            backends: Backends::default(),
             attached: true,
             announces: true,
             began,
@@ -316,8 +319,9 @@ impl Node {
         let follower = self.agreement.as_mut().map(Agreement::follower_mut);
         let report = liveness.pulse(&self.image.slots, self.talk.as_mut(), follower);
         if let (Some(agreement), Some(report)) = (&self.agreement, report) {
-            agreement.report(Report { has_withdrawn, ..report });
+            agreement.report(Report { has_withdrawn, dead: self.backends.out().clone(), ..report });
         }
+        self.look_at_backends();
     }
 
     /// Notes what is new of what this node sees; `all`: also of what is looked at now and then only.
@@ -468,9 +472,11 @@ impl Node {
     ) -> Result<(), ApplyError> {
         self.kept_by_agent = next_hops::learn(&mut self.maps, &image).await;
         image.node.shed_level = self.condition.level(&next);
+        self.keep_out(&mut image);
         install::install(&mut self.maps, &image)?;
         self.condition.was_written(image.node.shed_level);
         (self.config, self.image, self.committed) = (next, image, on_disk);
+        self.backends.forget();
         if let Some(liveness) = &mut self.liveness {
             liveness.configure(&self.config, self.key, &self.image)?;
         }

@@ -30,6 +30,8 @@ pub(super) struct Paths {
     legs: HashMap<Leg, u16>,
     /// Ports without a carrier.
     down: Vec<u8>,
+    /// How often a path was let in or dismissed.
+    changes: u64,
 }
 
 /// One path.
@@ -62,7 +64,7 @@ pub struct PathStatus {
 impl Paths {
     pub(super) fn open(directory: &FilePath) -> Result<Self> {
         let maps = PathMaps::open(directory)?;
-        Ok(Self { maps, paths: BTreeMap::new(), legs: HashMap::new(), down: Vec::new() })
+        Ok(Self { maps, paths: BTreeMap::new(), legs: HashMap::new(), down: Vec::new(), changes: 0 })
     }
 
     /// Takes over a configuration; says which far ends to ask from now on.
@@ -190,16 +192,36 @@ impl Paths {
                 ..Observation::default()
             };
             let before = watch.health.state;
-            match watch.health.observe(clock, &watch.rules, &seen) {
+            let action = watch.health.observe(clock, &watch.rules, &seen);
+            match action {
                 Some(Action::Admit) => watch.term = self.maps.next_term(id, watch.term),
                 Some(Action::Dismiss) => watch.term = 0,
                 None => {}
             }
+            self.changes += u64::from(action.is_some());
             if watch.health.state != before {
                 self.maps.set_admission(watch.row, admission(id, watch));
-                tracing::info!(path = id, from = ?before, to = ?watch.health.state, why = watch.health.why, "a path changed");
+                let why = watch.health.why;
+                tracing::info!(path = id, from = ?before, to = ?watch.health.state, why, "a path changed");
             }
         }
+    }
+
+    /// Whether there are paths among these, and none of them is used.
+    pub(super) fn are_down(&self, paths: &[u16]) -> bool {
+        let mut watched = paths.iter().filter_map(|path| self.paths.get(path)).peekable();
+        watched.peek().is_some() && watched.all(|watch| !watch.health.admitted)
+    }
+
+    /// How often paths were let in or dismissed.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Why the first of these paths that is not used is not.
+    pub(super) fn why_down(&self, paths: &[u16]) -> Option<String> {
+        let down = paths.iter().filter_map(|path| self.paths.get(path)).find(|watch| !watch.health.admitted)?;
+        down.health.why.map(|why| format!("no path to it is used; the first: {why}"))
     }
 
     /// What there is to tell.

@@ -20,11 +20,13 @@ pub struct PoolHealth {
     /// How long a path that is back waits at least, so that one that flaps is not used at each turn.
     #[serde(serialize_with = "duration")]
     pub hold_down: Duration,
+    /// When less than this share of its weight is healthy, in per cent, all backends are used.
+    pub panic: u8,
 }
 
 impl Default for PoolHealth {
     fn default() -> Self {
-        Self { beats: None, rise: 3, hold_down: Duration::from_millis(250) }
+        Self { beats: None, rise: 3, hold_down: Duration::from_millis(250), panic: 50 }
     }
 }
 
@@ -35,6 +37,7 @@ pub(super) fn health(mut r: Reader<'_>) -> PoolHealth {
         beats: r.parsed("beats", text::beats),
         rise: r.number("rise", 1..=15).unwrap_or(default.rise),
         hold_down: r.duration("hold_down", Duration::ZERO..=Duration::from_secs(3600)).unwrap_or(default.hold_down),
+        panic: r.number("panic", 0..=100).unwrap_or(default.panic),
     };
     r.done();
     health

@@ -84,8 +84,10 @@ pub struct Watched {
 /// A pool as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolImage {
-    /// Its backends with weight.
+    /// Its backends that get new flows, with weight.
     pub members: Vec<Member>,
+    /// The same, as configured: some may be dead.
+    pub configured: Vec<Member>,
     /// Rows that its table needs.
     pub rows: usize,
     /// How long a change of it takes to settle at least.
@@ -351,7 +353,7 @@ impl Image {
                 }
             }
             let rows = pool::rows(pool.backends.len());
-            self.pools.insert(id, PoolImage { members, rows, settle: pool.settle });
+            self.pools.insert(id, PoolImage { configured: members.clone(), members, rows, settle: pool.settle });
         }
         self.registry.backends.extend(self.backends.iter().map(|(id, row)| (*id, *row)));
         Ok(())

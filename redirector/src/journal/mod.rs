@@ -61,6 +61,8 @@ pub enum Kind {
     Conflict,
     /// The disk does not take what is written, or does again.
     Disk,
+    /// A backend died or is back, or too much of a pool is dead.
+    Backend,
     /// Incidents are missing here.
     Lost,
 }

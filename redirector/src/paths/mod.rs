@@ -8,4 +8,5 @@
 //! The kernel's timer turns a path off, without the agent; see [`redirector_ebpf::paths`]. Only the agent turns one on: the
 //! machine of [`health`] decides when.
 
+pub mod backends;
 pub mod health;

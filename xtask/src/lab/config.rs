@@ -105,8 +105,25 @@ pub struct Pool {
     pub mode: String,
     /// How long a change of the pool is kept in dispute at least.
     pub settle: String,
+    /// How it is watched, where that is other than usual.
+    #[serde(skip_serializing_if = "Health::is_usual")]
+    pub health: Health,
     /// The members.
     pub backend: Vec<Backend>,
+}
+
+/// How a pool is watched; what is none is as usual.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Health {
+    /// Share of healthy weight below which all backends are used, per cent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub panic: Option<u8>,
+}
+
+impl Health {
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A member of a pool.
@@ -300,7 +317,7 @@ impl Pool {
     /// A pool of all the lab's backends.
     pub fn of_all(topology: &Topology, name: &str, mode: &str, v6: bool) -> Self {
         let backend = (1..=topology.backends).map(|number| Backend::new(topology, number, v6)).collect();
-        Self { name: name.into(), mode: mode.into(), settle: "60s".into(), backend }
+        Self { name: name.into(), mode: mode.into(), settle: "60s".into(), health: Health::default(), backend }
     }
 }
 

@@ -38,7 +38,7 @@ use std::{env, fs};
 use anyhow::{Context, Result, bail, ensure};
 
 pub use command::{Args, command};
-pub use config::{Backend, Config, Pool, Ports, Service, Vip, Way};
+pub use config::{Backend, Config, Health, Pool, Ports, Service, Vip, Way};
 pub use fabric::{Place, Spoil};
 pub use host::Host;
 pub use partition::Cut;

@@ -5,8 +5,11 @@ use std::collections::HashMap;
 use redirector_ebpf::tables::names::kind;
 use serde::Serialize;
 
-use super::{View, sum};
-use crate::cli::output::Row;
+use super::{ANSWER, View, sum};
+use crate::agent::BackendStatus;
+use crate::agent::control::{self, Answer, Request};
+use crate::cli::output::{Output, Row, cell};
+use crate::cli::target::Target;
 use crate::dataplane::maps::{MapsError, read};
 
 #[derive(Serialize)]
@@ -25,11 +28,13 @@ pub(super) struct Backend {
     flows: usize,
     packets: u64,
     bytes: u64,
+    /// What the agent knows of it; none where the agent does not answer.
+    health: Option<BackendStatus>,
 }
 
 impl Row for Backend {
     fn header() -> &'static [&'static str] {
-        &["POOL", "NAME", "SHARE", "ROWS", "ROWS-LEAVING", "PATHS-ALIVE", "FLOWS", "PACKETS", "BYTES"]
+        &["POOL", "NAME", "SHARE", "ROWS", "ROWS-LEAVING", "PATHS-ALIVE", "FLOWS", "PACKETS", "BYTES", "STATE", "WHY"]
     }
 
     fn cells(&self) -> Vec<String> {
@@ -43,6 +48,8 @@ impl Row for Backend {
             self.flows.to_string(),
             self.packets.to_string(),
             self.bytes.to_string(),
+            cell(self.health.as_ref().map(|health| &health.state)),
+            cell(self.health.as_ref().and_then(|health| health.why.as_ref())),
         ]
     }
 }
@@ -50,7 +57,21 @@ impl Row for Backend {
 /// Rows that name a backend: current, leaving, and all of its pool.
 type Rows = (usize, usize, usize);
 
-pub(super) fn list(view: &View) -> Result<Vec<Backend>, MapsError> {
+/// Shows the backends. What the agent knows besides is told where it runs.
+pub(super) fn show(view: &View, target: &Target, output: Output) -> anyhow::Result<()> {
+    output.list(list(view, &ask(target))?)
+}
+
+/// What the agent knows of backends, by id.
+fn ask(target: &Target) -> HashMap<u16, BackendStatus> {
+    let Ok(Some(config)) = target.config() else { return HashMap::new() };
+    match control::ask_within(ANSWER, &control::path(&config), &Request::Backends) {
+        Ok(Answer::Backends { backends }) => backends.into_iter().map(|status| (status.backend, status)).collect(),
+        _ => HashMap::new(),
+    }
+}
+
+fn list(view: &View, told: &HashMap<u16, BackendStatus>) -> Result<Vec<Backend>, MapsError> {
     let rows = rows(view)?;
     let mut flows: HashMap<u16, usize> = HashMap::new();
     for flow in view.maps.flows.iter(&view.node.hash_key) {
@@ -74,6 +95,7 @@ pub(super) fn list(view: &View) -> Result<Vec<Backend>, MapsError> {
             flows: flows.get(id).copied().unwrap_or(0),
             packets: traffic.packets,
             bytes: traffic.bytes,
+            health: told.get(id).cloned(),
         });
     }
     backends.sort_by(|a, b| (&a.pool, &a.name).cmp(&(&b.pool, &b.name)));

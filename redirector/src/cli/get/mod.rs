@@ -81,7 +81,7 @@ impl Get {
         match self.what {
             What::Nodes(Plain { target, output }) => nodes::show(&View::open(&target)?, &target, output),
             What::Services(Plain { target, output }) => output.list(services::list(&View::open(&target)?)?),
-            What::Backends(Plain { target, output }) => output.list(backends::list(&View::open(&target)?)?),
+            What::Backends(Plain { target, output }) => backends::show(&View::open(&target)?, &target, output),
             What::Paths(Plain { target, output }) => paths::show(&View::open(&target)?, &target, output),
             What::Vips(Plain { target, output }) => {
                 output.list(vips::list(&View::open(&target)?, target.config()?.as_ref())?)

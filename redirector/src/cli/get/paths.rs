@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use redirector_ebpf::tables::path::kind;
 use serde::Serialize;
 
-use super::View;
+use super::{ANSWER, View};
 use crate::agent::PathStatus;
 use crate::agent::control::{self, Answer, Request};
 use crate::cli::output::{Output, Row, cell, mode, yes};
@@ -15,9 +14,6 @@ use crate::cli::target::Target;
 use crate::dataplane::address::ip;
 use crate::dataplane::maps::MapsError;
 use crate::paths::health::State;
-
-/// How long an agent may take to answer: without it the maps say most.
-const ANSWER: Duration = Duration::from_secs(1);
 
 #[derive(Serialize)]
 pub(super) struct Path {

@@ -9,6 +9,7 @@
 //! | slots are not ranked as they should be | first more ranks, then, once the flows are there, the right order |
 //! | a slot's previous owner has been asked for long enough | it is forgotten |
 //! | a draining node owns nothing, holds nothing and has been asked for long enough | it is drained |
+//! | most nodes have found a backend dead for a while, or no more | it gets no new flows, or gets some again |
 //! | every node has installed a step of a pool's change | the next step |
 //! | VIPs are not planned as the leader's configuration has it, and all planned nodes are members | the plan |
 //! | a disk without a seat belongs to a member | the old seat is taken away, a learner's is given, then the vote |
@@ -16,6 +17,7 @@
 //! One step of each kind is under way at a time. A planner knows no clock: it is told the time, in milliseconds of any
 //! clock that never goes back. Nothing in it outlives a leader: the next one sees the same and comes to the same.
 
+mod backends;
 mod pools;
 mod slots;
 
@@ -48,6 +50,8 @@ pub struct Report {
     /// By pool, rows that have flows off their current backend. A pool that is not named has not been looked at since
     /// the version that is installed.
     pub restless: BTreeMap<String, RowSet>,
+    /// By pool, the backends that no path leads to in its eyes.
+    pub dead: BTreeMap<String, BTreeSet<String>>,
     /// Whether it drains, and holds no VIP and announces none any more.
     pub has_withdrawn: bool,
 }
@@ -63,6 +67,7 @@ impl Default for Report {
             installed: 0,
             resynced: 0,
             restless: BTreeMap::new(),
+            dead: BTreeMap::new(),
             has_withdrawn: false,
         }
     }
@@ -92,6 +97,8 @@ pub struct Patience {
     pub silent: u64,
     /// A node returns after nobody has suspected it for so long.
     pub back: u64,
+    /// A backend is out after most nodes have found it dead for so long.
+    pub backend: u64,
     /// A report that is older says nothing.
     pub report: u64,
     /// Previous owners are asked for so long.
@@ -109,6 +116,7 @@ impl Default for Patience {
             down: 10_000,
             silent: 30_000,
             back: 2_000,
+            backend: 100,
             report: 1_000,
             forwarding: 60_000,
             draining: 3_000,
@@ -130,6 +138,8 @@ pub enum Concern {
     Draining,
     /// Who holds VIPs.
     Vips,
+    /// Which backends are out.
+    Backends,
     /// How pools change.
     Pools,
     /// Who has a seat.
@@ -138,8 +148,16 @@ pub enum Concern {
 
 impl Concern {
     /// All, in the order in which they are looked at.
-    const ALL: [Self; 7] =
-        [Self::Standing, Self::Slots, Self::Forwarding, Self::Draining, Self::Vips, Self::Pools, Self::Seats];
+    const ALL: [Self; 8] = [
+        Self::Standing,
+        Self::Slots,
+        Self::Forwarding,
+        Self::Draining,
+        Self::Vips,
+        Self::Backends,
+        Self::Pools,
+        Self::Seats,
+    ];
 }
 
 /// What a planner sees of the machine.
@@ -172,6 +190,9 @@ pub struct Planner {
     target: slots::Target,
     forwarding: slots::Forwarding,
     settled_at: BTreeMap<String, u64>,
+    /// By pool and backend.
+    dead_since: BTreeMap<(String, String), u64>,
+    alive_since: BTreeMap<(String, String), u64>,
 }
 
 impl Planner {
@@ -189,6 +210,8 @@ impl Planner {
             target: slots::Target::default(),
             forwarding: slots::Forwarding::default(),
             settled_at: BTreeMap::new(),
+            dead_since: BTreeMap::new(),
+            alive_since: BTreeMap::new(),
         }
     }
 
@@ -220,6 +243,7 @@ impl Planner {
                 Concern::Forwarding => self.forwarding.step(view.state, now, self.patience.forwarding),
                 Concern::Draining => self.draining(view.state, now),
                 Concern::Vips => self.vips(view, now),
+                Concern::Backends => self.backends(view.state, now),
                 Concern::Pools => self.pools(view.state, now),
                 Concern::Seats => seats(view),
             };
@@ -310,7 +334,7 @@ impl Planner {
     }
 }
 
-fn note(since: &mut BTreeMap<u8, u64>, id: u8, holds: bool, now: u64) {
+fn note<K: Ord>(since: &mut BTreeMap<K, u64>, id: K, holds: bool, now: u64) {
     if holds {
         since.entry(id).or_insert(now);
     } else {

@@ -226,6 +226,51 @@ fn a_pool_goes_on_only_when_all_nodes_have_installed_the_step() {
 }
 
 #[test]
+fn a_backend_is_out_when_most_nodes_find_it_dead_for_a_while_and_in_when_they_do_not() {
+    let mut world = World::of(3);
+    world.settle();
+    let names = ["one", "two"].map(|name| (name.to_owned(), 1));
+    let pools = BTreeMap::from([("web".to_owned(), Definition(names.into()))]);
+    let apply = Command::Apply { text: "a".to_owned(), expect: None, pools };
+    world.state.apply(world.state.version + 1, &apply).unwrap();
+    let out = |world: &World| world.state.pools["web"].out.iter().cloned().collect::<Vec<_>>();
+    let find = |world: &mut World, nodes: &[u8], backends: &[&str]| {
+        for (id, report) in &mut world.reports {
+            let dead = backends.iter().filter(|_| nodes.contains(id)).map(|name| (*name).to_owned());
+            report.dead = BTreeMap::from([("web".to_owned(), dead.collect())]);
+        }
+    };
+    let live = |world: &mut World| {
+        for _ in 0..300 {
+            world.catch_up();
+            for report in world.reports.values_mut() {
+                report.restless.insert("web".to_owned(), RowSet::default());
+            }
+            world.pass();
+        }
+    };
+    find(&mut world, &[1], &["one"]);
+    live(&mut world);
+    assert!(out(&world).is_empty(), "one node alone says so");
+    find(&mut world, &[1, 3], &["one"]);
+    world.pass();
+    assert!(out(&world).is_empty(), "not for a while yet");
+    live(&mut world);
+    assert_eq!((out(&world), world.state.pools["web"].phase()), (vec!["one".to_owned()], Phase::Settled));
+    let rows = world.state.pools["web"].rows(|name| u16::from(name == "one") + 1);
+    assert!(rows.iter().all(|row| row.current() == 1), "all rows are the other one's");
+    find(&mut world, &[1, 2, 3], &["one", "two"]);
+    live(&mut world);
+    let rows = world.state.pools["web"].rows(|name| u16::from(name == "one") + 1);
+    assert!(rows.iter().any(|row| row.current() == 2), "where all are dead all are used");
+    find(&mut world, &[2], &["two"]);
+    live(&mut world);
+    assert!(out(&world).is_empty(), "most find them alive");
+    let rows = world.state.pools["web"].rows(|name| u16::from(name == "one") + 1);
+    assert!(rows.iter().any(|row| row.current() == 2) && rows.iter().any(|row| row.current() == 1));
+}
+
+#[test]
 fn a_lost_disk_gets_another_seat_and_strangers_wait_to_be_welcome() {
     let mut world = World::of(3);
     world.settle();

@@ -1,6 +1,6 @@
 //! The commands of the log, and what each does to a state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +114,9 @@ pub enum Command {
         /// Which one.
         u8,
     ),
+    /// By pool, the backends that get no new flows, since most nodes find them dead; all others of these pools that are
+    /// configured do.
+    SetOut(BTreeMap<String, BTreeSet<String>>),
 }
 
 /// How a pool's change goes on.
@@ -204,6 +207,14 @@ pub(super) fn apply(state: &mut State, index: u64, command: &Command) -> Result<
             Ok(())
         }
         Command::PoolStep { pool, since, advance } => pool_step(state, index, pool, *since, advance),
+        Command::SetOut(pools) => {
+            for (name, out) in pools {
+                if let Some(pool) = state.pools.get_mut(name) {
+                    pool.set_out(out, index);
+                }
+            }
+            Ok(())
+        }
         Command::Join { id, disk, address, weight, incarnation } => {
             let seat = Some(Seat { disk: *disk, votes: false });
             let (address, weight, incarnation) = (address.clone(), *weight, *incarnation);
@@ -236,7 +247,7 @@ fn specify(
         return Err(Refusal::Version { present, expected });
     }
     let full = |(name, pool): &(&String, &Pool)| {
-        !pool.takes_change() && pools.get(*name).is_some_and(|definition| definition != pool.latest())
+        !pool.takes_change() && pools.get(*name).is_some_and(|definition| *definition != pool.configured)
     };
     if let Some((name, _)) = state.pools.iter().find(full) {
         return Err(Refusal::Unsettled(name.clone()));

@@ -4,7 +4,7 @@
 //! the way of [`transition`]. So a node that joins in the middle of a dispute has the same rows as all others, and each
 //! fills in its own numbers of the backends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use redirector_ebpf::tables::Row;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,10 @@ pub struct Definition(
 /// A pool's rows, as steps towards them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
+    /// What is configured.
+    pub configured: Definition,
+    /// Backends that most nodes find dead: they are as if they drained, unless nobody else would be left.
+    pub out: BTreeSet<String>,
     /// What its rows were before the first change that is not settled.
     pub base: Definition,
     /// How many rows they were; a table never shrinks while its pool lives.
@@ -143,7 +147,8 @@ impl FromIterator<usize> for RowSet {
 impl Pool {
     /// A pool none of whose rows is disputed.
     pub fn settled(definition: Definition, since: u64) -> Self {
-        Self { size: definition.size() as u32, base: definition, steps: Vec::new(), since }
+        let (configured, out) = (definition.clone(), BTreeSet::new());
+        Self { configured, out, size: definition.size() as u32, base: definition, steps: Vec::new(), since }
     }
 
     /// Where its change stands.
@@ -185,16 +190,37 @@ impl Pool {
         rows
     }
 
-    /// Begins a change, unless it is none.
+    /// Begins a change to what is configured now, unless it is none.
     pub(super) fn change(&mut self, definition: &Definition, index: u64) {
-        if self.latest() != definition {
-            self.steps.push(Step::Announce(definition.clone()));
+        self.configured.clone_from(definition);
+        self.out.retain(|backend| definition.0.contains_key(backend));
+        self.lead(index);
+    }
+
+    /// Takes these backends out, and puts in all others that are configured.
+    pub(super) fn set_out(&mut self, out: &BTreeSet<String>, index: u64) {
+        self.out = out.iter().filter(|backend| self.configured.0.contains_key(*backend)).cloned().collect();
+        self.lead(index);
+    }
+
+    /// What its table should be.
+    fn target(&self) -> Definition {
+        let weight = |name: &String, weight: u32| if self.out.contains(name) { 0 } else { weight };
+        let target = self.configured.0.iter().map(|(name, &own)| (name.clone(), weight(name, own)));
+        let target = Definition(target.collect());
+        if target.0.values().all(|&weight| weight == 0) { self.configured.clone() } else { target }
+    }
+
+    fn lead(&mut self, index: u64) {
+        let target = self.target();
+        if *self.latest() != target {
+            self.steps.push(Step::Announce(target));
             self.since = index;
         }
     }
 
     /// Whether it takes a change.
-    pub(super) fn takes_change(&self) -> bool {
+    pub fn takes_change(&self) -> bool {
         self.steps.len() < STEPS_MAX
     }
 

@@ -1,0 +1,201 @@
+//! Backends within the agent: which of them this node finds dead. Where nodes agree that is reported, and a majority decides;
+//! elsewhere it counts at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use redirector_ebpf::tables::names::kind;
+use serde::{Deserialize, Serialize};
+
+use super::incidents::Incidents;
+use super::node::Node;
+use super::paths::Paths;
+use crate::config::{BackendState, Config};
+use crate::consensus::state::State;
+use crate::dataplane::flows::now;
+use crate::dataplane::image::Image;
+use crate::dataplane::rows;
+use crate::journal::Kind;
+use crate::paths::backends::{Backend, Verdict, judge};
+
+/// By pool, the backends that are out.
+pub(super) type Out = BTreeMap<String, BTreeSet<String>>;
+
+/// What a node has found, and what follows from it.
+#[derive(Debug, Default)]
+pub(super) struct Backends {
+    /// Dead in this node's eyes, and to be taken out.
+    out: Out,
+    /// Pools of which too little is healthy in this node's eyes, and how much is, in per cent.
+    panicking: BTreeMap<String, u8>,
+    /// Backends without a path that is used, and since when.
+    dead: BTreeMap<u16, Duration>,
+    /// What the tables go by.
+    in_force: Out,
+    /// How often paths had changed when they were last looked at.
+    looked: Option<u64>,
+    /// The version of what was agreed on that was last looked at.
+    version: u64,
+}
+
+/// What the agent knows of a backend.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// Its id.
+    pub backend: u16,
+    /// `alive`; `suspect`: this node finds it dead; `dead`: it gets no new flows; `panic`: it is dead and gets some anyway.
+    pub state: String,
+    /// Why it is not alive.
+    pub why: Option<String>,
+    /// How long it has been dead, milliseconds.
+    pub for_ms: Option<u64>,
+}
+
+impl Backends {
+    /// The backends that this node finds dead, by pool.
+    pub(super) fn out(&self) -> &Out {
+        &self.out
+    }
+
+    /// There is another configuration.
+    pub(super) fn forget(&mut self) {
+        self.looked = None;
+    }
+
+    /// Judges all pools, where paths have changed; tells of what is new.
+    fn look(&mut self, config: &Config, image: &Image, paths: &Paths, incidents: &Incidents) {
+        if self.looked.replace(paths.changes()) == Some(paths.changes()) {
+            return;
+        }
+        let (mut next, mut panicking, mut dead) = (Out::new(), BTreeMap::new(), BTreeMap::new());
+        let time = Duration::from_nanos(now());
+        for pool in &config.pools {
+            let backends = pool.backends.iter().map(|backend| {
+                let id = number(image, &pool.name, &backend.name);
+                let row = id.and_then(|id| image.backends.get(&id));
+                let is_dead = row.is_some_and(|row| paths.are_down(&row.paths));
+                if let Some(id) = id.filter(|_| is_dead) {
+                    dead.insert(id, self.dead.get(&id).copied().unwrap_or(time));
+                }
+                let weight = if backend.state == BackendState::Active { backend.weight } else { 0 };
+                Backend { name: &backend.name, weight, is_dead }
+            });
+            match judge(backends, pool.health.panic) {
+                Verdict::Out(out) if out.is_empty() => {}
+                Verdict::Out(out) => drop(next.insert(pool.name.clone(), out)),
+                Verdict::Panic(healthy) => drop(panicking.insert(pool.name.clone(), healthy)),
+            }
+        }
+        for (pool, healthy) in panicking.iter().filter(|(pool, _)| !self.panicking.contains_key(*pool)) {
+            tracing::error!(pool, healthy, "PANIC: too little of the pool is healthy, all of it is used");
+            let what = format!("PANIC: {healthy} % of pool {pool} is healthy, too little: all of it is used");
+            incidents.journal().note(Kind::Backend, None, what);
+        }
+        for pool in self.panicking.keys().filter(|pool| !panicking.contains_key(*pool)) {
+            tracing::warn!(pool, "enough of the pool is healthy again");
+            incidents.journal().note(Kind::Backend, None, format!("enough of pool {pool} is healthy again"));
+        }
+        if next != self.out {
+            tracing::warn!(before = ?self.out, now = ?next, "backends that are dead in this node's eyes");
+        }
+        (self.out, self.panicking, self.dead) = (next, panicking, dead);
+    }
+
+    /// The tables go by this from now on; notes what is new.
+    fn put_in_force(&mut self, out: Out, incidents: &Incidents) {
+        let names = |out: &Out| -> BTreeSet<String> {
+            out.iter().flat_map(|(pool, names)| names.iter().map(move |name| format!("{pool}/{name}"))).collect()
+        };
+        let (before, after) = (names(&self.in_force), names(&out));
+        for name in after.difference(&before) {
+            incidents.journal().note(Kind::Backend, None, format!("{name} is dead: it gets no new flows"));
+        }
+        for name in before.difference(&after) {
+            incidents.journal().note(Kind::Backend, None, format!("{name} gets new flows again"));
+        }
+        self.in_force = out;
+    }
+
+    /// What there is to tell.
+    fn status(&self, image: &Image, paths: &Paths) -> Vec<BackendStatus> {
+        let time = Duration::from_nanos(now());
+        let told = image.backends.iter().map(|(&id, row)| {
+            let name = image.registry.name(kind::BACKEND, u32::from(id)).unwrap_or_default();
+            let (pool, backend) = name.split_once('/').unwrap_or_default();
+            let since = self.dead.get(&id);
+            let is_out = self.in_force.get(pool).is_some_and(|out| out.contains(backend));
+            let state = match since {
+                Some(_) if self.panicking.contains_key(pool) => "panic",
+                _ if is_out => "dead",
+                Some(_) => "suspect",
+                None => "alive",
+            };
+            BackendStatus {
+                backend: id,
+                state: state.to_owned(),
+                why: since.and_then(|_| paths.why_down(&row.paths)),
+                for_ms: since.map(|since| time.saturating_sub(*since).as_millis() as u64),
+            }
+        });
+        told.collect()
+    }
+}
+
+fn number(image: &Image, pool: &str, backend: &str) -> Option<u16> {
+    image.registry.id(kind::BACKEND, &format!("{pool}/{backend}")).map(|id| id as u16)
+}
+
+/// Has pools give new flows to those alone that are not out.
+pub(super) fn take_out(image: &mut Image, out: &Out) {
+    for (id, pool) in &mut image.pools {
+        let Some(name) = image.registry.name(kind::POOL, u32::from(*id)) else { continue };
+        let number = |backend: &String| image.registry.id(kind::BACKEND, &format!("{name}/{backend}"));
+        let out: Vec<u32> = out.get(name).into_iter().flatten().filter_map(number).collect();
+        pool.members = pool.configured.clone();
+        pool.members.retain(|member| !out.contains(&u32::from(member.id)));
+        if pool.members.is_empty() {
+            pool.members.clone_from(&pool.configured);
+        }
+    }
+}
+
+/// Of those that were agreed to be out.
+fn agreed(state: &State) -> Out {
+    let out = state.pools.iter().filter(|(_, pool)| !pool.out.is_empty());
+    out.map(|(name, pool)| (name.clone(), pool.out.clone())).collect()
+}
+
+impl Node {
+    /// Looks which backends are dead. Where this node decides alone, its pools go by that from now on.
+    pub(super) fn look_at_backends(&mut self) {
+        let Some(liveness) = &self.liveness else { return };
+        self.backends.look(&self.config, &self.image, liveness.paths(), &self.incidents);
+        if let Some(state) = self.agreement.as_ref().and_then(|agreement| agreement.state()) {
+            if state.version != self.backends.version {
+                self.backends.version = state.version;
+                self.backends.put_in_force(agreed(&state), &self.incidents);
+            }
+            return;
+        }
+        if self.is_in_agreement() || self.backends.in_force == self.backends.out {
+            return;
+        }
+        take_out(&mut self.image, &self.backends.out);
+        match rows::follow(&mut self.maps, &self.image) {
+            Ok(()) => self.backends.put_in_force(self.backends.out.clone(), &self.incidents),
+            Err(error) => tracing::error!("pools could not be changed, and soon are: {:#}", anyhow::Error::new(error)),
+        }
+    }
+
+    /// What a new image is to leave out, where this node decides alone.
+    pub(super) fn keep_out(&self, image: &mut Image) {
+        if image.agreed.is_none() {
+            take_out(image, &self.backends.in_force);
+        }
+    }
+
+    /// What is known of backends.
+    pub(super) fn backends(&self) -> Option<Vec<BackendStatus>> {
+        self.liveness.as_ref().map(|liveness| self.backends.status(&self.image, liveness.paths()))
+    }
+}

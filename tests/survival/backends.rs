@@ -1,0 +1,124 @@
+//! Backends that die and come back: new flows go to others, and to them again.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use xtask::lab::{Config, Topology};
+use xtask::traffic::{HTTP_PORT, Load, LoadReport};
+
+use crate::scene::{Scene, all_answered, every_kind, targets, wait_until};
+
+/// A backend, as `get backends` tells of it.
+#[derive(Debug, Deserialize)]
+struct Backend {
+    name: String,
+    rows: usize,
+    paths_alive: usize,
+    health: Option<Health>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Health {
+    state: String,
+    why: Option<String>,
+}
+
+fn backends(scene: &Scene, node: &str) -> Result<Vec<Backend>> {
+    Ok(serde_json::from_str(&scene.done(node, &["get", "backends", "-o", "json"])?)?)
+}
+
+/// Waits until on every node these backends have rows in all of their pools, and the others have none.
+fn wait_for_rows(scene: &Scene, with: &[&str]) -> Result<()> {
+    for node in scene.lab.nodes() {
+        wait_until(&format!("at {node} {with:?} have rows, and no others"), || {
+            Ok(backends(scene, &node)?
+                .iter()
+                .all(|backend| (backend.rows > 0) == with.contains(&backend.name.as_str())))
+        })?;
+    }
+    Ok(())
+}
+
+fn wait_for_paths(scene: &Scene, of: &str, alive: usize) -> Result<()> {
+    for node in scene.lab.nodes() {
+        wait_until(&format!("at {node} {alive} paths of {of} are alive"), || {
+            let mut those = backends(scene, &node)?.into_iter().filter(|backend| backend.name == of);
+            Ok(those.all(|backend| backend.paths_alive == alive))
+        })?;
+    }
+    Ok(())
+}
+
+/// Requests on new connections to every VIP.
+fn requests(scene: &Scene) -> Result<LoadReport> {
+    let load = Load::new(targets(&scene.config, HTTP_PORT), 200, Duration::from_secs(2));
+    scene.lab.client().run(|| load.run())
+}
+
+fn names(load: &LoadReport) -> BTreeSet<&str> {
+    load.backends.keys().map(String::as_str).collect()
+}
+
+/// A lab whose backends' deaths are noticed soon, at a pace that leaves the machine to others.
+fn up(name: &str, nodes: u8) -> Result<Scene> {
+    let topology = Topology { nodes, backends: 3, between: true, ..Topology::for_test(name) };
+    let config = Config { beats: Some("50ms x 3".into()), ..every_kind(&topology, &["ipip"]).with_fabrics(&topology) };
+    let scene = Scene::up(&topology, config)?;
+    ["b1", "b2", "b3"].iter().try_for_each(|backend| wait_for_paths(&scene, backend, 3))?;
+    Ok(scene)
+}
+
+fn new_flows_avoid_it_and_go_to_it_again(scene: &Scene) -> Result<()> {
+    all_answered(&requests(scene)?).context("before")?;
+    scene.lab.unplug("b1")?;
+    wait_for_paths(scene, "b1", 0)?;
+    wait_for_rows(scene, &["b2", "b3"])?;
+    let journal = scene.done("n1", &["incidents"])?;
+    ensure!(journal.contains("/b1 is dead: it gets no new flows"), "{journal}");
+    let load = requests(scene)?;
+    all_answered(&load).context("without it")?;
+    ensure!(names(&load) == BTreeSet::from(["b2", "b3"]), "{load:#?}");
+    scene.lab.heal()?;
+    wait_for_rows(scene, &["b1", "b2", "b3"])?;
+    wait_for_paths(scene, "b1", 3)?;
+    let load = requests(scene)?;
+    all_answered(&load).context("with it again")?;
+    ensure!(names(&load).len() == 3, "{load:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_cluster_agrees_that_a_backend_is_dead_and_that_it_is_back() -> Result<()> {
+    new_flows_avoid_it_and_go_to_it_again(&up("agreed", 3)?)
+}
+
+#[test]
+fn a_node_alone_takes_a_dead_backend_out_and_in_again() -> Result<()> {
+    new_flows_avoid_it_and_go_to_it_again(&up("alone", 1)?)
+}
+
+#[test]
+fn all_of_a_pool_is_used_when_too_little_of_it_is_healthy() -> Result<()> {
+    let scene = up("panic", 1)?;
+    scene.lab.unplug("b1")?;
+    wait_for_rows(&scene, &["b2", "b3"])?;
+    scene.lab.unplug("b2")?;
+    wait_for_rows(&scene, &["b1", "b2", "b3"])?;
+    let says = scene.lab.process("n1-agent")?.log_tail();
+    ensure!(says.contains("PANIC"), "it is not said loudly: {says}");
+    let journal = scene.done("n1", &["incidents"])?;
+    ensure!(journal.contains("PANIC: 33 % of pool"), "{journal}");
+    for backend in backends(&scene, "n1")? {
+        let health = backend.health.as_ref().context("the agent knows of backends")?;
+        let expected = if backend.name == "b3" { "alive" } else { "panic" };
+        ensure!(health.state == expected && health.why.is_some() == (expected == "panic"), "{backend:?}");
+    }
+    scene.lab.heal()?;
+    wait_for_paths(&scene, "b1", 3).context("b1 is back")?;
+    wait_for_paths(&scene, "b2", 3).context("b2 is back")?;
+    thread::sleep(Duration::from_millis(500));
+    all_answered(&requests(&scene)?)
+}
