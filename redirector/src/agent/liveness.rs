@@ -17,6 +17,7 @@ use super::lookout::{self, Host, Lookout};
 use super::paths::{PathStatus, Paths};
 use super::pulse;
 use super::talk::Talk;
+use crate::breaker::Breakers;
 use crate::config::Config;
 use crate::consensus::planner::Report;
 use crate::dataplane::flows::now;
@@ -92,10 +93,16 @@ pub(crate) fn boot_id() -> u64 {
 
 impl Liveness {
     /// Starts asking; peers that were alive stay so, and those that were suspected.
-    pub(super) fn start(directory: &Path, config: &Config, key: [u8; 16], image: &Image) -> Result<Self> {
+    pub(super) fn start(
+        directory: &Path,
+        config: &Config,
+        key: [u8; 16],
+        image: &Image,
+        breakers: &Breakers,
+    ) -> Result<Self> {
         let maps = LivenessMaps::open(directory)?;
         let sender = Sender::start(directory)?;
-        let paths = Paths::open(directory)?;
+        let paths = Paths::open(directory, breakers)?;
         let mut liveness = Self { maps, sender, lookout: Lookout::new(config.node.id), paths };
         liveness.configure(config, key, image)?;
         liveness.lookout.adopt(&liveness.maps);

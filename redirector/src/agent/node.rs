@@ -244,7 +244,7 @@ impl Node {
     /// Where the kernel refuses.
     pub(super) fn start_liveness(&mut self) -> Result<()> {
         let directory = load::directory(&self.config.node.pins);
-        self.liveness = Some(Liveness::start(&directory, &self.config, self.key, &self.image)?);
+        self.liveness = Some(Liveness::start(&directory, &self.config, self.key, &self.image, &self.breakers)?);
         load::start_timer(&mut load::open(&directory, &self.config, 0)?)?;
         self.talk = Talk::start(&self.config, &directory, &self.breakers);
         self.start_agreement();

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path as FilePath;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,12 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use super::liveness::boot_id;
 use super::lookout::{GRACE_DIVISOR, GRACE_MIN};
+use crate::breaker::Breakers;
 use crate::config::Config;
 use crate::dataplane::flows::now;
 use crate::dataplane::image::{Image, Leg};
 use crate::dataplane::paths::PathMaps;
 use crate::liveness::{FarEnd, FarPlan, LegFigures};
-use crate::paths::health::{Action, Observation, Path, Rules, State};
+use crate::paths::health::{Action, Observation, PROBES_FAIL, Path, Rules, Sign, State};
+use crate::paths::probes::{ProbeStatus, Probed, Prober};
 
 /// Beats that all legs together get in a second at most; more of them are asked less often.
 const BEATS_A_SECOND: u64 = 50_000;
@@ -32,6 +35,8 @@ pub(super) struct Paths {
     down: Vec<u8>,
     /// How often a path was let in or dismissed.
     changes: u64,
+    prober: Prober,
+    breakers: Breakers,
 }
 
 /// One path.
@@ -42,6 +47,24 @@ struct Watch {
     port: u8,
     rules: Rules,
     health: Path,
+    probed: Option<Arc<Probed>>,
+}
+
+impl Watch {
+    /// What probes say. A path that is off stays so until they have said anything.
+    fn probes(&self) -> Sign {
+        match self.probed.as_ref().map(|probed| probed.sign()) {
+            Some(Sign::None) if !self.health.admitted => Sign::Bad,
+            sign => sign.unwrap_or_default(),
+        }
+    }
+
+    /// Why it is not used, or was not last.
+    fn why(&self) -> Option<String> {
+        let why = self.health.why?;
+        let probed = self.probed.as_ref().filter(|_| why == PROBES_FAIL).and_then(|probed| probed.why());
+        Some(probed.map_or_else(|| why.to_owned(), |probed| format!("{why}: {probed}")))
+    }
 }
 
 /// What the agent knows of a path.
@@ -59,12 +82,23 @@ pub struct PathStatus {
     pub falls: u64,
     /// What is measured of its leg; none where no beats go.
     pub beats: Option<LegFigures>,
+    /// What its probe says; none where there is none.
+    #[serde(default)]
+    pub probe: Option<ProbeStatus>,
 }
 
 impl Paths {
-    pub(super) fn open(directory: &FilePath) -> Result<Self> {
+    pub(super) fn open(directory: &FilePath, breakers: &Breakers) -> Result<Self> {
         let maps = PathMaps::open(directory)?;
-        Ok(Self { maps, paths: BTreeMap::new(), legs: HashMap::new(), down: Vec::new(), changes: 0 })
+        Ok(Self {
+            maps,
+            paths: BTreeMap::new(),
+            legs: HashMap::new(),
+            down: Vec::new(),
+            changes: 0,
+            prober: Prober::new(),
+            breakers: breakers.clone(),
+        })
     }
 
     /// Takes over a configuration; says which far ends to ask from now on.
@@ -74,6 +108,8 @@ impl Paths {
         let key = config.cluster.path_key.map_or(([0; 2], 0), |key| (key.words(), key.number()));
         let pace = 1_000_000_000 * self.legs.len() as u64 / BEATS_A_SECOND;
         let mut ends: BTreeMap<u16, FarEnd> = BTreeMap::new();
+        let targets = image.watched.iter().filter_map(|(&id, watched)| Some((id, watched.probe.clone()?)));
+        let probed = self.prober.configure(targets.collect(), &self.breakers).context("probes")?;
         let before = self.paths.keys().copied().collect::<Vec<_>>();
         for id in before.into_iter().filter(|id| !image.watched.contains_key(id)) {
             if let Some(watch) = self.paths.remove(&id) {
@@ -109,6 +145,9 @@ impl Paths {
                     let watch = self.adopt(id, leg, row.port, rules, clock)?;
                     self.paths.insert(id, watch);
                 }
+            }
+            if let Some(watch) = self.paths.get_mut(&id) {
+                watch.probed = probed.get(&id).cloned();
             }
             let watch = &self.paths[&id];
             self.maps.set_admission(watch.row, admission(id, watch));
@@ -164,7 +203,7 @@ impl Paths {
                 term
             }
         };
-        Ok(Watch { row, term, leg, port, rules, health })
+        Ok(Watch { row, term, leg, port, rules, health, probed: None })
     }
 
     /// A port lost its carrier, or has it again.
@@ -189,6 +228,7 @@ impl Paths {
                 on: watch.term != 0 && self.maps.latch(id).term.load() != u64::from(watch.term),
                 carrier: !self.down.contains(&watch.port),
                 streak: watch.leg.and_then(|leg| streak(&self.maps, leg, time)),
+                probes: watch.probes(),
                 ..Observation::default()
             };
             let before = watch.health.state;
@@ -201,7 +241,7 @@ impl Paths {
             self.changes += u64::from(action.is_some());
             if watch.health.state != before {
                 self.maps.set_admission(watch.row, admission(id, watch));
-                let why = watch.health.why;
+                let why = watch.why();
                 tracing::info!(path = id, from = ?before, to = ?watch.health.state, why, "a path changed");
             }
         }
@@ -221,19 +261,20 @@ impl Paths {
     /// Why the first of these paths that is not used is not.
     pub(super) fn why_down(&self, paths: &[u16]) -> Option<String> {
         let down = paths.iter().filter_map(|path| self.paths.get(path)).find(|watch| !watch.health.admitted)?;
-        down.health.why.map(|why| format!("no path to it is used; the first: {why}"))
+        down.why().map(|why| format!("no path to it is used; the first: {why}"))
     }
 
     /// What there is to tell.
     pub(super) fn status(&self, figures: &BTreeMap<u16, LegFigures>) -> Vec<PathStatus> {
         let clock = Duration::from_nanos(now());
-        let told = self.paths.iter().map(|(&path, Watch { leg, health, .. })| PathStatus {
+        let told = self.paths.iter().map(|(&path, watch @ Watch { leg, health, probed, .. })| PathStatus {
             path,
             state: health.state,
             for_ms: clock.saturating_sub(health.since).as_millis() as u64,
-            why: health.why.map(str::to_owned),
+            why: watch.why(),
             falls: health.falls,
             beats: leg.and_then(|leg| figures.get(&leg).copied()),
+            probe: probed.as_ref().map(|probed| probed.status()),
         });
         told.collect()
     }

@@ -18,6 +18,7 @@ mod diff;
 mod health;
 mod mistake;
 mod prefix;
+mod probe;
 mod read;
 mod reader;
 mod rules;
@@ -36,6 +37,7 @@ pub use diff::{Change, Kind, What, diff};
 pub use health::PoolHealth;
 pub use mistake::{Mistake, Mistakes};
 pub use prefix::Prefix;
+pub use probe::{Bytes, Probe, Question, Statuses};
 pub use schema::*;
 pub use service::*;
 

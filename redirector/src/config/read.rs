@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    health,
+    health, probe,
     reader::{Item, Reader},
     text::{self, Wrong},
     *,
@@ -400,9 +400,10 @@ fn pool(mut r: Reader<'_>) -> Pool {
     let mode = r.must("mode", mode, Mode::L2, "add mode = \"l2\", \"ipip\" or \"gue\"");
     let settle = r.duration("settle", SETTLE).unwrap_or(Duration::from_secs(60));
     let health = r.table("health").map_or_else(PoolHealth::default, health::health);
+    let probe = r.table("probe").and_then(probe::probe);
     let backends = r.tables("backend").into_iter().map(|r| backend(r, mode)).collect();
     r.done();
-    Pool { name, mode, settle, health, backends }
+    Pool { name, mode, settle, health, probe, backends }
 }
 
 fn backend(mut r: Reader<'_>, mode: Mode) -> Backend {

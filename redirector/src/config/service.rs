@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, time::Duration};
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
-use super::{Key, PoolHealth, Prefix, text::serialize_duration as duration};
+use super::{Key, PoolHealth, Prefix, Probe, text::serialize_duration as duration};
 
 /// A virtual address, or a prefix of them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -159,6 +159,8 @@ pub struct Pool {
     pub settle: Duration,
     /// How its backends are watched.
     pub health: PoolHealth,
+    /// How their paths are asked besides; none: they are not.
+    pub probe: Option<Probe>,
     /// At least one of them active.
     #[serde(rename = "backend")]
     pub backends: Vec<Backend>,

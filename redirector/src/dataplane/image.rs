@@ -21,6 +21,7 @@ use crate::config::{
     Protocol, Refused, Unmatched,
 };
 use crate::ownership;
+use crate::paths::probes::Target;
 use crate::pool::{self, Member};
 
 /// What must be known of an interface of this host.
@@ -79,6 +80,8 @@ pub struct Watched {
     pub rise: u32,
     /// How long it waits at least until it is used again.
     pub hold_down: Duration,
+    /// What its far end is asked besides.
+    pub probe: Option<Target>,
 }
 
 /// A pool as it should be.
@@ -376,6 +379,14 @@ impl Image {
             beats: pool.health.beats.unwrap_or(config.cluster.beats),
             rise: pool.health.rise,
             hold_down: pool.health.hold_down,
+            probe: pool.probe.as_ref().map(|probe| Target {
+                probe: probe.clone(),
+                address: target,
+                next_hop,
+                interface: interface.to_owned(),
+                is_tagged: row.vlan != 0,
+                mac: links.get(interface).map_or([0; 6], |link| link.mac),
+            }),
         }
     }
 

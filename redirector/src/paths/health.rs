@@ -129,8 +129,7 @@ impl Path {
         if self.admitted {
             let off = (!seen.on).then_some(if seen.carrier { "its beats went unanswered" } else { NO_CARRIER });
             let Some(why) = off.or(bad) else {
-                let answers = seen.streak.is_some() || [seen.probes, seen.session].contains(&Sign::Good);
-                self.enter(if answers { State::Alive } else { State::Assumed }, now);
+                self.enter(if answers(seen) { State::Alive } else { State::Assumed }, now);
                 return None;
             };
             self.fall(now, rules, why);
@@ -150,7 +149,7 @@ impl Path {
             return None;
         }
         self.admitted = true;
-        self.enter(if seen.streak.is_some() { State::Alive } else { State::Assumed }, now);
+        self.enter(if answers(seen) { State::Alive } else { State::Assumed }, now);
         Some(Action::Admit)
     }
 
@@ -171,13 +170,21 @@ impl Path {
     }
 }
 
+/// Why a path is not used whose probes say that it is bad.
+pub const PROBES_FAIL: &str = "its probes fail";
+
 const NO_CARRIER: &str = "its port has no carrier";
+
+/// Whether anything answers there.
+fn answers(seen: &Observation) -> bool {
+    seen.streak.is_some() || [seen.probes, seen.session].contains(&Sign::Good)
+}
 
 /// The first sign that is bad.
 fn bad(seen: &Observation) -> Option<&'static str> {
     let signs = [
         (!seen.carrier, NO_CARRIER),
-        (seen.probes == Sign::Bad, "its probes fail"),
+        (seen.probes == Sign::Bad, PROBES_FAIL),
         (seen.session == Sign::Bad, "its BFD session is down"),
         (seen.flows == Sign::Bad, "its flows get no answers"),
     ];

@@ -10,3 +10,4 @@
 
 pub mod backends;
 pub mod health;
+pub mod probes;

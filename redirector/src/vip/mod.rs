@@ -31,6 +31,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 pub use machine::{Fitness, View};
+pub(crate) use segment::Segment;
 pub use shell::{Handle, Settings, held};
 
 use crate::breaker::{Breaker, Breakers, Policy};

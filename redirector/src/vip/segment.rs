@@ -28,7 +28,7 @@ const fn filter(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
 }
 
 /// An interface with its sockets.
-pub(super) struct Segment {
+pub(crate) struct Segment {
     name: CString,
     index: u32,
     mac: Mac,
@@ -50,7 +50,7 @@ pub(super) fn index(name: &str) -> io::Result<u32> {
 
 impl Segment {
     /// Opens the sockets of an interface, which has this MAC address.
-    pub(super) fn open(name: &str, mac: Mac) -> io::Result<Self> {
+    pub(crate) fn open(name: &str, mac: Mac) -> io::Result<Self> {
         let index = index(name)?;
         let arp = socket(index, libc::ETH_P_ARP, &[])?;
         let ip6 = socket(index, libc::ETH_P_IPV6, &ADVERTISEMENTS)?;
@@ -70,7 +70,7 @@ impl Segment {
     }
 
     /// Asks who answers for a VIP.
-    pub(super) fn probe(&mut self, vip: IpAddr) -> io::Result<()> {
+    pub(crate) fn probe(&mut self, vip: IpAddr) -> io::Result<()> {
         self.probes = self.probes.wrapping_add(1);
         self.send(&announce::probe(vip, self.mac, self.probes))
     }
@@ -84,7 +84,7 @@ impl Segment {
     }
 
     /// The addresses that others said are with them since this was last asked.
-    pub(super) fn told(&self) -> Vec<IpAddr> {
+    pub(crate) fn told(&self) -> Vec<IpAddr> {
         let mut told = Vec::new();
         for socket in self.descriptors() {
             let mut frame = [0u8; FRAME_MAX];

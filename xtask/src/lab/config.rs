@@ -108,6 +108,9 @@ pub struct Pool {
     /// How it is watched, where that is other than usual.
     #[serde(skip_serializing_if = "Health::is_usual")]
     pub health: Health,
+    /// How its paths are probed, by field; nothing: they are not.
+    #[serde(skip_serializing_if = "toml::Table::is_empty")]
+    pub probe: toml::Table,
     /// The members.
     pub backend: Vec<Backend>,
 }
@@ -317,7 +320,14 @@ impl Pool {
     /// A pool of all the lab's backends.
     pub fn of_all(topology: &Topology, name: &str, mode: &str, v6: bool) -> Self {
         let backend = (1..=topology.backends).map(|number| Backend::new(topology, number, v6)).collect();
-        Self { name: name.into(), mode: mode.into(), settle: "60s".into(), health: Health::default(), backend }
+        Self {
+            name: name.into(),
+            mode: mode.into(),
+            settle: "60s".into(),
+            health: Health::default(),
+            probe: toml::Table::new(),
+            backend,
+        }
     }
 }
 
