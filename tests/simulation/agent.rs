@@ -214,7 +214,7 @@ impl Agent {
         let desk = Desk::new(machine, terms::patience(&config), terms::others(&config));
         let in_force = committed.map_or(0, |known| known.version);
         let applied = plane.board.condition().applied.load();
-        let follower = Follower::new(me, incarnation, desk.state(), applied, in_force);
+        let follower = Follower::new(me, incarnation, Some(desk.state()), applied, in_force);
         let (origin, live) = (Instant::now(), Arc::new(Live::new(me)));
         let own = copying::Identity {
             node: me,

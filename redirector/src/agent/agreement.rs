@@ -1,6 +1,6 @@
 //! Agreement within the agent: what it asks the cluster to decide, how far it has followed, and what it reports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::consensus::driver::{self, Handle, Overview, ProposeError, Settings};
 use crate::consensus::machine::{self, Role};
 use crate::consensus::planner::Report;
 use crate::consensus::state::{Command, Member, MemberState, State};
+use crate::transport::Transport;
 
 /// How long a decided change waits at most until this node has followed it, before it is told as done.
 const FOLLOWED: Duration = Duration::from_secs(10);
@@ -38,8 +39,14 @@ pub struct Durable {
 pub struct MemberStatus {
     /// The node.
     pub node: u8,
-    /// `up`, `draining`, `drained`, `returning` or `down`.
+    /// `up`, `draining`, `drained`, `returning`, `down`, or `witness`.
     pub standing: String,
+    /// Where its agent is reached.
+    #[serde(default)]
+    pub address: String,
+    /// Whether its agent is reached from here just now.
+    #[serde(default)]
+    pub reached: bool,
     /// `voter` or `learner`; none for a node without a seat.
     pub seat: Option<String>,
     /// Up to which index it is known to have the log; only the leader knows.
@@ -67,6 +74,9 @@ pub struct AgreementStatus {
     pub quorum: bool,
     /// Whether any one node may fail, as far as this node can know.
     pub redundant: bool,
+    /// Whether a majority of the voters would be left without any one of those that are reached.
+    #[serde(default)]
+    pub spare: bool,
     /// How the log has fared since the agent started.
     #[serde(default)]
     pub log: LogStatus,
@@ -86,6 +96,9 @@ pub struct LogStatus {
     pub repaired: usize,
     /// Times that the log was lost, and this node began anew as a learner.
     pub reborn: usize,
+    /// Times that an operator had recovered the cluster without this node's log, and it began anew as a learner.
+    #[serde(default)]
+    pub given_up: usize,
     /// Writes that its disk did not take.
     pub disk_failures: u64,
 }
@@ -93,6 +106,7 @@ pub struct LogStatus {
 /// A node's part in agreement.
 pub(super) struct Agreement {
     handle: Handle,
+    transport: Transport,
     state: watch::Receiver<Arc<State>>,
     follower: Follower,
     /// The version of the configuration in force; 0: none that was agreed on, or one whose pools' new backends get no flows
@@ -112,7 +126,7 @@ pub(super) struct Proposal {
 impl Agreement {
     /// Whether nodes of a configuration agree on anything: there are several, and they can prove who they are.
     pub(super) fn is_for(config: &Config) -> bool {
-        config.cluster.identity.is_some() && config.members.len() > 1
+        config.cluster.identity.is_some() && config.voters().count() > 1
     }
 
     /// Starts this node's part in it, over what the agents talk by. `applied` is the version that the maps go by.
@@ -132,11 +146,12 @@ impl Agreement {
         let file = config.node.data.join("agreement.redb");
         let settings = Settings { machine, file, breaker: disk, patience, welcome, alone: None };
         std::fs::create_dir_all(&config.node.data)?;
-        let handle = driver::start(settings, transport, inbox)?;
+        let handle = driver::start(settings, transport.clone(), inbox)?;
         let state = handle.state();
-        let follower = Follower::new(config.node.id, incarnation, &state.borrow(), liveness.applied(), in_force);
+        let known = Some(state.borrow().clone()).filter(|_| handle.overview().borrow().status.role != Role::Unread);
+        let follower = Follower::new(config.node.id, incarnation, known.as_deref(), liveness.applied(), in_force);
         let events = handle.events();
-        Ok(Self { handle, state, follower, done: watch::channel(0).0, events })
+        Ok(Self { handle, transport, state, follower, done: watch::channel(0).0, events })
     }
 
     /// What has happened since this was asked last.
@@ -175,6 +190,13 @@ impl Agreement {
     pub(super) fn state(&self) -> Option<Arc<State>> {
         let state = self.state.borrow().clone();
         (state.version > 0).then_some(state)
+    }
+
+    /// Takes note of whether the log was lost meanwhile: then versions of before mean nothing.
+    pub(super) fn notice_loss(&mut self) {
+        if self.state().is_none() && self.follower.followed().is_some() {
+            self.follower.forget();
+        }
     }
 
     /// What is agreed on, if the data plane is behind it.
@@ -237,10 +259,19 @@ impl Agreement {
         text: &str,
         version: u64,
         sizes: BTreeMap<String, u32>,
-    ) -> impl Future<Output = Result<(), machine::BootstrapError>> + Send + 'static {
+    ) -> impl Future<Output = Result<(), machine::BootstrapError>> + Send + use<> {
         let genesis = terms::genesis(config, text, version, sizes, self.follower.incarnation());
         let handle = self.handle.clone();
         async move { handle.bootstrap(genesis).await }
+    }
+
+    /// Has the cluster go on without a majority of its voters, which is lost.
+    pub(super) fn recover(
+        &self,
+        lost: BTreeSet<u8>,
+    ) -> impl Future<Output = Result<(), machine::RecoverError>> + Send + use<> {
+        let handle = self.handle.clone();
+        async move { handle.recover(lost).await }
     }
 
     /// Takes over who may be a member. If this node leads, it has members' shares of the slots follow the configuration.
@@ -260,10 +291,30 @@ impl Agreement {
         }
     }
 
-    /// How it stands.
-    pub(super) fn status(&self) -> AgreementStatus {
-        let Overview { status, counters } = self.handle.overview().borrow().clone();
+    /// How it stands. `lives` says who is alive in this node's eyes.
+    pub(super) fn status(&self, lives: impl Fn(u8) -> bool) -> AgreementStatus {
+        let reached = self.transport.connected();
         let state = self.state.borrow().clone();
+        let status = AgreementStatus::of(self.handle.overview().borrow().clone(), &state, &reached, lives);
+        AgreementStatus { applied: self.follower.installed(), ..status }
+    }
+
+    /// Ends this node's part, after another leads.
+    pub(super) async fn end(self) {
+        self.handle.resign();
+        self.handle.end().await;
+    }
+}
+
+impl AgreementStatus {
+    /// How it stands, where the agents of `reached` are reached besides this one's.
+    pub(super) fn of(overview: Overview, state: &State, reached: &[u8], lives: impl Fn(u8) -> bool) -> Self {
+        let Overview { me, status, counters } = overview;
+        let is_reached = |id: u8| id == me || reached.contains(&id);
+        // Connections outlive who died without a word for a while.
+        let is_down = |id: u8| state.members.get(&id).is_some_and(|member| member.state() == MemberState::Down);
+        let (voters, there) =
+            (state.voters().count(), state.voters().filter(|id| is_reached(*id) && !is_down(*id)).count());
         let member = |(&node, member): (&u8, &Member)| MemberStatus {
             node,
             standing: match member.state() {
@@ -272,36 +323,35 @@ impl Agreement {
                 MemberState::Drained => "drained",
                 MemberState::Returning => "returning",
                 MemberState::Down => "down",
+                MemberState::Witness => "witness",
             }
             .to_owned(),
+            address: member.address.clone(),
+            reached: is_reached(node),
             seat: member.seat.map(|seat| if seat.votes { "voter" } else { "learner" }.to_owned()),
             matched: status.peers.iter().find(|peer| peer.id == node).and_then(|peer| peer.matched),
         };
-        AgreementStatus {
+        Self {
             role: status.role,
             leader: status.leader,
             term: status.term,
             commit: status.commit,
-            applied: self.follower.installed(),
+            applied: status.applied,
             last: status.last,
             version: state.specification.version,
             quorum: status.has_quorum,
-            redundant: status.is_redundant,
+            redundant: status.is_redundant && state.has_two_owners_of(lives),
+            spare: status.has_quorum && there.saturating_sub(1) * 2 > voters,
             log: LogStatus {
                 damaged: counters.damaged,
                 repaired: counters.repaired,
                 reborn: counters.reborn,
+                given_up: counters.given_up,
                 disk_failures: counters.disk_failures,
             },
             members: state.members.iter().map(member).collect(),
             vips: state.vips.clone(),
         }
-    }
-
-    /// Ends this node's part, after another leads.
-    pub(super) async fn end(self) {
-        self.handle.resign();
-        self.handle.end().await;
     }
 }
 

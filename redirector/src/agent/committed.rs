@@ -34,6 +34,12 @@ struct Stored {
 
 const FORMAT: u32 = 1;
 
+/// The format alone: whatever a newer version puts beside it.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
 fn path(data: &Path) -> PathBuf {
     data.join("committed.json")
 }
@@ -57,7 +63,7 @@ pub(super) fn digest(text: &str) -> u64 {
 /// Reads the record; none if there is none or it is damaged.
 ///
 /// # Errors
-/// Where the disk fails.
+/// Where the disk fails, or a newer version wrote the record: then it is left as it is.
 pub(super) fn read(data: &Path, journal: &Journal) -> io::Result<Option<Committed>> {
     let path = path(data);
     let bytes = match fs::read(&path) {
@@ -65,6 +71,15 @@ pub(super) fn read(data: &Path, journal: &Journal) -> io::Result<Option<Committe
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
+    if let Ok(Format { format }) = serde_json::from_slice(&bytes)
+        && format > FORMAT
+    {
+        let says = format!(
+            "{} is of format {format}, and this version knows formats up to {FORMAT}: upgrade this node",
+            path.display()
+        );
+        return Err(io::Error::new(io::ErrorKind::Unsupported, says));
+    }
     match serde_json::from_slice::<Stored>(&bytes) {
         Ok(Stored { format: FORMAT, checksum: sum, record }) if sum == checksum(&record) => Ok(Some(record)),
         _ => {
@@ -175,6 +190,18 @@ mod tests {
     }
 
     #[test]
+    fn a_newer_format_is_refused_and_left_alone() {
+        let data = scratch("newer");
+        write(&data, &record()).unwrap();
+        let newer = fs::read_to_string(path(&data)).unwrap().replace("\"format\":1", "\"format\":2");
+        fs::write(path(&data), &newer).unwrap();
+        let refused = read(&data, &Journal::none()).unwrap_err();
+        assert!(refused.to_string().contains("is of format 2") && refused.to_string().contains("upgrade"), "{refused}");
+        assert_eq!(fs::read_to_string(path(&data)).unwrap(), newer);
+        fs::remove_dir_all(data).unwrap();
+    }
+
+    #[test]
     fn any_flipped_bit_is_found() {
         let data = scratch("flipped");
         write(&data, &record()).unwrap();
@@ -183,7 +210,8 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[at] ^= 4;
             fs::write(path(&data), &damaged).unwrap();
-            let found = read(&data, &Journal::none()).unwrap();
+            // A flip may make it say that it is of another format: then it is not used either.
+            let found = read(&data, &Journal::none()).unwrap_or(None);
             assert!(found.is_none() || found == Some(record()), "byte {at} was flipped and {found:?} was read");
         }
         fs::remove_dir_all(data).unwrap();

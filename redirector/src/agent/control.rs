@@ -1,5 +1,6 @@
 //! The agent's socket for commands: one JSON request a line, one JSON answer.
 
+use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -13,6 +14,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use super::agreement::{AgreementStatus, Durable};
+use super::backup::Backup;
 use super::follow::{Asked, Change};
 use super::{Applied, BackendStatus, HealthStatus, LivenessStatus, Node, PathStatus};
 use crate::breaker;
@@ -63,6 +65,18 @@ pub enum Request {
     },
     /// Begin a cluster.
     Bootstrap,
+    /// Begin a cluster with what a backup says.
+    Restore {
+        /// The backup.
+        backup: Backup,
+    },
+    /// What is agreed on?
+    Backup,
+    /// Let the cluster go on without a majority of its voters, which is lost.
+    Recover {
+        /// The nodes that are given up.
+        lost: BTreeSet<u8>,
+    },
     /// Let a node be no member any more.
     Leave {
         /// Which one.
@@ -98,8 +112,8 @@ pub enum Answer {
     },
     /// How its peers live, and how the cluster agrees.
     Nodes {
-        /// What liveness has to tell.
-        liveness: LivenessStatus,
+        /// What liveness has to tell; none at a witness.
+        liveness: Option<LivenessStatus>,
         /// What agreement has; none where there is none.
         agreement: Option<AgreementStatus>,
     },
@@ -128,6 +142,11 @@ pub enum Answer {
         /// Figures, verdicts and load.
         health: HealthStatus,
     },
+    /// What is agreed on.
+    Backup {
+        /// To be kept.
+        backup: Backup,
+    },
     /// It was not done.
     Refused {
         /// Why.
@@ -135,7 +154,7 @@ pub enum Answer {
     },
 }
 
-type Query = (Request, oneshot::Sender<Answer>);
+pub(super) type Query = (Request, oneshot::Sender<Answer>);
 
 /// The socket of a node.
 pub fn path(config: &Config) -> PathBuf {
@@ -232,7 +251,7 @@ async fn hand_over(request: Request, requests: &mpsc::Sender<Query>) -> Answer {
     answered.await.unwrap_or_else(|_| refused("the agent is ending".to_owned()))
 }
 
-fn refused(reason: String) -> Answer {
+pub(super) fn refused(reason: String) -> Answer {
     Answer::Refused { reason }
 }
 
@@ -243,7 +262,7 @@ pub(super) async fn answer(node: &mut Node, request: Request, answer: oneshot::S
     let done = |version, changes| Answer::Done { node: name.clone(), version, changes, durable: None };
     let now = match request {
         Request::Nodes => match node.liveness() {
-            Some(liveness) => Answer::Nodes { liveness, agreement: node.agreement() },
+            Some(liveness) => Answer::Nodes { liveness: Some(liveness), agreement: node.agreement() },
             None => refused("the agent does not watch its peers yet".to_owned()),
         },
         Request::Replication => match node.replication() {
@@ -280,19 +299,33 @@ pub(super) async fn answer(node: &mut Node, request: Request, answer: oneshot::S
             Err(error) => wrong(error),
         },
         Request::Bootstrap => match node.bootstrap() {
-            Ok(bootstrap) => {
-                tokio::spawn(async move {
-                    let done = Answer::Done { node: name, version, changes: Vec::new(), durable: None };
-                    // Whoever asked may have gone away meanwhile.
-                    let _ = answer.send(bootstrap.await.map_or_else(wrong, |()| done));
-                });
-                return;
-            }
+            Ok(bootstrap) => return soon(bootstrap, done(version, Vec::new()), answer),
+            Err(error) => wrong(error),
+        },
+        Request::Restore { backup } => match node.restore(&backup).await {
+            Ok(restore) => return soon(restore, done(backup.version.max(version) + 1, Vec::new()), answer),
+            Err(error) => wrong(error),
+        },
+        Request::Backup => Answer::Backup { backup: node.backup() },
+        Request::Recover { lost } => match node.recover(lost) {
+            Ok(recover) => return soon(recover, done(version, Vec::new()), answer),
             Err(error) => wrong(error),
         },
     };
     // Whoever asked may have gone away meanwhile.
     let _ = answer.send(now);
+}
+
+/// Answers once something is done.
+fn soon<E: std::error::Error + Send + Sync + 'static>(
+    work: impl Future<Output = Result<(), E>> + Send + 'static,
+    done: Answer,
+    answer: oneshot::Sender<Answer>,
+) {
+    tokio::spawn(async move {
+        // Whoever asked may have gone away meanwhile.
+        let _ = answer.send(work.await.map_or_else(wrong, |()| done));
+    });
 }
 
 /// Answers once the cluster has decided.
@@ -310,7 +343,7 @@ fn later(node: &Node, asked: Asked, answer: oneshot::Sender<Answer>) {
     });
 }
 
-fn wrong(error: impl std::error::Error + Send + Sync + 'static) -> Answer {
+pub(super) fn wrong(error: impl std::error::Error + Send + Sync + 'static) -> Answer {
     refused(format!("{:#}", anyhow::Error::new(error)))
 }
 

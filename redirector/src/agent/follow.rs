@@ -1,6 +1,6 @@
 //! How a node follows what the cluster agrees on: its maps, its configuration and its files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -9,11 +9,12 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::sync::watch;
 
 use super::agreement::{Agreement, AgreementStatus, Durable, Proposal};
+use super::backup::Backup;
 use super::change::{Applied, ApplyError};
 use super::committed::{self, Committed};
 use super::node::{Node, compile, override_mode};
 use crate::config::{self, Config};
-use crate::consensus::machine::BootstrapError;
+use crate::consensus::machine::{BootstrapError, RecoverError};
 use crate::consensus::state::State;
 use crate::dataplane::liveness::LivenessTables as _;
 use crate::dataplane::maps::MapsError;
@@ -62,6 +63,9 @@ impl Node {
 
     /// Makes the data plane go by what is agreed on. What cannot be followed here is told, and tried again.
     pub(super) async fn follow(&mut self) {
+        if let Some(agreement) = &mut self.agreement {
+            agreement.notice_loss();
+        }
         let Some(state) = self.agreement.as_ref().and_then(Agreement::news) else { return };
         if state.slots.len() != self.config.cluster.slots as usize {
             let (agreed, here) = (state.slots.len(), self.config.cluster.slots);
@@ -212,13 +216,43 @@ impl Node {
     /// Begins a cluster with what is in force here. Disputes that are not over end by that: nobody else knows of them.
     pub(super) fn bootstrap(
         &mut self,
-    ) -> Result<impl Future<Output = Result<(), BootstrapError>> + Send + 'static, ApplyError> {
+    ) -> Result<impl Future<Output = Result<(), BootstrapError>> + Send + use<>, ApplyError> {
         let sizes = rows::sizes(&self.maps, &self.image)?;
         let name = |id: u16| self.image.registry.name(kind::POOL, u32::from(id)).map(str::to_owned);
         let sizes = sizes.into_iter().filter_map(|(id, rows)| Some((name(id)?, rows))).collect();
         let (config, committed) = (&self.config, &self.committed);
         let agreement = self.agreement.as_mut().ok_or(ApplyError::Alone)?;
         Ok(agreement.bootstrap(config, &committed.text, committed.version, sizes))
+    }
+
+    /// Has the cluster go on without a majority of its voters, which is lost.
+    pub(super) fn recover(
+        &self,
+        lost: BTreeSet<u8>,
+    ) -> Result<impl Future<Output = Result<(), RecoverError>> + Send + use<>, ApplyError> {
+        Ok(self.agreement.as_ref().ok_or(ApplyError::Alone)?.recover(lost))
+    }
+
+    /// What is agreed on, to be kept elsewhere; of a node alone, what is in force.
+    pub(super) fn backup(&self) -> Backup {
+        match self.agreement.as_ref().and_then(Agreement::state) {
+            Some(state) => Backup::of(self.config.cluster.id, &state),
+            None => Backup::of_one(&self.config, self.committed.version, &self.committed.text),
+        }
+    }
+
+    /// Begins a cluster with what a backup says.
+    pub(super) async fn restore(
+        &mut self,
+        backup: &Backup,
+    ) -> Result<impl Future<Output = Result<(), BootstrapError>> + Send + use<>, ApplyError> {
+        let mut next = config::merge("the backup", &backup.text, &self.config)?;
+        override_mode(&mut next, self.mode);
+        // What cannot be in force here is not begun with.
+        compile(&next, self.key, &self.maps).await?;
+        let agreement = self.agreement.as_mut().ok_or(ApplyError::Alone)?;
+        let version = backup.version.max(self.committed.version) + 1;
+        Ok(agreement.bootstrap(&next, &backup.text, version, BTreeMap::new()))
     }
 
     /// Asks the cluster to let a node go.
@@ -252,7 +286,9 @@ impl Node {
 
     /// How agreement stands, where there is any.
     pub(super) fn agreement(&self) -> Option<AgreementStatus> {
-        self.agreement.as_ref().map(Agreement::status)
+        let alive = self.liveness.as_ref().map(|liveness| liveness.maps().alive());
+        let lives = |id| id == self.config.node.id || alive.is_none_or(|alive| alive.is_alive(id));
+        self.agreement.as_ref().map(|agreement| agreement.status(lives))
     }
 }
 

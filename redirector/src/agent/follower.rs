@@ -53,10 +53,11 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// A node that starts. `known` is what its log says, `applied` the version that its maps go by, and `in_force` that of
-    /// the configuration in force. Whoever has no log yet follows whatever it is told first.
-    pub fn new(me: u8, incarnation: u64, known: &State, applied: u64, in_force: u64) -> Self {
-        let (installed, in_force) = if known.version == 0 { (0, 0) } else { (applied, in_force) };
+    /// A node that starts. `known` is what its log says, if that can be read already, `applied` the version that its maps go
+    /// by, and `in_force` that of the configuration in force. Whoever has no log follows whatever it is told first.
+    pub fn new(me: u8, incarnation: u64, known: Option<&State>, applied: u64, in_force: u64) -> Self {
+        let has_none = known.is_some_and(|known| known.version == 0);
+        let (installed, in_force) = if has_none { (0, 0) } else { (applied, in_force) };
         Self { me, incarnation, followed: Arc::default(), installed, in_force, resynced: 0, restless: BTreeMap::new() }
     }
 
@@ -66,6 +67,11 @@ impl Follower {
         // A state that was wrong is replaced by another of the same version.
         let is_other = state.version == self.followed.version && *state != *self.followed;
         state.version > self.installed || is_first && state.version == self.installed || is_other
+    }
+
+    /// The log was lost: whatever this node is told next is followed.
+    pub fn forget(&mut self) {
+        (self.installed, self.in_force) = (0, 0);
     }
 
     /// What slots and rows in the maps follow from, once they follow from anything.
@@ -246,7 +252,7 @@ mod tests {
     #[test]
     fn who_was_cut_off_waits_for_those_who_have_its_slots() {
         let before = agreed(3, Standing::Up, [[4, 1, 2, 3], [1, 2, 5, 3]]);
-        let mut follower = Follower::new(4, 1, &before, 3, 1);
+        let mut follower = Follower::new(4, 1, Some(&before), 3, 1);
         let slots: Vec<Slot> = before.slots.iter().map(|slot| (*slot).into()).collect();
         let after = |standing| agreed(9, standing, [[1, 2, 3, 0], [1, 2, 3, 0]]);
         let sees = |nodes: &[u8]| {

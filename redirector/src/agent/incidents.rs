@@ -111,12 +111,12 @@ impl Incidents {
     pub(super) fn told(&mut self, event: &Event) {
         let kind = match event {
             Event::Role { .. } => Kind::Role,
-            Event::Rival(_) => Kind::Agreement,
+            Event::Rival(_) | Event::Recovered(_) | Event::GivenUp(_) => Kind::Agreement,
             Event::Damaged { .. } | Event::Reborn { .. } | Event::Stopped(_) => Kind::Damage,
             Event::Repaired { .. } | Event::Refetched { .. } => Kind::Repair,
             Event::DiskFails(_) | Event::DiskWorks => Kind::Disk,
         };
-        let about = if let Event::Rival(node) = event { Some(*node) } else { None };
+        let about = if let Event::Rival(node) | Event::GivenUp(node) = event { Some(*node) } else { None };
         self.journal.note(kind, about, event.to_string());
     }
 
@@ -126,5 +126,28 @@ impl Incidents {
         if more > 0 {
             self.journal.note(kind, None, format!("{more} {what}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_on_the_way_is_noted_once_for_each_time() {
+        let directory = std::env::temp_dir().join(format!("redirector-incidents-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let mut incidents = Incidents::new(Journal::start(&directory));
+        let mut counters = replication::Counters::default();
+        for (damaged, conflicts) in [(0, 0), (2, 0), (2, 0), (3, 1)] {
+            (counters.received.damaged, counters.received.conflicts) = (damaged, conflicts);
+            incidents.replication(&counters);
+        }
+        incidents.journal().flush();
+        let text = std::fs::read_to_string(directory.join("incidents.log")).unwrap();
+        std::fs::remove_dir_all(directory).unwrap();
+        let lines = |what: &str| text.lines().filter(|line| line.contains(what)).count();
+        assert_eq!((lines("2 batches of flows that came damaged"), lines("1 batches of flows")), (1, 1), "{text}");
+        assert_eq!((lines("came damaged"), lines("two nodes had chosen")), (2, 1), "{text}");
     }
 }

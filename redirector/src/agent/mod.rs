@@ -11,6 +11,7 @@
 mod agreement;
 pub mod audit;
 mod backends;
+pub mod backup;
 mod change;
 mod committed;
 mod condition;
@@ -29,6 +30,7 @@ pub mod pulse;
 mod talk;
 pub mod terms;
 mod verify;
+pub mod witness;
 
 use std::path::Path;
 use std::time::Duration;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use redirector_ebpf::tables::AliveNodes;
 use tokio::sync::{oneshot, watch};
 
@@ -79,7 +79,7 @@ pub struct Node {
 }
 
 /// Stands before the data directory. Who waits for the disk asks again with each tick.
-const DISK: Policy = Policy {
+pub(super) const DISK: Policy = Policy {
     failures: 3,
     window: Duration::from_secs(60),
     timeout: Duration::from_secs(2),
@@ -149,6 +149,10 @@ impl Node {
     /// Whatever keeps the data plane from being loaded.
     pub async fn start(name: &str, text: &str, mode: Option<XdpMode>) -> Result<Self> {
         let file = config::parse(name, text)?;
+        if file.is_witness() {
+            let id = file.node.id;
+            bail!("node {id} is a [[witness]] in {name}, which has no data plane: `redirector witness` runs it");
+        }
         fitness::judge(&file).map_err(|unfit| anyhow::anyhow!("{unfit}; {}", fitness::mend(&file, name)))?;
         let digest = committed::digest(text);
         let incidents = Incidents::new(Journal::start(&file.node.data));

@@ -22,9 +22,8 @@ pub(super) struct Talk {
 }
 
 /// Where the agents of all members listen.
-fn members(config: &Config) -> Vec<(u8, SocketAddr)> {
-    let address = |member: &crate::config::Member| (member.id, SocketAddr::new(member.address, config.cluster.port));
-    config.members.iter().map(address).collect()
+pub(super) fn members(config: &Config) -> Vec<(u8, SocketAddr)> {
+    config.voters().map(|(id, address)| (id, SocketAddr::new(address, config.cluster.port))).collect()
 }
 
 impl Talk {
@@ -32,7 +31,7 @@ impl Talk {
     /// talk is none the worse a redirector: that is said, and goes on.
     pub(super) fn start(config: &Config, directory: &Path, breakers: &Breakers) -> Option<Self> {
         let own = members(config).into_iter().find(|(id, _)| *id == config.node.id)?.1;
-        if config.members.len() < 2 {
+        if config.voters().count() < 2 {
             return None;
         }
         let identity = match Identity::load(&config.cluster) {
@@ -53,7 +52,8 @@ impl Talk {
                 return None;
             }
         };
-        let replication = Settings::of(config).and_then(|settings| {
+        let is_alone = config.members.len() < 2;
+        let replication = Settings::of(config).filter(|_| !is_alone).and_then(|settings| {
             match replication::start(settings, directory, transport.clone(), inboxes.flows) {
                 Ok(replication) => Some(replication),
                 Err(error) => {

@@ -32,13 +32,13 @@ fn weight(config: &Config) -> u32 {
 }
 
 fn address(config: &Config) -> String {
-    let own = config.members.iter().find(|member| member.id == config.node.id);
-    own.map(|own| SocketAddr::new(own.address, config.cluster.port).to_string()).unwrap_or_default()
+    let own = config.voters().find(|(id, _)| *id == config.node.id);
+    own.map(|(_, own)| SocketAddr::new(own, config.cluster.port).to_string()).unwrap_or_default()
 }
 
 /// Who may be a member besides this node.
 pub fn others(config: &Config) -> BTreeSet<u8> {
-    config.members.iter().map(|member| member.id).filter(|id| *id != config.node.id).collect()
+    config.voters().map(|(id, _)| id).filter(|id| *id != config.node.id).collect()
 }
 
 /// Who should hold each VIP, and who after it.
@@ -54,6 +54,7 @@ pub fn machine(config: &Config, incarnation: u64, seed: u128) -> machine::Config
         peers: others(config).into_iter().collect(),
         address: address(config),
         weight: weight(config),
+        witness: config.is_witness(),
         incarnation,
         seed,
         snapshot_every: SNAPSHOT_EVERY,
@@ -95,7 +96,8 @@ pub fn genesis(config: &Config, text: &str, version: u64, sizes: BTreeMap<String
 
 /// What a leader asks for where members have other shares of the slots than a configuration gives them.
 pub fn shares(config: &Config, state: &State) -> Option<Command> {
-    let is_other = |(id, weight): &(u8, u32)| state.members.get(id).is_some_and(|one| one.weight != *weight);
+    let is_other =
+        |(id, weight): &(u8, u32)| state.is_node(*id) && state.members.get(id).is_some_and(|one| one.weight != *weight);
     let other: BTreeMap<u8, u32> = weights(config).into_iter().filter(is_other).collect();
     (!other.is_empty()).then_some(Command::SetWeights(other))
 }

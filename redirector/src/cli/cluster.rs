@@ -1,5 +1,6 @@
-//! `bootstrap`, `join`, `leave`, `drain`, `undrain`: the cluster's life.
+//! `bootstrap`, `join`, `leave`, `drain`, `undrain`, `witness`, `recover`: the cluster's life.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::target::CONFIG;
 use crate::agent::control::{self, Answer, Request};
-use crate::agent::{AgreementStatus, MemberStatus};
+use crate::agent::{self, AgreementStatus, MemberStatus};
 use crate::config::{self, Config};
 
 /// How often `join` asks how far it is.
@@ -19,14 +20,14 @@ const AWAY: Duration = Duration::from_secs(10);
 
 /// The node whose agent is asked.
 #[derive(Debug, clap::Args)]
-struct Node {
+pub(super) struct Node {
     /// The node's configuration.
     #[arg(long, value_name = "FILE", default_value = CONFIG)]
-    config: PathBuf,
+    pub(super) config: PathBuf,
 }
 
 impl Node {
-    fn ask(&self, request: &Request) -> Result<(Config, Answer)> {
+    pub(super) fn ask(&self, request: &Request) -> Result<(Config, Answer)> {
         let config = config::load(&self.config)?;
         let answer = control::ask(&control::path(&config), request)?;
         Ok((config, answer))
@@ -57,6 +58,62 @@ impl Bootstrap {
         let Answer::Done { node, version, .. } = answer else { bail!("the agent answers what was not asked") };
         println!(
             "a cluster begins with {node} and its configuration, version {version}; its other members join by themselves"
+        );
+        Ok(())
+    }
+}
+
+/// Arguments of `witness`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Witness {
+    /// The witness's configuration: the nodes' own, with another [node], which is one of the [[witness]].
+    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    config: PathBuf,
+}
+
+impl Witness {
+    pub(super) fn run(self) -> Result<()> {
+        super::plane::log();
+        super::plane::runtime()?.block_on(agent::witness::run(&self.config))
+    }
+}
+
+/// Arguments of `recover`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Recover {
+    /// A node or witness that is lost for good, by its id; once for each. All others must answer.
+    #[arg(long = "give-up", value_name = "NODE", required = true, value_parser = clap::value_parser!(u8).range(1..=254))]
+    lost: Vec<u8>,
+    /// Do it. Without this it is only told what would be done.
+    #[arg(long)]
+    yes_they_are_lost_for_good: bool,
+    #[command(flatten)]
+    node: Node,
+}
+
+impl Recover {
+    pub(super) fn run(self) -> Result<()> {
+        let lost: BTreeSet<u8> = self.lost.iter().copied().collect();
+        let names = lost.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
+        if !self.yes_they_are_lost_for_good {
+            let config = config::load(&self.node.config)?;
+            bail!(
+                "nothing was changed. This would make {} the ONLY VOTER of cluster {}, and GIVE UP node(s) {names}:\n\
+                 - changes that only they know of are LOST, though they may have been reported as done;\n\
+                 - if they live, and are only cut off, there are TWO CLUSTERS until they hear of this one;\n\
+                 - when they come back their logs are set aside, and they join as new members.\n\
+                 Packets are not interrupted. Keep a `redirector backup` first. If they are lost for good, say so:\n  \
+                 redirector recover {} --yes-they-are-lost-for-good",
+                config.node.name,
+                config.cluster.id,
+                lost.iter().map(|id| format!("--give-up {id}")).collect::<Vec<_>>().join(" "),
+            );
+        }
+        let (_, answer) = self.node.ask(&Request::Recover { lost })?;
+        let Answer::Done { node, .. } = answer else { bail!("the agent answers what was not asked") };
+        println!(
+            "{node} is the only voter of the cluster now, without node(s) {names}: changes are possible again. Other members, and \
+             those if they come back, join by themselves; take the [[member]] or [[witness]] away of who shall not"
         );
         Ok(())
     }

@@ -6,6 +6,7 @@
 mod output;
 mod target;
 
+mod backup;
 mod cluster;
 mod decap;
 mod doctor;
@@ -47,6 +48,14 @@ enum Command {
     Diff(spec::Diff),
     /// Begin a cluster with this node, once: its other members join by themselves.
     Bootstrap(cluster::Bootstrap),
+    /// Run a witness: a voter without a data plane, for clusters of two nodes.
+    Witness(cluster::Witness),
+    /// Keep what the cluster agrees on in a file.
+    Backup(backup::Backup),
+    /// Begin a cluster with this node and what a backup says, once: its other members join by themselves.
+    Restore(backup::Restore),
+    /// DANGER: let the cluster go on with this node as its only voter, since a majority is lost for good.
+    Recover(cluster::Recover),
     /// Wait until this node has a seat in its cluster.
     Join(cluster::Join),
     /// Let a node be no member of the cluster any more.
@@ -85,6 +94,10 @@ pub fn main(arguments: Arguments) -> ExitCode {
         Command::Apply(command) => command.run(),
         Command::Diff(command) => command.run(),
         Command::Bootstrap(command) => command.run(),
+        Command::Witness(command) => command.run(),
+        Command::Backup(command) => command.run(),
+        Command::Restore(command) => command.run(),
+        Command::Recover(command) => command.run(),
         Command::Join(command) => command.run(),
         Command::Leave(command) => command.run(),
         Command::Drain(command) => command.run(),

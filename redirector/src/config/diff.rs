@@ -39,6 +39,7 @@ pub enum Kind {
     Health,
     Interface,
     Member,
+    Witness,
     Vip,
     Pool,
     Backend,
@@ -121,7 +122,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
 }
 
 /// The order of the listing: what others refer to comes first.
-const KINDS: [Kind; 15] = [
+const KINDS: [Kind; 16] = [
     Kind::Node,
     Kind::Cluster,
     Kind::Tables,
@@ -132,6 +133,7 @@ const KINDS: [Kind; 15] = [
     Kind::Health,
     Kind::Interface,
     Kind::Member,
+    Kind::Witness,
     Kind::Vip,
     Kind::Pool,
     Kind::Backend,
@@ -156,6 +158,7 @@ fn things(config: &Config) -> BTreeMap<(usize, String), Value> {
     put(Kind::Health, String::new(), json(&config.health));
     config.interfaces.iter().for_each(|i| put(Kind::Interface, i.name.clone(), json(i)));
     config.members.iter().for_each(|m| put(Kind::Member, m.id.to_string(), json(m)));
+    config.witnesses.iter().for_each(|w| put(Kind::Witness, w.id.to_string(), json(w)));
     config.vips.iter().for_each(|v| put(Kind::Vip, v.address.to_string(), json(v)));
     config.services.iter().for_each(|s| put(Kind::Service, s.name.clone(), json(s)));
     config.decap.iter().for_each(|d| put(Kind::Decap, String::new(), json(d)));

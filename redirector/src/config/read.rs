@@ -49,6 +49,7 @@ pub(super) fn config(root: &mut Reader<'_>, beside: Option<&FilePath>) -> Config
         health: root.table("health").map_or_else(Health::default, condition::health),
         interfaces: root.tables("interface").into_iter().map(interface).collect(),
         members: root.tables("member").into_iter().map(member).collect(),
+        witnesses: root.tables("witness").into_iter().map(witness).collect(),
         vips: root.tables("vip").into_iter().map(vip).collect(),
         services: root.tables("service").into_iter().map(service).collect(),
         pools: root.tables("pool").into_iter().map(pool).collect(),
@@ -73,6 +74,7 @@ pub(super) fn shared(root: &mut Reader<'_>, own: &Config) -> Config {
         shedding: root.table("shedding").map_or_else(Shedding::default, condition::shedding),
         health: root.table("health").map_or_else(Health::default, condition::health),
         members: root.tables("member").into_iter().map(member).collect(),
+        witnesses: root.tables("witness").into_iter().map(witness).collect(),
         vips: root.tables("vip").into_iter().map(vip).collect(),
         services: root.tables("service").into_iter().map(service).collect(),
         pools: root.tables("pool").into_iter().map(pool).collect(),
@@ -92,6 +94,7 @@ pub(super) fn decap_alone(root: &mut Reader<'_>) -> Decap {
         "health",
         "interface",
         "member",
+        "witness",
         "vip",
         "service",
         "pool",
@@ -315,6 +318,17 @@ fn member(mut r: Reader<'_>) -> Member {
     };
     r.done();
     member
+}
+
+fn witness(mut r: Reader<'_>) -> Witness {
+    let id = r.number("id", NODES);
+    let address = r.parsed("address", text::address);
+    let witness = Witness {
+        id: r.must("id", id, 0, "add the id that the witness has in its own [node]"),
+        address: r.must("address", address, NOWHERE, "add the address that the nodes' agents reach it by"),
+    };
+    r.done();
+    witness
 }
 
 fn member_link(mut r: Reader<'_>) -> MemberLink {

@@ -9,7 +9,9 @@ use super::{mistake::Notes, *};
 
 /// Notes what is wrong with the configuration as a whole.
 pub(super) fn check(config: &Config, notes: &Notes) {
-    interfaces(config, notes);
+    if !config.is_witness() {
+        interfaces(config, notes);
+    }
     members(config, notes);
     let vips = config.vips.iter().map(|vip| vip.address);
     unique(notes, vips, |i| format!("vip[{i}].address"), "remove one of the two");
@@ -81,9 +83,13 @@ fn interfaces(config: &Config, notes: &Notes) {
 
 fn members(config: &Config, notes: &Notes) {
     let members = &config.members;
-    let other = "give each node its own";
-    unique(notes, members.iter().map(|member| member.id), |i| format!("member[{i}].id"), other);
-    unique(notes, members.iter().map(|member| member.address), |i| format!("member[{i}].address"), other);
+    let other = "give each node and each witness its own";
+    let field = |i: usize, name: &str| match i.checked_sub(members.len()) {
+        None => format!("member[{i}].{name}"),
+        Some(i) => format!("witness[{i}].{name}"),
+    };
+    unique(notes, config.voters().map(|(id, _)| id), |i| field(i, "id"), other);
+    unique(notes, config.voters().map(|(_, address)| address), |i| field(i, "address"), other);
     for (i, member) in members.iter().enumerate() {
         let interfaces = std::iter::once(&member.interface).chain(member.links.iter().map(|link| &link.interface));
         let field = |n: usize| match n.checked_sub(1) {
@@ -92,9 +98,10 @@ fn members(config: &Config, notes: &Notes) {
         };
         unique(notes, interfaces, field, "beats tell links by interface: name another, or remove the link");
     }
-    let unread = (0..members.len()).any(|i| notes.is_wrong(&format!("member[{i}].id")));
+    let unread = (0..members.len()).any(|i| notes.is_wrong(&format!("member[{i}].id")))
+        || (0..config.witnesses.len()).any(|i| notes.is_wrong(&format!("witness[{i}].id")));
     let id = config.node.id;
-    if !members.is_empty() && !unread && members.iter().all(|member| member.id != id) {
+    if config.voters().next().is_some() && !unread && config.voters().all(|(voter, _)| voter != id) {
         let mend = format!("add [[member]] with id = {id}, or correct the id");
         notes.report("node.id", format!("node {id} is none of the [[member]]"), mend);
     }
@@ -104,6 +111,10 @@ fn members(config: &Config, notes: &Notes) {
     if config.cluster.path_key.is_some() && config.cluster.path_key == config.cluster.key {
         let mend = "draw another one by `openssl rand -hex 16`: backends have it too, and must not speak for nodes";
         notes.report("cluster.path_key", "it is the nodes' own key", mend);
+    }
+    if let Some(first) = config.witnesses.first().filter(|_| members.is_empty()) {
+        let mend = "add a [[member]] for each node, or remove the [[witness]]";
+        notes.report("witness[0].id", format!("witness {} has no [[member]] to vote for", first.id), mend);
     }
     if members.len() > 1 && config.cluster.key.is_none() && !notes.is_wrong("cluster.key_file") {
         let mend = "add [cluster] key = \"...\", the same on every node, made by `openssl rand -hex 16`";

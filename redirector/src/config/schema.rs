@@ -32,6 +32,9 @@ pub struct Config {
     /// Every node of the cluster, this one too; empty for a cluster of one.
     #[serde(rename = "member")]
     pub members: Vec<Member>,
+    /// Who votes besides them, and has no data plane.
+    #[serde(rename = "witness")]
+    pub witnesses: Vec<Witness>,
     /// Virtual addresses.
     #[serde(rename = "vip")]
     pub vips: Vec<Vip>,
@@ -330,6 +333,28 @@ pub struct Member {
     /// Further ways to it, for beats.
     #[serde(rename = "link")]
     pub links: Vec<MemberLink>,
+}
+
+/// A member that votes and has no data plane.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Witness {
+    /// Its id: no node has it.
+    pub id: u8,
+    /// Where its agent is reached.
+    pub address: IpAddr,
+}
+
+impl Config {
+    /// Whether this is a witness's own configuration.
+    pub fn is_witness(&self) -> bool {
+        self.witnesses.iter().any(|witness| witness.id == self.node.id)
+    }
+
+    /// Everybody who votes, and where their agents are reached.
+    pub fn voters(&self) -> impl Iterator<Item = (u8, IpAddr)> {
+        let nodes = self.members.iter().map(|member| (member.id, member.address));
+        nodes.chain(self.witnesses.iter().map(|witness| (witness.id, witness.address)))
+    }
 }
 
 /// A further way to a node, over another interface.

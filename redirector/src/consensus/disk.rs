@@ -62,7 +62,14 @@ impl<D: Disk> Guarded<D> {
 
 impl<D: Disk> Disk for Guarded<D> {
     fn read(&mut self) -> io::Result<BTreeMap<Key, Vec<u8>>> {
-        self.disk.read()
+        let permit = self.breaker.ask().map_err(io::Error::other)?;
+        let read = self.disk.read();
+        match &read {
+            // Time does not mend damage.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => permit.told(&Ok::<(), io::Error>(())),
+            read => permit.told(read),
+        }
+        read
     }
 
     fn write(&mut self, batch: &Batch) -> io::Result<()> {
@@ -84,10 +91,15 @@ pub struct Memory {
     pub records: BTreeMap<Key, Vec<u8>>,
     /// Whether writes fail as on a full disk.
     pub is_full: bool,
+    /// Whether it cannot be read either, as where a full disk's file needs mending first.
+    pub is_unreadable: bool,
 }
 
 impl Disk for Memory {
     fn read(&mut self) -> io::Result<BTreeMap<Key, Vec<u8>>> {
+        if self.is_unreadable {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         Ok(self.records.clone())
     }
 

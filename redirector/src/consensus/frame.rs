@@ -43,9 +43,21 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The greatest version of the kind's format that is known here, and the one that is written.
-    const fn version(self) -> u8 {
-        1
+    /// The greatest version of the kind's format that is known here. What older versions understand is written in theirs.
+    pub const fn version(self) -> u8 {
+        match self {
+            Self::Snapshot | Self::Command | Self::Message => 2,
+            _ => 1,
+        }
+    }
+
+    /// Bytes that its newest format has at the end and an older one lacks: all zero where they say nothing.
+    const fn lacking(self, version: u8) -> usize {
+        match (self, version) {
+            // Disks that have lost their seats.
+            (Self::Snapshot, 0..=1) => 1,
+            _ => 0,
+        }
     }
 }
 
@@ -71,11 +83,17 @@ pub enum FrameError {
 const HEADER: usize = 16;
 const CHECKSUM: usize = 4;
 
-/// Puts a payload into a frame.
+/// Puts a payload into a frame of the first format.
 pub fn seal(kind: Kind, key: u64, payload: &impl Serialize) -> Vec<u8> {
-    let mut frame = vec![kind as u8, kind.version(), 0, 0, 0, 0, 0, 0];
+    seal_as(kind, 1, key, payload)
+}
+
+/// Puts a payload into a frame of a format. Of an older one, whatever it lacks must be empty in the payload.
+pub fn seal_as(kind: Kind, version: u8, key: u64, payload: &impl Serialize) -> Vec<u8> {
+    let mut frame = vec![kind as u8, version, 0, 0, 0, 0, 0, 0];
     frame.extend(key.to_le_bytes());
     let mut frame = postcard::to_extend(payload, frame).expect("what is sealed has known lengths");
+    frame.truncate(frame.len() - kind.lacking(version));
     let length = (frame.len() - HEADER) as u32;
     frame[4..8].copy_from_slice(&length.to_le_bytes());
     let checksum = crc32c::crc32c(&frame);
@@ -95,6 +113,15 @@ pub fn open<T: DeserializeOwned>(kind: Kind, key: u64, frame: &[u8]) -> Result<T
     if frame[1] > kind.version() {
         return Err(FrameError::Newer { found: frame[1], known: kind.version() });
     }
+    let lacking = kind.lacking(frame[1]);
+    let whole;
+    let payload = match lacking {
+        0 => payload,
+        _ => {
+            whole = [payload, &vec![0; lacking]].concat();
+            &whole
+        }
+    };
     match postcard::take_from_bytes(payload) {
         Ok((payload, [])) => Ok(payload),
         _ => Err(FrameError::Foreign),
@@ -158,7 +185,7 @@ mod tests {
         let checksum = crc32c::crc32c(&frame[..body]);
         frame[body..].copy_from_slice(&checksum.to_le_bytes());
         let refused = open::<u8>(Kind::Command, 0, &frame).unwrap_err();
-        assert_eq!(refused, FrameError::Newer { found: 9, known: 1 });
+        assert_eq!(refused, FrameError::Newer { found: 9, known: 2 });
         assert!(refused.to_string().contains("upgrade this node"));
     }
 }

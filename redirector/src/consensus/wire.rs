@@ -51,6 +51,25 @@ pub enum Body {
     /// The node is part of a cluster that has begun: said to disks without a seat, and to nodes that should be members and
     /// are not.
     Begun,
+    /// As [`Body::Hello`], of a witness's disk.
+    Witness {
+        /// Where the agent is reached.
+        address: String,
+    },
+    /// Who is there, and how far is its log?
+    Survey,
+    /// The answer.
+    Surveyed {
+        /// Term of the log's last entry.
+        term: u64,
+        /// Its index.
+        last: u64,
+    },
+    /// This disk, which the receiver has, has lost its seat by a recovery.
+    GivenUp(
+        /// The disk's UUID.
+        u128,
+    ),
 }
 
 /// A log entry.
@@ -128,7 +147,9 @@ pub fn node_of(number: u64) -> u8 {
 impl Letter {
     /// Its form on the wire.
     pub fn seal(&self, cluster: u32) -> Vec<u8> {
-        frame::seal(Kind::Message, cluster.into(), self)
+        use Body::{GivenUp, Survey, Surveyed, Witness};
+        let is_new = matches!(self.body, Witness { .. } | Survey | Surveyed { .. } | GivenUp(_));
+        frame::seal_as(Kind::Message, 1 + u8::from(is_new), cluster.into(), self)
     }
 
     /// Reads the wire's form.
@@ -153,7 +174,8 @@ impl Snapshot {
 
     /// Its form on the wire and on disk.
     pub fn seal(&self) -> Vec<u8> {
-        frame::seal(Kind::Snapshot, self.index(), self)
+        let is_new = !self.state.given_up.is_empty() || self.state.has_witness();
+        frame::seal_as(Kind::Snapshot, 1 + u8::from(is_new), self.index(), self)
     }
 
     /// Reads that form.

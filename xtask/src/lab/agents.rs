@@ -128,8 +128,12 @@ impl Lab {
         let file = self.config_file(node).display().to_string();
         wait_for(agent, AGREED, || {
             let nodes = self.asked(node)?;
-            let is_settled = |one: &&Value| one["agreed"]["standing"] == "up" && one["agreed"]["seat"] == "voter";
-            let shares = || nodes.iter().filter_map(|one| one["primary_slots"].as_u64());
+            let is_witness = |one: &&Value| one["agreed"]["standing"] == "witness";
+            let is_settled = |one: &&Value| {
+                (one["agreed"]["standing"] == "up" || is_witness(one)) && one["agreed"]["seat"] == "voter"
+            };
+            let owners = || nodes.iter().filter(|one| !is_witness(one));
+            let shares = || owners().filter_map(|one| one["primary_slots"].as_u64());
             let (least, most) = (shares().min().unwrap_or(0), shares().max().unwrap_or(0));
             if nodes.len() < 2 || !nodes.iter().all(|one| is_settled(&one)) || most - least > nodes.len() as u64 {
                 return Ok(Some(format!("it does not know all others for members that serve their share: {nodes:?}")));

@@ -56,9 +56,10 @@ impl Lab {
         serde_json::from_str(&text).with_context(|| format!("{command:?} on {node} says what is not understood here"))
     }
 
-    /// The nodes, as one of them sees them.
+    /// The nodes, as one of them sees them; witnesses are none.
     pub fn seen(&self, by: &str) -> Result<Vec<Seen>> {
-        let seen: Vec<Seen> = self.ask(by, &["get", "nodes"])?;
+        let mut seen: Vec<Seen> = self.ask(by, &["get", "nodes"])?;
+        seen.retain(|one| self.nodes().contains(&one.name));
         match seen.len() == self.nodes().len() {
             true => Ok(seen),
             false => bail!("{by} knows of {seen:?} only"),

@@ -79,7 +79,7 @@ struct Plain {
 impl Get {
     pub(super) fn run(self) -> Result<()> {
         match self.what {
-            What::Nodes(Plain { target, output }) => nodes::show(&View::open(&target)?, &target, output),
+            What::Nodes(Plain { target, output }) => nodes::show(&target, output),
             What::Services(Plain { target, output }) => output.list(services::list(&View::open(&target)?)?),
             What::Backends(Plain { target, output }) => backends::show(&View::open(&target)?, &target, output),
             What::Paths(Plain { target, output }) => paths::show(&View::open(&target)?, &target, output),

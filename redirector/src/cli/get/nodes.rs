@@ -1,9 +1,9 @@
 //! Nodes: who they are, whether they live, and the way to them. From the maps, so that it is told without the agent too;
 //! what the agent has measured stands beside it where it answers.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use redirector_ebpf::abi::PORTS;
 use redirector_ebpf::packet::Address;
 use redirector_ebpf::tables::liveness::{Admission, Vitals, slot, state};
@@ -16,6 +16,7 @@ use crate::agent::control::{self, Answer, Request};
 use crate::agent::{AgreementStatus, LinkStatus, LivenessStatus, MemberStatus, PeerStatus};
 use crate::cli::output::{Format, Output, Row, cell, yes};
 use crate::cli::target::Target;
+use crate::config::Config;
 use crate::dataplane::address::ip;
 use crate::dataplane::flows::now;
 use crate::dataplane::liveness::LivenessTables as _;
@@ -107,8 +108,8 @@ impl Row for Node {
     }
 
     fn cells(&self) -> Vec<String> {
-        let mac = match (&self.mac, self.is_self) {
-            (None, false) => "unresolved".to_owned(),
+        let mac = match (&self.mac, self.forward.is_some()) {
+            (None, true) => "unresolved".to_owned(),
             (mac, _) => cell(mac.as_ref()),
         };
         let round_trip = self.links.iter().filter_map(|link| link.round_trip_us).min();
@@ -137,10 +138,20 @@ impl Row for Node {
     }
 }
 
-/// Shows this node and its peers; also those that only the slots still name.
-pub(super) fn show(view: &View, target: &Target, output: Output) -> Result<()> {
-    let mut nodes = list(view)?;
-    let (liveness, agreement) = ask(target).map_or((None, None), |(liveness, agreement)| (Some(liveness), agreement));
+/// Shows this node and its peers; also those that only the slots still name. A witness has no maps, and knows whose agents it
+/// reaches.
+pub(super) fn show(target: &Target, output: Output) -> Result<()> {
+    let own = target.config()?;
+    let is_witness = own.as_ref().is_some_and(Config::is_witness);
+    let mut nodes = if is_witness { Vec::new() } else { list(&View::open(target)?)? };
+    let (liveness, agreement) = ask(target).unwrap_or_default();
+    if is_witness && agreement.is_none() {
+        bail!("the witness does not answer: `redirector witness` runs it");
+    }
+    let members = agreement.iter().flat_map(|agreement| &agreement.members);
+    let me = own.map_or(0, |own| own.node.id);
+    nodes.extend(members.filter(|one| is_witness || one.standing == "witness").map(|one| Node::of(one, me)));
+    nodes.sort_by_key(|node| node.id);
     for node in &mut nodes {
         if let Some(agreement) = &agreement {
             node.leads = agreement.leader == Some(node.id);
@@ -159,6 +170,37 @@ pub(super) fn show(view: &View, target: &Target, output: Output) -> Result<()> {
     Ok(())
 }
 
+impl Node {
+    /// A member of which only its agent is known here.
+    fn of(member: &MemberStatus, me: u8) -> Self {
+        let is_self = member.node == me;
+        let address = member.address.parse::<SocketAddr>().map(|address| address.ip()).ok();
+        Self {
+            id: member.node,
+            name: format!("n{}", member.node),
+            is_self,
+            state: if member.reached { "reached" } else { "away" },
+            alive: member.reached,
+            health: None,
+            load: None,
+            shed: None,
+            agent_age_ms: None,
+            address,
+            forward: None,
+            interface: None,
+            next_hop: None,
+            mac: None,
+            primary_slots: 0,
+            sees: Vec::new(),
+            links: Vec::new(),
+            agreed: None,
+            leads: false,
+            agreement: None,
+            measured: None,
+        }
+    }
+}
+
 /// How far the cluster is from an outage.
 fn in_words(agreement: &AgreementStatus) -> &'static str {
     match agreement {
@@ -166,13 +208,16 @@ fn in_words(agreement: &AgreementStatus) -> &'static str {
             "nothing is agreed on: `redirector bootstrap` on one node begins the cluster"
         }
         AgreementStatus { quorum: false, .. } => "no majority: packets are served, and nothing can be changed",
-        AgreementStatus { redundant: true, .. } => "redundant: any one node may fail",
+        AgreementStatus { redundant: true, spare: true, .. } => "redundant: any one node may fail",
+        AgreementStatus { redundant: true, .. } => {
+            "redundant: any one node may fail; without one more voter nothing could be changed meanwhile"
+        }
         _ => "not redundant: another fault may break connections or keep changes from being made",
     }
 }
 
 /// What the agent has to say, if there is one.
-fn ask(target: &Target) -> Option<(LivenessStatus, Option<AgreementStatus>)> {
+fn ask(target: &Target) -> Option<(Option<LivenessStatus>, Option<AgreementStatus>)> {
     let config = target.config().ok()??;
     match control::ask_within(ANSWER, &control::path(&config), &Request::Nodes) {
         Ok(Answer::Nodes { liveness, agreement }) => Some((liveness, agreement)),

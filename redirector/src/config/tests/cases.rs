@@ -196,6 +196,15 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ),
     ("id = 2", "id = 1", "member[1].id", "1 is taken already"),
     ("10.0.0.2", "10.0.0.1", "member[1].address", "taken already"),
+    ("[[vip]]", "[[witness]]\nid = 2\naddress = \"10.9.0.9\"\n[[vip]]", "witness[0].id", "2 is taken already"),
+    ("[[vip]]", "[[witness]]\nid = 9\naddress = \"10.0.0.1\"\n[[vip]]", "witness[0].address", "taken already"),
+    ("[[vip]]", "[[witness]]\nid = 9\n[[vip]]", "witness[0].address", "is missing"),
+    (
+        "[[vip]]",
+        "[[witness]]\nid = 9\naddress = \"10.0.0.9\"\nweight = 2\n[[vip]]",
+        "witness[0].weight",
+        "unknown field",
+    ),
     ("[[interface]]", "[[interface]]\nname = \"eth0\"\n[[interface]]", "interface[1].name", "taken already"),
     ("[cluster]", "[cluster]\nkey_file = \"/dev/null\"", "cluster.key_file", ""),
     // Things that do not fit each other.

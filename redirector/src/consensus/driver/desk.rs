@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Committed, Genesis, Overview, ProposeError};
 use crate::consensus::disk::Disk;
 use crate::consensus::frame::{self, Kind};
-use crate::consensus::machine::{Action, BootstrapError, Event, Machine, ProposalId, Role};
+use crate::consensus::machine::{Action, BootstrapError, Event, Machine, ProposalId, RecoverError, Role, Status};
 use crate::consensus::planner::{Concern, Patience, Planner, Report, View};
 use crate::consensus::state::{Command, State};
 
@@ -28,6 +28,9 @@ pub enum Errand<A> {
     Publish,
 }
 
+/// Milliseconds between attempts of a witness to have a node lead in its place.
+const YIELD: u64 = 10_000;
+
 /// Who waits for a proposal.
 enum Waiting<A> {
     Someone(A),
@@ -44,6 +47,8 @@ pub struct Desk<D: Disk, A> {
     report: Report,
     own: u8,
     cluster: u32,
+    /// When a witness that leads has asked a node to lead.
+    yielded: Option<u64>,
     out: VecDeque<Errand<A>>,
 }
 
@@ -61,6 +66,7 @@ impl<D: Disk, A> Desk<D, A> {
             report,
             own,
             cluster,
+            yielded: None,
             out: VecDeque::new(),
         };
         desk.act();
@@ -121,6 +127,22 @@ impl<D: Disk, A> Desk<D, A> {
         self.act();
     }
 
+    /// Asks all members whether they are there.
+    pub fn survey(&mut self) {
+        self.machine.survey();
+        self.act();
+    }
+
+    /// Has the cluster go on with this node as its only voter, without those that are lost.
+    ///
+    /// # Errors
+    /// [`RecoverError`].
+    pub fn recover(&mut self, lost: &BTreeSet<u8>) -> Result<(), RecoverError> {
+        let done = self.machine.recover(lost);
+        self.act();
+        done
+    }
+
     /// Fetches the agreed state anew from a node.
     pub fn refetch(&mut self, from: u8) {
         self.machine.refetch(from);
@@ -143,6 +165,7 @@ impl<D: Disk, A> Desk<D, A> {
     pub fn round(&mut self, now: u64) {
         self.send_report(now);
         let status = self.machine.status();
+        self.give_way(&status, now);
         let view = View {
             state: self.machine.state(),
             status: &status,
@@ -170,7 +193,7 @@ impl<D: Disk, A> Desk<D, A> {
 
     /// How agreement stands here.
     pub fn overview(&self) -> Overview {
-        Overview { status: self.machine.status(), counters: self.machine.counters().clone() }
+        Overview { me: self.own, status: self.machine.status(), counters: self.machine.counters().clone() }
     }
 
     /// The disk, while there is one to speak of; for tests that damage it.
@@ -210,6 +233,16 @@ impl<D: Disk, A> Desk<D, A> {
                 self.planner.finished(concern);
             }
             None => {}
+        }
+    }
+
+    /// A witness leads only as long as no node can: nodes know what is to be planned.
+    fn give_way(&mut self, status: &Status, now: u64) {
+        if !self.machine.config().witness || status.role != Role::Leader {
+            self.yielded = None;
+        } else if self.yielded.is_none_or(|at| now - at >= YIELD) {
+            self.yielded = Some(now);
+            self.machine.resign();
         }
     }
 

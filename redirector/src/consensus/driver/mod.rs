@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep};
 use super::disk::Guarded;
 use super::frame::{self, Kind};
 use super::log::OpenError;
-use super::machine::{BootstrapError, Config, Counters, Event, Machine, NotTaken, Status};
+use super::machine::{BootstrapError, Config, Counters, Event, Machine, NotTaken, RecoverError, Status};
 use super::planner::{Patience, Report};
 use super::redb::File;
 use super::state::{Command, Refusal, State};
@@ -48,6 +48,9 @@ const ANSWER: Duration = Duration::from_secs(8);
 
 /// How long others may take to say that a cluster has begun.
 const GREETED: Duration = Duration::from_millis(300);
+
+/// How long members may take to say that they are there, before a cluster goes on without those that did not.
+const SURVEYED: Duration = Duration::from_secs(1);
 
 /// Between attempts at a change that was not taken.
 const RETRY: Duration = Duration::from_millis(100);
@@ -105,6 +108,8 @@ pub enum ProposeError {
 /// How agreement stands on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overview {
+    /// This node.
+    pub me: u8,
     /// The machine.
     pub status: Status,
     /// What was refused or went wrong.
@@ -141,7 +146,8 @@ pub fn start(settings: Settings, transport: Transport, inbox: mpsc::Receiver<Inc
     }
     let (inputs, waiting) = bounded(WAITING);
     let (publish_state, state) = watch::channel(Arc::clone(machine.state()));
-    let overview = Overview { status: machine.status(), counters: machine.counters().clone() };
+    let (me, counters) = (machine.config().node, machine.counters().clone());
+    let overview = Overview { me, status: machine.status(), counters };
     let (publish_overview, overview) = watch::channel(overview);
     let (events, first) = broadcast::channel(64);
     let first = Arc::new(Mutex::new(Some(first)));
@@ -276,6 +282,20 @@ impl Handle {
         self.inputs.try_send(Input::Greet).map_err(|_| ended())?;
         sleep(GREETED).await;
         self.inputs.try_send(Input::Bootstrap { genesis, answer }).map_err(|_| ended())?;
+        answered.await.unwrap_or_else(|_| Err(ended()))
+    }
+
+    /// Has the cluster go on with this node as its only voter, without those that are lost: their agents must not answer,
+    /// and all others must.
+    ///
+    /// # Errors
+    /// [`RecoverError`]; nothing has changed then.
+    pub async fn recover(&self, lost: BTreeSet<u8>) -> Result<(), RecoverError> {
+        let (answer, answered) = oneshot::channel();
+        let ended = || RecoverError::Io(std::io::Error::other("agreement does not run on this node"));
+        self.inputs.try_send(Input::Survey).map_err(|_| ended())?;
+        sleep(SURVEYED).await;
+        self.inputs.try_send(Input::Recover { lost, answer }).map_err(|_| ended())?;
         answered.await.unwrap_or_else(|_| Err(ended()))
     }
 

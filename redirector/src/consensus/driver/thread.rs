@@ -10,7 +10,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use super::desk::{Desk, Errand};
 use super::{Committed, Genesis, Overview, ProposeError, ROUND, TICK};
 use crate::consensus::disk::Guarded;
-use crate::consensus::machine::{BootstrapError, Event, Machine};
+use crate::consensus::machine::{BootstrapError, Event, Machine, RecoverError};
 use crate::consensus::planner::{Patience, Report};
 use crate::consensus::redb::File;
 use crate::consensus::state::{Command, State};
@@ -28,6 +28,8 @@ pub(super) enum Input {
     Vips(BTreeMap<String, Vec<u8>>),
     Bootstrap { genesis: Genesis, answer: oneshot::Sender<Result<(), BootstrapError>> },
     Greet,
+    Survey,
+    Recover { lost: BTreeSet<u8>, answer: oneshot::Sender<Result<(), RecoverError>> },
     Refetch(u8),
     Resign,
     End(oneshot::Sender<()>),
@@ -103,6 +105,11 @@ impl Thread {
                 let _ = answer.send(self.desk.bootstrap(genesis));
             }
             Input::Greet => self.desk.greet(),
+            Input::Survey => self.desk.survey(),
+            Input::Recover { lost, answer } => {
+                // Whoever asked may have gone away.
+                let _ = answer.send(self.desk.recover(&lost));
+            }
             Input::Refetch(from) => self.desk.refetch(from),
             Input::Resign => self.desk.resign(),
             Input::End(_) => {}

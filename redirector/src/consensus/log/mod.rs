@@ -274,6 +274,21 @@ impl<D: Disk> Log<D> {
         Ok(())
     }
 
+    /// Becomes the log of another disk, which begins with a snapshot: nothing of what was promised before is left.
+    ///
+    /// # Errors
+    /// Where the disk fails; then nothing has changed.
+    pub fn begin_anew(&mut self, identity: Identity, snapshot: Snapshot) -> io::Result<()> {
+        let mut batch = Batch::default();
+        let position = replaced_by(&snapshot, self.position, &mut batch);
+        batch.puts.push((key(Kind::Identity, 0), frame::seal(Kind::Identity, 0, &identity)));
+        self.write(batch, position)?;
+        self.identity = identity;
+        self.entries.clear();
+        (self.sealed, self.snapshot) = (snapshot.seal(), Some(snapshot));
+        Ok(())
+    }
+
     fn write(&mut self, mut batch: Batch, position: Position) -> io::Result<()> {
         batch.puts.push((key(Kind::Position, 0), frame::seal(Kind::Position, 0, &position)));
         self.disk.write(&batch)?;

@@ -11,6 +11,8 @@ use crate::consensus::wire::Entry;
 
 /// What a disk turns out to be.
 pub enum Opening<D> {
+    /// It cannot be read just now, such as where it is full and needs mending first.
+    Unread(D, io::Error),
     /// Nothing is on it.
     Fresh(D),
     /// A log, whole but for what is damaged. Raft must not be given it before that is made good.
@@ -22,8 +24,8 @@ pub enum Opening<D> {
 /// Why a disk is not used, and is left as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// It fails.
-    #[error("the log cannot be read")]
+    /// What works on it cannot be started.
+    #[error("agreement cannot be started")]
     Io(#[from] io::Error),
     /// A newer version wrote it.
     #[error("the log's {what} cannot be read: {error}")]
@@ -47,7 +49,7 @@ impl<D: Disk> Opening<D> {
         let records = match disk.read() {
             Ok(records) => records,
             Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(Self::Lost(disk, error.to_string())),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Ok(Self::Unread(disk, error)),
         };
         if records.is_empty() {
             return Ok(Self::Fresh(disk));

@@ -18,6 +18,8 @@ pub struct Config {
     pub address: String,
     /// The share of the slots that it would like as a new member.
     pub weight: u32,
+    /// Whether it is a witness: it votes, and has no data plane.
+    pub witness: bool,
     /// Its incarnation.
     pub incarnation: u64,
     /// Where chance comes from; another one with every start.
@@ -159,6 +161,25 @@ pub enum Event {
          it again; then it joins this one"
     )]
     Rival(u8),
+    /// The cluster goes on with this node alone to vote.
+    #[error(
+        "recovered by an operator: this node goes on as the only voter, without node(s) {}; all other disks have lost their \
+         seats",
+        list(.0)
+    )]
+    Recovered(
+        /// The nodes that were given up.
+        Vec<u8>,
+    ),
+    /// Another node says that the cluster was recovered without this disk.
+    #[error(
+        "an operator has recovered the cluster on node {0}, and this node's disk has lost its seat by that: its log is set \
+         aside, and this node joins as somebody new"
+    )]
+    GivenUp(
+        /// The node that says so.
+        u8,
+    ),
     /// The disk has been set aside.
     #[error("the log is lost ({why}); it is set aside, and this node comes back as a learner")]
     Reborn {
@@ -196,6 +217,62 @@ pub enum BootstrapError {
     Io(#[from] std::io::Error),
 }
 
+/// Why a cluster is not recovered.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// There is none.
+    #[error(
+        "this node is part of no cluster: `redirector bootstrap` begins one, `redirector restore` one from a backup"
+    )]
+    NotBegun,
+    /// It needs no recovery.
+    #[error(
+        "nothing was changed: a majority of the voters answers ({}), and there is nothing to recover; `redirector leave` takes \
+         a node out",
+        list(.0)
+    )]
+    Majority(
+        /// Who answers, this node too.
+        Vec<u8>,
+    ),
+    /// A node that is to be given up is there.
+    #[error(
+        "nothing was changed: node {0} is to be given up, and answers: end its agent for good first, or do not name it"
+    )]
+    Answers(u8),
+    /// A node is not there and not given up.
+    #[error(
+        "nothing was changed: node {0} is a member, does not answer and is not given up: bring it back, or name it by \
+         `--give-up {0}` if it is lost"
+    )]
+    Silent(u8),
+    /// Another node knows more.
+    #[error("nothing was changed: node {0} has a longer log, and so knows of more changes: recover there")]
+    Ahead(u8),
+    /// This node is to be given up itself.
+    #[error("nothing was changed: node {0} is this one: name those that are lost")]
+    Oneself(u8),
+    /// No such member.
+    #[error("nothing was changed: node {0} is no member: `redirector get nodes` lists them")]
+    Unknown(u8),
+    /// A witness cannot be the last one.
+    #[error("nothing was changed: this is a witness, which has no data plane: recover on a node")]
+    Witness,
+    /// The node is not ready for it.
+    #[error("nothing was changed: this node's log is not whole, or its disk takes no writes")]
+    NotReady,
+    /// The log holds what this version does not know.
+    #[error("nothing was changed: log entry {0} is not understood: upgrade this node")]
+    Newer(u64),
+    /// The disk fails.
+    #[error("nothing was changed: the log cannot be written")]
+    Io(#[from] std::io::Error),
+}
+
+fn list(nodes: &[u8]) -> String {
+    nodes.iter().map(u8::to_string).collect::<Vec<_>>().join(", ")
+}
+
 /// A disk without a seat, as its node tells of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stranger {
@@ -207,6 +284,8 @@ pub struct Stranger {
     pub address: String,
     /// The share of the slots that it would like.
     pub weight: u32,
+    /// Whether it is a witness's.
+    pub witness: bool,
     /// When it was last heard.
     pub(super) tick: u64,
 }

@@ -83,14 +83,9 @@ impl<D: Disk> Running<D> {
             return;
         };
         for index in state.version + 1..=own.state.version {
-            let Some(entry) = self.log().entry(index) else { return };
-            let changes_seats = entry.get_entry_type() != EntryType::EntryNormal;
-            let bytes = if changes_seats { &entry.context } else { &entry.data };
-            match Command::open(bytes) {
-                _ if bytes.is_empty() => state.skip(index),
-                // What is refused here is refused by all.
-                Ok(command) => drop(replay(&mut state, index, &command, changes_seats)),
-                Err(_) => return,
+            match self.log().entry(index).map(|entry| replay_entry(&mut state, entry)) {
+                Some(Ok(())) => {}
+                _ => return,
             }
         }
         own.doubt = None;
@@ -137,6 +132,19 @@ impl<D: Disk> Running<D> {
     }
 }
 
+/// Does what an entry says.
+pub(super) fn replay_entry(state: &mut State, entry: &eraftpb::Entry) -> Result<(), FrameError> {
+    let changes_seats = entry.get_entry_type() != EntryType::EntryNormal;
+    let bytes = if changes_seats { &entry.context } else { &entry.data };
+    if bytes.is_empty() {
+        state.skip(entry.index);
+    } else {
+        // What is refused here is refused by all.
+        drop(replay(state, entry.index, &Command::open(bytes)?, changes_seats));
+    }
+    Ok(())
+}
+
 /// Does what an entry's command says.
 fn replay(state: &mut State, index: u64, command: &Command, changes_seats: bool) -> Result<(), Refusal> {
     match (change_of_seats(state, command), changes_seats) {
@@ -153,7 +161,9 @@ fn replay(state: &mut State, index: u64, command: &Command, changes_seats: bool)
 pub(super) fn change_of_seats(state: &State, command: &Command) -> Option<ConfChangeV2> {
     let seat = |id: &u8| state.members.get(id).and_then(|member| member.seat);
     let (kind, seat) = match command {
-        Command::Join { id, disk, .. } => (ConfChangeType::AddLearnerNode, number(*id, *disk)),
+        Command::Join { id, disk, .. } | Command::Witness { id, disk, .. } => {
+            (ConfChangeType::AddLearnerNode, number(*id, *disk))
+        }
         Command::Promote { id, disk } => (ConfChangeType::AddNode, number(*id, *disk)),
         Command::Retire { id, disk } => (ConfChangeType::RemoveNode, number(*id, *disk)),
         Command::Leave(id) => (ConfChangeType::RemoveNode, number(*id, seat(id)?.disk)),

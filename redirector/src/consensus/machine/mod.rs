@@ -11,7 +11,10 @@
 //! A machine begins in one of three ways. With an empty disk it greets its peers, until one of them gives it a learner's
 //! seat; only [`Machine::bootstrap`] begins a cluster. With a whole log it goes on where it was. With damaged entries or a
 //! damaged snapshot it fetches them from its peers first, and is as good as down until it has them. Where the vote is lost,
-//! or nobody has what is damaged, the disk is set aside and the machine begins with an empty one, as someone else.
+//! or nobody has what is damaged, the disk is set aside and the machine begins with an empty one, as someone else. A disk
+//! that cannot be read at all just now, such as a full one, is read again and again until it can be.
+//!
+//! Where a majority of the voters is lost for good, [`Machine::recover`] has one of those that are left go on alone.
 //!
 //! While the disk fails or is full the machine neither votes nor acknowledges, and goes on when the disk does.
 //!
@@ -21,6 +24,7 @@ mod action;
 mod commit;
 mod draws;
 mod guard;
+mod recover;
 mod repair;
 mod running;
 mod status;
@@ -28,7 +32,7 @@ mod status;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub use action::{Action, BootstrapError, Config, Event, NotTaken, ProposalId, Stranger};
+pub use action::{Action, BootstrapError, Config, Event, NotTaken, ProposalId, RecoverError, Stranger};
 pub use status::{Counters, Peer, Role, Status};
 
 use super::disk::Disk;
@@ -82,9 +86,13 @@ struct Own {
     rivals: BTreeSet<u8>,
     /// The node that the agreed state is fetched from, and how often it will still be asked.
     doubt: Option<(u8, u32)>,
+    /// Term and index of the last entry of those that answered a survey, and when.
+    surveyed: BTreeMap<u8, ((u64, u64), u64)>,
 }
 
 enum Phase<D: Disk> {
+    /// A disk that cannot be read yet.
+    Unread(D),
     /// A disk that shall become an empty log.
     Blank {
         disk: D,
@@ -102,7 +110,6 @@ impl<D: Disk> Machine<D> {
     /// # Errors
     /// [`OpenError`], where the disk must be left as it is.
     pub fn new(config: Config, disk: D) -> Result<Self, OpenError> {
-        let opening = Opening::of(disk, config.cluster, config.node)?;
         let mut own = Own {
             draws: Draws::new(config.seed),
             config,
@@ -117,12 +124,9 @@ impl<D: Disk> Machine<D> {
             begun: BTreeMap::new(),
             rivals: BTreeSet::new(),
             doubt: None,
+            surveyed: BTreeMap::new(),
         };
-        let phase = match opening {
-            Opening::Fresh(disk) => Phase::Blank { disk, has_remains: false },
-            Opening::Lost(disk, why) => own.reborn(disk, why),
-            Opening::There(log, damage) => own.begin(*log, damage),
-        };
+        let phase = own.open(disk)?;
         let mut machine = Self { own, phase };
         machine.try_blank();
         machine.look_for_stop();
@@ -150,7 +154,7 @@ impl<D: Disk> Machine<D> {
                 self.phase = self.own.begin(log, Damage::default());
                 Ok(written?)
             }
-            blank @ Phase::Blank { .. } => {
+            blank @ (Phase::Blank { .. } | Phase::Unread(_)) => {
                 self.phase = blank;
                 Err(BootstrapError::Io(std::io::ErrorKind::StorageFull.into()))
             }
@@ -171,15 +175,28 @@ impl<D: Disk> Machine<D> {
             }
         };
         self.own.heard.insert(from, self.own.tick);
+        if self.own.state.given_up.contains(&letter.disk) {
+            let disk = self.log().map_or(0, |log| log.identity().disk);
+            self.own.send(from, disk, Body::GivenUp(letter.disk));
+            return;
+        }
+        let tick = self.own.tick;
+        let disk = self.log().map(|log| log.identity().disk);
         match (letter.body, &mut self.phase) {
             (Body::Hello { incarnation, address, weight }, _) => {
-                let (disk, tick) = (letter.disk, self.own.tick);
-                self.own.strangers.insert(from, Stranger { disk, incarnation, address, weight, tick });
-                if let (Phase::Running(running), 1..) = (&self.phase, self.own.state.version) {
-                    let disk = running.log().identity().disk;
-                    self.own.send(from, disk, Body::Begun);
-                }
+                let disk = letter.disk;
+                self.meet(from, Stranger { disk, incarnation, address, weight, witness: false, tick });
             }
+            (Body::Witness { address }, _) => {
+                let disk = letter.disk;
+                self.meet(from, Stranger { disk, incarnation: 0, address, weight: 0, witness: true, tick });
+            }
+            (Body::Survey, Phase::Running(running)) => {
+                let (disk, (term, last)) = (running.log().identity().disk, running.end_of_log());
+                self.own.send(from, disk, Body::Surveyed { term, last });
+            }
+            (Body::Surveyed { term, last }, _) => drop(self.own.surveyed.insert(from, ((term, last), tick))),
+            (Body::GivenUp(lost), _) if disk == Some(lost) => self.give_way(from),
             (Body::Begun, _) => self.own.hears_of_a_cluster(from),
             (Body::Raft(step), Phase::Running(running)) => running.handle(&mut self.own, from, letter.disk, step),
             (Body::Fetch { entries, snapshot }, Phase::Running(running)) => {
@@ -218,6 +235,15 @@ impl<D: Disk> Machine<D> {
         proposal
     }
 
+    /// Takes note of a disk without a seat, and tells it whether there is a cluster.
+    fn meet(&mut self, from: u8, stranger: Stranger) {
+        self.own.strangers.insert(from, stranger);
+        if let (Phase::Running(running), 1..) = (&self.phase, self.own.state.version) {
+            let disk = running.log().identity().disk;
+            self.own.send(from, disk, Body::Begun);
+        }
+    }
+
     /// Asks all peers at once whether they are part of a cluster.
     pub fn greet(&mut self) {
         if let Phase::Running(running) = &self.phase {
@@ -250,15 +276,29 @@ impl<D: Disk> Machine<D> {
     pub fn tick(&mut self) {
         self.own.tick += 1;
         match &mut self.phase {
+            Phase::Unread(_) if self.own.tick.is_multiple_of(AGAIN) => self.read_again(),
             Phase::Blank { .. } if self.own.tick.is_multiple_of(AGAIN) => self.try_blank(),
             Phase::Running(running) => running.tick(&mut self.own),
             Phase::Repairing(repair) => {
                 let done = repair.tick(&mut self.own);
                 self.end_repair(done);
             }
-            Phase::Blank { .. } | Phase::Stopped => {}
+            Phase::Unread(_) | Phase::Blank { .. } | Phase::Stopped => {}
         }
         self.look_for_stop();
+    }
+
+    /// Tries once more to read what could not be read.
+    fn read_again(&mut self) {
+        let Phase::Unread(disk) = std::mem::replace(&mut self.phase, Phase::Stopped) else { return };
+        match self.own.open(disk) {
+            Ok(phase) => self.phase = phase,
+            Err(error) => {
+                self.own.out.push(Action::Told(Event::Stopped(error.to_string())));
+                self.own.counters.stopped = Some(error.to_string());
+            }
+        }
+        self.try_blank();
     }
 
     /// What is to be done or known since the last call.
@@ -288,10 +328,19 @@ impl<D: Disk> Machine<D> {
     /// The disk, while there is one to speak of; for tests that damage it.
     pub fn disk_mut(&mut self) -> Option<&mut D> {
         match &mut self.phase {
-            Phase::Blank { disk, .. } => Some(disk),
+            Phase::Unread(disk) | Phase::Blank { disk, .. } => Some(disk),
             Phase::Repairing(repair) => Some(repair.log_mut().disk_mut()),
             Phase::Running(running) => Some(running.log_mut().disk_mut()),
             Phase::Stopped => None,
+        }
+    }
+
+    /// The log, where there is one that can be read.
+    fn log(&self) -> Option<&Log<D>> {
+        match &self.phase {
+            Phase::Running(running) => Some(running.log()),
+            Phase::Repairing(repair) => Some(repair.log()),
+            Phase::Unread(_) | Phase::Blank { .. } | Phase::Stopped => None,
         }
     }
 
@@ -345,6 +394,21 @@ impl Own {
         if is_rival && self.rivals.insert(node) {
             self.out.push(Action::Told(Event::Rival(node)));
         }
+    }
+
+    /// Looks at what is on a disk.
+    fn open<D: Disk>(&mut self, disk: D) -> Result<Phase<D>, OpenError> {
+        let phase = match Opening::of(disk, self.config.cluster, self.config.node)? {
+            Opening::Unread(disk, error) => {
+                self.disk_fails(&error);
+                return Ok(Phase::Unread(disk));
+            }
+            Opening::Fresh(disk) => Phase::Blank { disk, has_remains: false },
+            Opening::Lost(disk, why) => self.reborn(disk, why),
+            Opening::There(log, damage) => self.begin(*log, damage),
+        };
+        self.disk_works();
+        Ok(phase)
     }
 
     /// What follows when a disk's promises are lost.

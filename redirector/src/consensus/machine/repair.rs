@@ -39,6 +39,10 @@ impl<D: Disk> Repair<D> {
         Self { log, damage, fruitless: BTreeMap::new() }
     }
 
+    pub(super) fn log(&self) -> &Log<D> {
+        &self.log
+    }
+
     pub(super) fn log_mut(&mut self) -> &mut Log<D> {
         &mut self.log
     }

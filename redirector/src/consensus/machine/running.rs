@@ -102,6 +102,11 @@ impl<D: Disk> Running<D> {
         self.raw.raft.r.raft_log.store
     }
 
+    /// Term and index of the last entry.
+    pub(super) fn end_of_log(&self) -> (u64, u64) {
+        (self.raft().raft_log.last_term(), self.raft().raft_log.last_index())
+    }
+
     pub(super) fn why_stopped(&mut self) -> Option<String> {
         self.stopped.take()
     }
@@ -222,13 +227,13 @@ impl<D: Disk> Running<D> {
         Ok(())
     }
 
-    /// Asks the voter to lead that has most of the log.
+    /// Asks the voter to lead that has most of the log: a node, if one is there.
     pub(super) fn resign(&mut self, own: &mut Own) {
         let others = self.voters.iter().filter(|&&seat| seat != self.raft().id && own.hears(node_of(seat)));
         let matched = |seat: u64| self.raft().prs().get(seat).map_or(0, |progress| progress.matched);
         if self.raft().state == StateRole::Leader
             && self.held.is_none()
-            && let Some(&heir) = others.max_by_key(|&&seat| (matched(seat), seat))
+            && let Some(&heir) = others.max_by_key(|&&seat| (own.state.is_node(node_of(seat)), matched(seat), seat))
         {
             self.raw.transfer_leader(heir);
             self.pump(own);
@@ -364,7 +369,11 @@ impl<D: Disk> Running<D> {
         }
         let (incarnation, weight) = (own.config.incarnation, own.config.weight);
         for peer in own.peers() {
-            let body = Body::Hello { incarnation, address: own.config.address.clone(), weight };
+            let address = own.config.address.clone();
+            let body = match own.config.witness {
+                true => Body::Witness { address },
+                false => Body::Hello { incarnation, address, weight },
+            };
             own.send(peer, self.log().identity().disk, body);
         }
     }

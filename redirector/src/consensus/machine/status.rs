@@ -8,6 +8,8 @@ use crate::consensus::frame::FrameError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
+    /// Its disk cannot be read yet.
+    Unread,
     /// It has no log that can be written yet.
     Blank,
     /// It fetches damaged records.
@@ -45,6 +47,8 @@ pub struct Counters {
     pub repaired: usize,
     /// Times that the disk was set aside.
     pub reborn: usize,
+    /// Times that the disk had lost its seat by a recovery.
+    pub given_up: usize,
     /// Writes that failed.
     pub disk_failures: u64,
     /// Why the machine has stopped, if it has.
@@ -113,6 +117,7 @@ impl<D: Disk> Machine<D> {
             is_redundant: false,
         };
         let running = match &self.phase {
+            Phase::Unread(_) => return still(Role::Unread),
             Phase::Blank { .. } => return still(Role::Blank),
             Phase::Repairing(_) => return still(Role::Repairing),
             Phase::Stopped => return still(Role::Stopped),

@@ -2,7 +2,7 @@
 //!
 //! | seen | proposed |
 //! |---|---|
-//! | a majority of the others has suspected a node for a while | it is down |
+//! | a majority of the others has suspected a node for a while | it is down; of two that suspect each other, the worse one |
 //! | a node that is down is heard again and nobody suspects it; or its maps are new | it is returning |
 //! | a returning node has the flows of all slots that it is ranked in | it is up |
 //! | a majority of the others has found a node's agent silent for a while | it should own nothing |
@@ -14,6 +14,10 @@
 //! | VIPs are not planned as the leader's configuration has it, and all planned nodes are members | the plan |
 //! | a disk without a seat belongs to a member | the old seat is taken away, a learner's is given, then the vote |
 //!
+//! Witnesses have no view of who lives, and nobody has one of them: they are not among "the others" anywhere here. Their
+//! part is that a majority of the voters is left when one of two nodes dies, so that what the other one sees can be agreed
+//! on; and that of two nodes which are cut off from each other only one can be called down.
+//!
 //! One step of each kind is under way at a time. A planner knows no clock: it is told the time, in milliseconds of any
 //! clock that never goes back. Nothing in it outlives a leader: the next one sees the same and comes to the same.
 
@@ -21,13 +25,14 @@ mod backends;
 mod pools;
 mod slots;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::frame::{self, FrameError, Kind};
 use super::machine::{Role, Status, Stranger};
-use super::state::{Command, RowSet, Standing, State};
+use super::state::{Command, Member, RowSet, Standing, State};
 use crate::health::FULL_SHARE;
 
 /// What a node tells the leader, now and then and whenever it changes.
@@ -290,11 +295,17 @@ impl Planner {
     fn standing(&mut self, state: &State, now: u64) -> Option<Command> {
         let for_long = |since: &BTreeMap<u8, u64>, id, long| since.get(&id).is_some_and(|&at| now - at >= long);
         self.set_target(state, now);
-        state.members.iter().find_map(|(&id, member)| {
+        let nodes = || state.members.iter().filter(|(_, member)| !member.is_witness());
+        let is_dead = |&(&id, member): &(&u8, &Member)| {
+            member.is_present() && for_long(&self.suspected_since, id, self.patience.down)
+        };
+        // Two that are cut off from each other suspect each other: who reports, and is in better health, stays.
+        let worth = |id: u8| (self.report(id, now).map(|report| report.share), Reverse(id));
+        if let Some((&id, member)) = nodes().filter(is_dead).min_by_key(|(id, _)| worth(**id)) {
+            return Some(Command::NodeDown { id, incarnation: member.incarnation });
+        }
+        nodes().find_map(|(&id, member)| {
             let incarnation = member.incarnation;
-            if member.is_present() && for_long(&self.suspected_since, id, self.patience.down) {
-                return Some(Command::NodeDown { id, incarnation });
-            }
             let report = self.report(id, now)?;
             let is_back = member.standing == Standing::Down && for_long(&self.well_since, id, self.patience.back);
             if report.incarnation > incarnation || is_back && report.incarnation == incarnation {
@@ -307,7 +318,7 @@ impl Planner {
 
     /// The plan of VIPs. While nodes still join, those that are there would be given all VIPs, and soon lose them again.
     fn vips(&mut self, view: &View<'_>, now: u64) -> Option<Command> {
-        let is_member = |id: &u8| view.state.members.contains_key(id);
+        let is_member = |id: &u8| view.state.is_node(*id);
         if view.vips.values().flatten().all(is_member) {
             self.incomplete_since = None;
         } else if now - *self.incomplete_since.get_or_insert(now) < self.patience.down {
@@ -353,15 +364,19 @@ fn seats(view: &View<'_>) -> Option<Command> {
         view.strangers.iter().find_map(|(&id, stranger)| {
             let member = view.state.members.get(&id);
             match member.and_then(|member| member.seat) {
+                _ if member.is_some_and(|member| member.is_witness() != stranger.witness) => None,
                 Some(seat) => Some(Command::Retire { id, disk: seat.disk }),
-                None if member.is_some() || view.welcome.contains(&id) => Some(Command::Join {
+                None if member.is_none() && !view.welcome.contains(&id) => None,
+                None if stranger.witness => {
+                    Some(Command::Witness { id, disk: stranger.disk, address: stranger.address.clone() })
+                }
+                None => Some(Command::Join {
                     id,
                     disk: stranger.disk,
                     address: stranger.address.clone(),
                     weight: stranger.weight,
                     incarnation: stranger.incarnation,
                 }),
-                None => None,
             }
         })
     })

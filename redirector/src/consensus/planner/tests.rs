@@ -382,3 +382,62 @@ fn a_node_takes_as_much_as_its_health_allows_and_the_last_one_goes_on() {
     world.settle();
     assert_eq!(shares(&world), even);
 }
+
+/// Two nodes and a witness, node 9, which never reports anything of nodes.
+fn with_witness() -> World {
+    let mut world = World::of(2);
+    let (disk, address) = (9, String::new());
+    world.state.apply(3, &Command::Witness { id: 9, disk, address }).unwrap();
+    world.state.apply(4, &Command::Promote { id: 9, disk }).unwrap();
+    world.reports.insert(9, Report::default());
+    world.settle();
+    assert!(world.is_on_target() && world.state.weights().len() == 2);
+    world
+}
+
+#[test]
+fn with_a_witness_the_survivor_s_word_is_enough_and_comes_back_is_as_ever() {
+    let mut world = with_witness();
+    world.reports.remove(&2);
+    world.reports.get_mut(&1).unwrap().suspects.insert(2);
+    let took = (0..300).position(|_| world.pass().contains(&Command::NodeDown { id: 2, incarnation: 1 }));
+    assert_eq!(took, Some(100));
+    world.reports.get_mut(&1).unwrap().suspects.clear();
+    world.reports.insert(2, Report { incarnation: 2, ..Report::default() });
+    world.settle();
+    assert!(world.is_on_target());
+    assert_eq!(world.state.members[&9].state(), MemberState::Witness, "nothing is planned for it");
+}
+
+#[test]
+fn of_two_that_are_cut_off_from_each_other_only_the_worse_one_is_down() {
+    for (share, expected) in [([FULL_SHARE, FULL_SHARE], 2), ([1, FULL_SHARE], 1), ([FULL_SHARE, 1], 2)] {
+        let mut world = with_witness();
+        for (id, other) in [(1, 2), (2, 1)] {
+            let report = world.reports.get_mut(&id).unwrap();
+            report.suspects.insert(other);
+            report.share = share[usize::from(id) - 1];
+        }
+        let down = (0..300).flat_map(|_| world.pass()).filter(|command| matches!(command, Command::NodeDown { .. }));
+        assert_eq!(down.collect::<Vec<_>>(), [Command::NodeDown { id: expected, incarnation: 1 }], "{share:?}");
+    }
+}
+
+#[test]
+fn a_witness_is_not_waited_for() {
+    let mut world = with_witness();
+    world.reports.remove(&9);
+    for backend in ["one", "two"] {
+        let pools = BTreeMap::from([("web".to_owned(), Definition([(backend.to_owned(), 1)].into()))]);
+        let change = Command::Apply { text: String::new(), expect: None, pools };
+        world.state.apply(world.state.version + 1, &change).unwrap();
+    }
+    assert_ne!(world.state.pools["web"].phase(), Phase::Settled);
+    for id in [1, 2] {
+        world.reports.get_mut(&id).unwrap().restless.insert("web".to_owned(), RowSet::default());
+    }
+    world.vips = BTreeMap::from([("10.0.0.1".to_owned(), vec![9, 2, 1])]);
+    world.settle();
+    assert_eq!(world.state.pools["web"].phase(), Phase::Settled);
+    assert_eq!(world.state.vips["10.0.0.1"], [2, 1]);
+}

@@ -117,6 +117,15 @@ pub enum Command {
     /// By pool, the backends that get no new flows, since most nodes find them dead; all others of these pools that are
     /// configured do.
     SetOut(BTreeMap<String, BTreeSet<String>>),
+    /// A disk gets a learner's seat, and becomes a witness if it is no member: it is to vote, and has no data plane.
+    Witness {
+        /// The member.
+        id: u8,
+        /// The disk's UUID.
+        disk: u128,
+        /// Where its agent is reached.
+        address: String,
+    },
 }
 
 /// How a pool's change goes on.
@@ -168,12 +177,19 @@ pub enum Refusal {
     /// The seat is taken by another disk.
     #[error("node {0} has a seat with another disk: it must be retired first")]
     Seated(u8),
+    /// A witness should be a node, or a node a witness.
+    #[error("node {0} is a member of another kind, node or witness: let it `redirector leave` first")]
+    OtherKind(u8),
+    /// A witness should do what takes a data plane.
+    #[error("node {0} is a witness: it owns nothing")]
+    Witness(u8),
 }
 
 impl Command {
     /// Its form in the log.
     pub fn seal(&self) -> Vec<u8> {
-        frame::seal(Kind::Command, 0, self)
+        let is_new = matches!(self, Self::SetOut(_) | Self::Witness { .. });
+        frame::seal_as(Kind::Command, 1 + u8::from(is_new), 0, self)
     }
 
     /// Reads the log's form.
@@ -186,7 +202,8 @@ impl Command {
 
     /// Whether it changes who has a seat.
     pub fn changes_seats(&self) -> bool {
-        matches!(self, Self::Join { .. } | Self::Promote { .. } | Self::Retire { .. } | Self::Leave(_))
+        use Command::{Join, Leave, Promote, Retire, Witness};
+        matches!(self, Join { .. } | Witness { .. } | Promote { .. } | Retire { .. } | Leave(_))
     }
 }
 
@@ -228,6 +245,12 @@ pub(super) fn apply(state: &mut State, index: u64, command: &Command) -> Result<
         Command::Retire { id, disk } => retire(state, *id, *disk),
         Command::Leave(id) => leave(state, index, *id),
         Command::Relieve(id) => relieve(state, index, *id),
+        Command::Witness { id, disk, address } => {
+            let seat = Some(Seat { disk: *disk, votes: false });
+            let (address, standing) = (address.clone(), Standing::Witness);
+            let new = Member { address, weight: 0, seat, standing, draining: false, drained: false, incarnation: 0 };
+            join(state, *id, new)
+        }
     }
 }
 
@@ -267,7 +290,7 @@ fn specify(
 }
 
 fn plan_vips(state: &mut State, vips: &BTreeMap<String, Vec<u8>>) -> Result<(), Refusal> {
-    match vips.values().flatten().find(|id| !state.members.contains_key(id)) {
+    match vips.values().flatten().find(|id| !state.is_node(**id)) {
         Some(&id) => Err(Refusal::Unknown(id)),
         None => {
             state.vips.clone_from(vips);
@@ -288,6 +311,9 @@ fn down(state: &mut State, index: u64, id: u8, incarnation: u64) -> Result<(), R
 
 fn returning(state: &mut State, index: u64, id: u8, incarnation: u64) -> Result<(), Refusal> {
     let member = member(state, id)?;
+    if member.is_witness() {
+        return Err(Refusal::Witness(id));
+    }
     let has_lost_its_maps = incarnation > member.incarnation;
     let is_back = incarnation == member.incarnation && !member.is_present();
     if !has_lost_its_maps && !is_back {
@@ -308,7 +334,9 @@ fn up(state: &mut State, id: u8, incarnation: u64) -> Result<(), Refusal> {
 }
 
 fn drain(state: &mut State, id: u8) -> Result<(), Refusal> {
-    member(state, id)?;
+    if member(state, id)?.is_witness() {
+        return Err(Refusal::Witness(id));
+    }
     if !state.members.iter().any(|(&other, member)| other != id && member.due() > 0) {
         return Err(Refusal::LastOwner(id));
     }
@@ -358,6 +386,7 @@ fn join(state: &mut State, id: u8, new: Member) -> Result<(), Refusal> {
     }
     match state.members.get_mut(&id) {
         Some(member) if member.seat.is_some() => return Err(Refusal::Seated(id)),
+        Some(member) if member.is_witness() != new.is_witness() => return Err(Refusal::OtherKind(id)),
         Some(member) => (member.address, member.seat) = (new.address, new.seat),
         None => drop(state.members.insert(id, new)),
     }

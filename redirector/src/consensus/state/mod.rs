@@ -6,9 +6,10 @@
 
 mod command;
 mod pool;
+mod recovery;
 mod slots;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
@@ -34,6 +35,8 @@ pub struct State {
     pub pools: BTreeMap<String, Pool>,
     /// Who holds each VIP, and who after it.
     pub vips: BTreeMap<String, Vec<u8>>,
+    /// Disks that lost their seats when the cluster was recovered without them. The last field: older versions lack it.
+    pub given_up: BTreeSet<u128>,
 }
 
 /// The configuration that all nodes have in common.
@@ -82,6 +85,8 @@ pub enum Standing {
     Returning,
     /// It does not.
     Down,
+    /// It has none: a witness votes, and that is all.
+    Witness,
 }
 
 /// A node's state as it is shown.
@@ -97,6 +102,8 @@ pub enum MemberState {
     Returning,
     /// It does not serve.
     Down,
+    /// It votes, and has no data plane.
+    Witness,
 }
 
 impl Member {
@@ -108,12 +115,18 @@ impl Member {
             Standing::Up => MemberState::Up,
             Standing::Returning => MemberState::Returning,
             Standing::Down => MemberState::Down,
+            Standing::Witness => MemberState::Witness,
         }
     }
 
     /// Whether it is there to forward packets to.
     pub fn is_present(&self) -> bool {
-        self.standing != Standing::Down
+        matches!(self.standing, Standing::Up | Standing::Returning)
+    }
+
+    /// Whether it only votes.
+    pub fn is_witness(&self) -> bool {
+        self.standing == Standing::Witness
     }
 
     /// The share of the slots that it should have.
@@ -133,6 +146,7 @@ impl State {
             slots: vec![Slot { ranks, previous: 0, version: 1 }; slots as usize],
             pools: pools.into_iter().map(|(name, definition)| (name, Pool::settled(definition, 1))).collect(),
             vips: BTreeMap::new(),
+            given_up: BTreeSet::new(),
         }
     }
 
@@ -165,6 +179,16 @@ impl State {
         self.members.get(&id).is_some_and(|member| member.standing == Standing::Up)
     }
 
+    /// Whether any member only votes.
+    pub fn has_witness(&self) -> bool {
+        self.members.values().any(Member::is_witness)
+    }
+
+    /// Whether a node has a data plane, as far as is known.
+    pub fn is_node(&self, id: u8) -> bool {
+        self.members.get(&id).is_some_and(|member| !member.is_witness())
+    }
+
     /// Whether a node is ranked nowhere.
     pub fn owns_nothing(&self, id: u8) -> bool {
         !self.slots.iter().any(|slot| slot.ranks.contains(&id))
@@ -172,8 +196,13 @@ impl State {
 
     /// Whether every slot has two owners that serve.
     pub fn has_two_owners_each(&self) -> bool {
+        self.has_two_owners_of(|_| true)
+    }
+
+    /// Whether every slot has two owners that serve, of those that count.
+    pub fn has_two_owners_of(&self, counts: impl Fn(u8) -> bool) -> bool {
         let mut up = [false; 256];
-        self.members.keys().for_each(|&id| up[usize::from(id)] = self.is_up(id));
+        self.members.keys().for_each(|&id| up[usize::from(id)] = self.is_up(id) && counts(id));
         self.slots.iter().all(|slot| slot.ranks.iter().filter(|&&id| up[usize::from(id)]).count() >= 2)
     }
 

@@ -11,7 +11,7 @@ use super::net::{genesis, text};
 use crate::breaker::{Breakers, Policy};
 use crate::config::IdentityFiles;
 use crate::consensus::driver::{self, Handle, ProposeError, Settings};
-use crate::consensus::machine::{Config, NotTaken, Role};
+use crate::consensus::machine::{Config, NotTaken, RecoverError, Role};
 use crate::consensus::planner::{Patience, Report};
 use crate::consensus::state::{Command, MemberState, Refusal};
 use crate::pki;
@@ -23,14 +23,17 @@ struct Cluster {
     scratch: PathBuf,
     nodes: BTreeMap<u8, (Handle, Transport)>,
     starts: u128,
+    /// Who is a witness.
+    witness: Option<u8>,
 }
 
 impl Cluster {
-    async fn of(nodes: u8) -> Self {
-        let scratch = std::env::temp_dir().join(format!("redirector-consensus-{}-{nodes}", std::process::id()));
+    async fn of(nodes: u8, witness: Option<u8>) -> Self {
+        let name = format!("redirector-consensus-{}-{}", std::process::id(), witness.unwrap_or(0));
+        let scratch = std::env::temp_dir().join(name);
         std::fs::create_dir_all(scratch.join("ca")).unwrap();
         pki::init(&scratch.join("ca"), 7, false).unwrap();
-        let mut cluster = Self { scratch, nodes: BTreeMap::new(), starts: 0 };
+        let mut cluster = Self { scratch, nodes: BTreeMap::new(), starts: 0, witness };
         for id in 1..=nodes {
             cluster.start(id, nodes).await;
         }
@@ -58,6 +61,7 @@ impl Cluster {
             peers: peers.clone(),
             address: transport.local_address().to_string(),
             weight: 1,
+            witness: self.witness == Some(id),
             incarnation: 1,
             seed: self.starts << 64 | u128::from(std::process::id()),
             snapshot_every: 100,
@@ -105,7 +109,7 @@ impl Drop for Cluster {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_join_agree_lose_one_and_take_it_back() {
-    let mut cluster = Cluster::of(3).await;
+    let mut cluster = Cluster::of(3, None).await;
     cluster
         .until("everyone votes, serves and owns slots", |handle| {
             let state = handle.state().borrow().clone();
@@ -144,4 +148,58 @@ async fn three_nodes_join_agree_lose_one_and_take_it_back() {
     let refused = handle.propose(text("alone")).await;
     assert_eq!(refused, Err(ProposeError::NotTaken(NotTaken::NoQuorum)));
     cluster.end(last).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_witness_makes_a_majority_and_a_lost_one_is_recovered_from() {
+    let mut cluster = Cluster::of(3, Some(3)).await;
+    let is_whole = |handle: &Handle| {
+        let state = handle.state().borrow().clone();
+        let member = |id, is: MemberState| {
+            let votes = |one: &crate::consensus::state::Member| one.seat.is_some_and(|seat| seat.votes);
+            state.members.get(&id).is_some_and(|one| one.state() == is && votes(one))
+        };
+        let leader = handle.overview().borrow().status.leader;
+        member(1, MemberState::Up)
+            && member(2, MemberState::Up)
+            && member(3, MemberState::Witness)
+            && state.has_two_owners_each()
+            && leader.is_some_and(|leader| leader != 3)
+    };
+    cluster.until("two nodes and a witness, and a node leads", is_whole).await;
+    cluster.end(2).await;
+    let handle = |cluster: &Cluster| cluster.nodes[&1].0.clone();
+    let mut overview = handle(&cluster).overview();
+    let leads_on = |overview: &driver::Overview| overview.status.leader.is_some_and(|leader| leader != 2);
+    timeout(PATIENCE, overview.wait_for(leads_on)).await.unwrap().unwrap();
+    let done = cluster.nodes[&1].0.propose(text("with the witness")).await.unwrap();
+    assert_eq!((done.durable_on, done.of), (2, 3));
+    // On a busy machine the witness may answer late, and is then said to be silent.
+    let refused = timeout(PATIENCE, async {
+        while !matches!(handle(&cluster).recover([2].into()).await, Err(RecoverError::Majority(there)) if there == [1, 3])
+        {
+        }
+    });
+    assert!(refused.await.is_ok(), "it was never refused for the majority that is there");
+
+    cluster.end(3).await;
+    let (handle, _) = &cluster.nodes[&1];
+    let mut overview = handle.overview();
+    timeout(PATIENCE, overview.wait_for(|overview| !overview.status.has_quorum)).await.unwrap().unwrap();
+    handle.recover([2, 3].into()).await.unwrap();
+    let done = handle.propose(text("alone")).await.unwrap();
+    assert_eq!((done.durable_on, done.of), (1, 1));
+    let before = handle.state().borrow().specification.version;
+
+    // Both come back with the files of before.
+    cluster.start(2, 3).await;
+    cluster.start(3, 3).await;
+    cluster.until("both are members again", is_whole).await;
+    for id in [2, 3] {
+        let (handle, _) = &cluster.nodes[&id];
+        assert_eq!(handle.overview().borrow().counters.given_up, 1);
+        assert_eq!(handle.state().borrow().specification.version, before);
+    }
+    let done = cluster.nodes[&2].0.propose(text("together")).await.unwrap();
+    assert_eq!(done.of, 3);
 }

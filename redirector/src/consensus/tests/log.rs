@@ -54,8 +54,8 @@ fn is_honest<D: Disk>(opening: Result<Opening<D>, OpenError>, good: &Log<Memory>
                 && all.len() == (position.last - position.base.0) as usize
                 && position.last == good.position.last
         }
-        Ok(Opening::Lost(..)) | Err(OpenError::Io(_)) => true,
-        Ok(Opening::Fresh(_)) | Err(OpenError::Newer { .. } | OpenError::Foreign(_)) => false,
+        Ok(Opening::Lost(..)) => true,
+        Ok(Opening::Unread(..) | Opening::Fresh(_)) | Err(_) => false,
     }
 }
 
@@ -232,6 +232,7 @@ fn a_damaged_file_is_never_read_as_something_else() {
                 _ => told += 1,
             }
             let says = match &opening {
+                Ok(Opening::Unread(_, error)) => error.to_string(),
                 Ok(Opening::There(log, damage)) => format!("{:?} {damage:?}", log.position),
                 Ok(Opening::Fresh(_)) => "fresh".to_owned(),
                 Ok(Opening::Lost(_, why)) => why.clone(),

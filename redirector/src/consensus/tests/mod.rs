@@ -3,3 +3,4 @@
 mod cluster;
 mod driver;
 pub(super) mod net;
+mod recovery;

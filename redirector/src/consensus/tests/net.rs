@@ -36,6 +36,8 @@ pub(in crate::consensus) struct Net {
     chance: u64,
     starts: u128,
     nodes: u8,
+    /// Who starts as a witness from now on.
+    pub(in crate::consensus) witnesses: BTreeSet<u8>,
 }
 
 impl Net {
@@ -71,6 +73,7 @@ impl Net {
             chance: seed,
             starts: u128::from(seed) << 64,
             nodes,
+            witnesses: BTreeSet::new(),
         };
         (1..=nodes).for_each(|id| net.start(id));
         net
@@ -85,6 +88,7 @@ impl Net {
             peers: (1..=self.nodes).filter(|&peer| peer != id).collect(),
             address: format!("node{id}"),
             weight: 1,
+            witness: self.witnesses.contains(&id),
             incarnation: 1,
             seed: self.starts,
             snapshot_every: 50,
@@ -249,7 +253,10 @@ impl Net {
             self.commit(&Command::Retire { id, disk });
         }
         let (disk, incarnation, address) = (stranger.disk, stranger.incarnation, stranger.address);
-        self.commit(&Command::Join { id, disk, address, weight: stranger.weight, incarnation });
+        self.commit(&match stranger.witness {
+            true => Command::Witness { id, disk, address },
+            false => Command::Join { id, disk, address, weight: stranger.weight, incarnation },
+        });
         self.until("the log", |net| net.state(id).version == net.state(leader).version);
         self.commit(&Command::Promote { id, disk });
         self.until("a seat", |net| net.machines[&id].status().role == Role::Follower);
