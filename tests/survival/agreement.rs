@@ -1,5 +1,7 @@
 //! A cluster that agrees: on its configuration, on who serves, and on when a pool's change has come to its end.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, ensure};
 use redirector::dataplane::liveness::LivenessTables as _;
 use redirector_ebpf::abi::PORTS;
@@ -8,7 +10,8 @@ use serde_json::Value;
 use xtask::lab::{Config, Topology};
 use xtask::traffic::{HTTP_PORT, Load};
 
-use crate::scene::{PATIENCE, Scene, all_answered, targets, wait_until};
+use crate::kills::{Traffic, nothing_broke};
+use crate::scene::{PATIENCE, Scene, all_answered, every_kind, targets, wait_until};
 
 /// Changes settle soon, and dead nodes are soon agreed to be dead.
 fn cluster(name: &str) -> Result<Scene> {
@@ -34,11 +37,11 @@ fn apply_on(scene: &Scene, node: &str) -> Result<String> {
 }
 
 /// The nodes as one of them sees them, with all that it says.
-fn nodes(scene: &Scene, by: &str) -> Result<Vec<Value>> {
+pub(crate) fn nodes(scene: &Scene, by: &str) -> Result<Vec<Value>> {
     Ok(serde_json::from_str(&scene.done(by, &["get", "nodes", "-o", "json"])?)?)
 }
 
-fn standing(scene: &Scene, by: &str, of: &str) -> Result<String> {
+pub(crate) fn standing(scene: &Scene, by: &str, of: &str) -> Result<String> {
     let nodes = nodes(scene, by)?;
     let node = nodes.iter().find(|node| node["name"] == of).with_context(|| format!("{by} does not know {of}"))?;
     Ok(node["agreed"]["standing"].as_str().unwrap_or_default().to_owned())
@@ -141,4 +144,33 @@ fn a_dead_node_is_agreed_to_be_down_and_comes_back_to_its_slots() -> Result<()> 
     wait_until("n3 owns its slots again", || Ok(owned("n1", 3)? == share))?;
     wait_until("all nodes have one table", || is_one_table(&scene))?;
     wait_until("every node sees every other", || Ok(scene.lab.suspicions()?.is_empty()))
+}
+
+#[test]
+fn a_cluster_that_serves_already_begins_to_agree_and_nothing_moves() -> Result<()> {
+    let topology = Topology::for_test("begins");
+    let scene = Scene::without_agents(&topology, every_kind(&topology, &["l2", "ipip"]))?;
+    let names = scene.lab.nodes();
+    for node in &names {
+        scene.lab.start_agent(node)?;
+    }
+    wait_until("every node sees every other", || Ok(scene.lab.suspicions()?.is_empty()))?;
+    let ranks =
+        |node: &str| -> Result<Vec<[u8; 4]>> { Ok(scene.maps(node)?.slots()?.iter().map(|slot| slot.ranks).collect()) };
+    let before = ranks("n1")?;
+    let traffic = Traffic::start(&scene)?;
+    wait_until("answers come to every flow", || Ok(traffic.flows()))?;
+    scene.done("n1", &["bootstrap"])?;
+    scene.lab.settled()?;
+    wait_until("all have one table", || is_one_table(&scene))?;
+    for node in &names {
+        ensure!(ranks(node)? == before, "slots have moved on {node}");
+        // Its standing was never another one: that would have changed its slots' versions.
+        let versions: BTreeSet<u64> = scene.maps(node)?.slots()?.iter().map(|slot| slot.version).collect();
+        ensure!(versions == [1].into(), "slots of {node} have changed: {versions:?}");
+    }
+    let (stream, long) = traffic.finish()?;
+    nothing_broke(&long)?;
+    ensure!(stream.lost == 0 && stream.wrong == 0 && stream.moved == 0, "{stream:#?}");
+    scene.nothing_was_dropped()
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use redirector_ebpf::tables::Slot;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::{broadcast, watch};
@@ -251,16 +252,19 @@ impl Agreement {
         Proposal { handle, command, version, done: self.done.subscribe() }
     }
 
-    /// Begins a cluster of this node, with what is in force here: a configuration, its version, and how many rows pools
-    /// have. The others join by themselves.
+    /// Begins a cluster of this node, with what is in force here: a configuration, its version, how many rows pools have,
+    /// and who else owns slots. The others join by themselves.
     pub(super) fn bootstrap(
         &mut self,
         config: &Config,
         text: &str,
         version: u64,
         sizes: BTreeMap<String, u32>,
+        peers: &[(u8, u64)],
+        slots: &[Slot],
     ) -> impl Future<Output = Result<(), machine::BootstrapError>> + Send + use<> {
         let genesis = terms::genesis(config, text, version, sizes, self.follower.incarnation());
+        let genesis = terms::genesis_of(genesis, config, peers, slots);
         let handle = self.handle.clone();
         async move { handle.bootstrap(genesis).await }
     }

@@ -12,6 +12,7 @@ use super::agreement::{Agreement, AgreementStatus, Durable, Proposal};
 use super::backup::Backup;
 use super::change::{Applied, ApplyError};
 use super::committed::{self, Committed};
+use super::liveness::Liveness;
 use super::node::{Node, compile, override_mode};
 use crate::config::{self, Config};
 use crate::consensus::machine::{BootstrapError, RecoverError};
@@ -213,7 +214,7 @@ impl Node {
         has_begun || self.committed.agreed && Agreement::is_for(&self.config)
     }
 
-    /// Begins a cluster with what is in force here. Disputes that are not over end by that: nobody else knows of them.
+    /// Begins a cluster with what is in force here: those that live keep their slots. Disputes that are not over end by that: nobody else knows of them.
     pub(super) fn bootstrap(
         &mut self,
     ) -> Result<impl Future<Output = Result<(), BootstrapError>> + Send + use<>, ApplyError> {
@@ -222,7 +223,8 @@ impl Node {
         let sizes = sizes.into_iter().filter_map(|(id, rows)| Some((name(id)?, rows))).collect();
         let (config, committed) = (&self.config, &self.committed);
         let agreement = self.agreement.as_mut().ok_or(ApplyError::Alone)?;
-        Ok(agreement.bootstrap(config, &committed.text, committed.version, sizes))
+        let peers = self.liveness.as_ref().map(Liveness::alive).unwrap_or_default();
+        Ok(agreement.bootstrap(config, &committed.text, committed.version, sizes, &peers, &self.image.slots))
     }
 
     /// Has the cluster go on without a majority of its voters, which is lost.
@@ -252,7 +254,7 @@ impl Node {
         compile(&next, self.key, &self.maps).await?;
         let agreement = self.agreement.as_mut().ok_or(ApplyError::Alone)?;
         let version = backup.version.max(self.committed.version) + 1;
-        Ok(agreement.bootstrap(&next, &backup.text, version, BTreeMap::new()))
+        Ok(agreement.bootstrap(&next, &backup.text, version, BTreeMap::new(), &[], &[]))
     }
 
     /// Asks the cluster to let a node go.

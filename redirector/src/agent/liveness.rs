@@ -155,6 +155,11 @@ impl Liveness {
         (self.lookout.detector(), self.lookout.own())
     }
 
+    /// Peers that are alive, and their incarnations.
+    pub(super) fn alive(&self) -> Vec<(u8, u64)> {
+        self.lookout.alive(&self.maps, now())
+    }
+
     /// Whether this node is to give its slots and VIPs away.
     pub(super) fn drains(&self) -> bool {
         self.lookout.drains()

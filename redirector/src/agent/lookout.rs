@@ -315,6 +315,17 @@ impl Lookout {
         maps.condition().vitals.store(vitals.word());
     }
 
+    /// Peers that are alive, and the incarnations that they say.
+    pub fn alive(&self, maps: &impl LivenessTables, time: u64) -> Vec<(u8, u64)> {
+        let alive = maps.alive();
+        let mut peers: BTreeMap<u8, u64> = BTreeMap::new();
+        for (node, heard) in self.heard(maps, time).into_iter().filter(|(node, _)| alive.is_alive(*node)) {
+            let incarnation = peers.entry(node).or_default();
+            *incarnation = (*incarnation).max(heard.incarnation.load() & u64::from(u32::MAX));
+        }
+        peers.into_iter().filter(|(_, incarnation)| *incarnation != 0).collect()
+    }
+
     /// Peers that were heard of within the timeout, and what was heard.
     fn heard<'a>(&self, maps: &'a impl LivenessTables, time: u64) -> Vec<(u8, &'a Heard)> {
         let heard = self.links.iter().map(|(node, port)| (*node, maps.heard(*node, *port)));

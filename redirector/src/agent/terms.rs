@@ -8,6 +8,7 @@ use crate::consensus::driver::Genesis;
 use crate::consensus::machine;
 use crate::consensus::planner::Patience;
 use crate::consensus::state::{Command, Definition, Member, Seat, Standing, State};
+use crate::ownership::Ranks;
 use crate::vip;
 
 /// Entries of the log after which a snapshot takes their place.
@@ -89,6 +90,41 @@ pub fn genesis(config: &Config, text: &str, version: u64, sizes: BTreeMap<String
         // A table of another size would send the flows of today elsewhere.
         for (name, pool) in &mut state.pools {
             pool.size = pool.size.max(sizes.get(name).copied().unwrap_or(0));
+        }
+        state
+    })
+}
+
+/// The same, where nodes have served together already, by a table that follows from their configuration: those that live
+/// are members from the beginning, by id and incarnation, and the slots stay with them. They get their seats as they join.
+pub fn genesis_of(
+    first: Genesis,
+    config: &Config,
+    peers: &[(u8, u64)],
+    slots: &[redirector_ebpf::tables::Slot],
+) -> Genesis {
+    let weights = weights(config);
+    let member = |&(id, incarnation): &(u8, u64)| {
+        let (_, address) = config.voters().find(|(voter, _)| *voter == id)?;
+        let address = SocketAddr::new(address, config.cluster.port).to_string();
+        let (weight, standing) = (weights.get(&id).copied()?, Standing::Up);
+        Some((id, Member { address, weight, seat: None, standing, draining: false, drained: false, incarnation }))
+    };
+    let members: Vec<(u8, Member)> = peers.iter().filter_map(member).collect();
+    let ranks: Vec<Ranks> = slots.iter().map(|slot| slot.ranks).collect();
+    Box::new(move |disk| {
+        let mut state = first(disk);
+        state.members.extend(members);
+        if ranks.len() == state.slots.len() {
+            let State { members, slots, .. } = &mut state;
+            for (slot, ranks) in slots.iter_mut().zip(ranks) {
+                let present = ranks.into_iter().filter(|id| members.contains_key(id));
+                let mut kept = Ranks::default();
+                kept.iter_mut().zip(present).for_each(|(rank, id)| *rank = id);
+                if kept[0] != 0 {
+                    slot.ranks = kept;
+                }
+            }
         }
         state
     })
