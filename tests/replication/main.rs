@@ -112,6 +112,35 @@ fn a_node_serves_the_flows_of_a_dead_one_on_their_backends() -> Result<()> {
 }
 
 #[test]
+fn a_byte_that_flips_on_the_way_to_one_node_is_found_there_and_is_on_no_other() -> Result<()> {
+    in_a_world(|| {
+        let authority = Authority::new("flips")?;
+        let (damages, intact) = (Arc::new(AtomicUsize::new(3)), Arc::default());
+        let one = Node::start_of(3, 1, authority.identity(1)?, &intact)?;
+        let two = Node::start_of(3, 2, authority.identity(2)?, &damages)?;
+        let three = Node::start_of(3, 3, authority.identity(3)?, &intact)?;
+        Node::all_meet(&[&one, &two, &three]);
+        connect(&one, 0..5_000)?;
+        let flows = one.flows()?;
+        wait_until("nodes 2 and 3 have the same flows", || Ok(two.flows()? == flows && three.flows()? == flows))?;
+        wait_until("node 1 knows that", || {
+            let peers = one.replication.counters().peers;
+            Ok([2, 3].iter().all(|id| peers.get(id).is_some_and(|peer| peer.state == State::Current)))
+        })?;
+        let [one, two, three] = [&one, &two, &three].map(|node| node.replication.counters());
+        ensure!(damages.load(Ordering::Relaxed) == 0, "not every damage was done");
+        // Node 3 may tell node 2 of flows too.
+        let sent_again = one.peers[&2].damaged + three.peers[&2].damaged;
+        ensure!((sent_again, two.received.damaged) == (3, 3), "found and sent again: {two:#?}");
+        ensure!((one.peers[&3].damaged, three.received.damaged) == (0, 0), "found elsewhere: {three:#?}");
+        for received in [two.received, three.received] {
+            ensure!(received.refused + received.conflicts + received.unknown_names == 0, "{received:#?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn a_node_that_lost_everything_is_complete_once_it_has_its_flows_again() -> Result<()> {
     in_a_world(|| {
         let authority = Authority::new("return")?;

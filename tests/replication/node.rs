@@ -49,9 +49,9 @@ pub(crate) fn namespaces() -> Result<()> {
     Ok(())
 }
 
-/// The configuration of a node of two. Node 2 has more to name and gives other numbers to the same things.
-fn configuration(id: u8) -> Config {
-    let mut config = cluster::configuration(id, 2, Between::Mac);
+/// The configuration of a node of so many. Node 2 has more to name and gives other numbers to the same things.
+fn configuration(id: u8, nodes: u8) -> Config {
+    let mut config = cluster::configuration(id, nodes, Between::Mac);
     config.tables.flows4 = 1 << 17;
     if id == 2 {
         let mut pool = config.pools[0].clone();
@@ -66,6 +66,7 @@ fn configuration(id: u8) -> Config {
 
 pub(crate) struct Node {
     id: u8,
+    nodes: u8,
     ebpf: Ebpf,
     pub(crate) maps: Maps,
     directory: PathBuf,
@@ -75,17 +76,23 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// A node whose maps, if it had any, are lost. Batches to it pass through a tap that damages as many as are told.
+    /// A node of two whose maps, if it had any, are lost. Batches to it pass through a tap that damages as many as are told.
     pub(crate) fn start(id: u8, identity: Identity, damages: &Arc<AtomicUsize>) -> Result<Self> {
+        Self::start_of(2, id, identity, damages)
+    }
+
+    /// The same of more nodes, all of which are to have all flows; node 1 owns every slot.
+    pub(crate) fn start_of(nodes: u8, id: u8, identity: Identity, damages: &Arc<AtomicUsize>) -> Result<Self> {
         let pins = Path::new("/sys/fs/bpf").join(format!("n{id}"));
         load::unload(&pins)?;
         let directory = load::prepare(&pins)?;
-        let config = configuration(id);
+        let config = configuration(id, nodes);
         let mut ebpf = load::open(&directory, &config, 0)?;
         load::data_plane(&mut ebpf, 0)?;
         let mut host = node::tables(&config);
         for slot in &mut host.image.slots {
-            (slot.ranks, slot.version) = ([1, 2, 0, 0], 1);
+            let ranks = std::array::from_fn(|rank| if rank < usize::from(nodes) { rank as u8 + 1 } else { 0 });
+            (slot.ranks, slot.version) = (ranks, 1);
         }
         let mut maps = Maps::open(&directory)?;
         install::install(&mut maps, &host.image)?;
@@ -97,21 +104,26 @@ impl Node {
         let inbox = tap(inboxes.flows, damages.clone());
         let settings = Settings { flush: Duration::from_millis(50), pace: 50_000 };
         let replication = replication::start(settings, &directory, transport.clone(), inbox)?;
-        let node = Self { id, ebpf, maps, directory, host, transport, replication };
+        let node = Self { id, nodes, ebpf, maps, directory, host, transport, replication };
         node.put_view_in_force();
         Ok(node)
     }
 
     fn put_view_in_force(&self) {
         let image = &self.host.image;
-        self.replication.set_view(View { slots: image.slots.clone(), alive: image.alive, ..View::default() });
+        let to_all_ranks = self.nodes > 2;
+        self.replication.set_view(View { slots: image.slots.clone(), alive: image.alive, to_all_ranks });
     }
 
     /// Introduces two nodes to each other.
     pub(crate) fn meet(&self, other: &Self) {
-        let places = vec![(self.id, self.transport.local_address()), (other.id, other.transport.local_address())];
-        self.transport.set_members(places.clone());
-        other.transport.set_members(places);
+        Self::all_meet(&[self, other]);
+    }
+
+    /// Introduces nodes to each other.
+    pub(crate) fn all_meet(nodes: &[&Self]) {
+        let places: Vec<_> = nodes.iter().map(|node| (node.id, node.transport.local_address())).collect();
+        nodes.iter().for_each(|node| node.transport.set_members(places.clone()));
     }
 
     /// Ends the agent and takes the maps away.

@@ -13,6 +13,7 @@ use serde_json::Value;
 use xtask::lab::Topology;
 use xtask::traffic::{Datagrams, ECHO_PORT, HTTP_PORT, Load, LongConnections};
 
+use crate::disk::own;
 use crate::scene::{PATIENCE, Scene, all_answered, every_kind, targets, wait_until, words};
 
 /// A small file system of its own. It is thawed and taken away when dropped.
@@ -128,6 +129,17 @@ fn ails_and_recovers(scene: &Scene, disk: &Disk) -> Result<()> {
     })?;
     let health = scene.done("n3", &["get", "health"])?;
     ensure!(health.contains("storage fails") && health.contains("No space left"), "{health}");
+    // An agent that starts on the full disk serves, and agrees with the others once there is room.
+    scene.lab.process("n3-agent")?.kill()?;
+    disk.fill()?;
+    scene.lab.start_agent("n3")?;
+    wait_until("n3 says that its disk takes no writes", || {
+        disk.fill()?;
+        Ok(own(scene, "n3")?["log"]["disk_failures"].as_u64() > Some(0))
+    })?;
+    println!("on a full disk: {}", own(scene, "n3")?["role"]);
     disk.empty()?;
+    wait_until("n3 follows the others again", || Ok(own(scene, "n3")?["role"] == "follower"))?;
+    ensure!(own(scene, "n3")?["log"]["reborn"] == 0, "n3 forgot who it was");
     wait_until("n3 is well and has its share again", || has_its_share(scene))
 }

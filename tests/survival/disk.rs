@@ -20,7 +20,7 @@ fn scene(name: &str) -> Result<Scene> {
 }
 
 /// Applies a change at a node, and says what the node answers.
-fn change(scene: &mut Scene, at: &str, seconds: u32) -> Result<String> {
+pub(crate) fn change(scene: &mut Scene, at: &str, seconds: u32) -> Result<String> {
     scene.config.timeouts.insert("udp".into(), format!("{seconds}s"));
     scene.lab.configure(&scene.config)?;
     let file = scene.lab.config_file(at).display().to_string();
@@ -35,14 +35,14 @@ fn change(scene: &mut Scene, at: &str, seconds: u32) -> Result<String> {
 }
 
 /// Whether nodes go by the file that was changed last.
-fn all_go_by_it(scene: &Scene, nodes: &[String]) -> Result<bool> {
+pub(crate) fn all_go_by_it(scene: &Scene, nodes: &[String]) -> Result<bool> {
     nodes.iter().try_fold(true, |all, node| {
         let file = scene.lab.config_file(node).display().to_string();
         Ok(all && scene.done(node, &["diff", &file])?.starts_with("0 changes"))
     })
 }
 
-fn own(scene: &Scene, node: &str) -> Result<Value> {
+pub(crate) fn own(scene: &Scene, node: &str) -> Result<Value> {
     let nodes: Vec<Value> = scene.lab.ask(node, &["get", "nodes"])?;
     let own = nodes.into_iter().find(|one| one["self"] == true).context("a node that tells of itself")?;
     Ok(own["agreement"].clone())
@@ -115,9 +115,17 @@ fn a_bit_that_flips_on_a_disk_is_found_and_mended_and_spreads_nowhere() -> Resul
         Ok(told["role"] == "follower" && votes == 3)
     })?;
     println!("{copies} copies damaged under way: {}", own(&scene, "n3")?["log"]);
+    let journal = scene.done("n3", &["incidents"])?;
+    for told in
+        ["damaged records of the log were found: 1 entries, 0 snapshots", "0 entries, 1 snapshots", "fetched from node"]
+    {
+        ensure!(journal.contains(told), "`{told}` is not in the journal:\n{journal}");
+    }
     for node in ["n1", "n2"] {
         let told = own(&scene, node)?;
         ensure!(told["log"]["damaged"] == 0 && told["log"]["reborn"] == 0, "{node} is damaged too: {told}");
+        let journal = scene.done(node, &["incidents"])?;
+        ensure!(!journal.contains("damaged records"), "{node} found damage too:\n{journal}");
     }
     let says = change(&mut scene, "n3", 99)?;
     ensure!(says.contains("durable on"), "{says}");
