@@ -83,6 +83,7 @@ impl Copies for Talk {
     fn set_slots(&mut self, slots: &[Slot], alive: AliveNodes, digest: u64, agreed: Agreed<'_>) {
         if let Some(view) = self.copyholders.view(slots, alive, digest, agreed) {
             self.view_version = view.version();
+            replication::outdate(&mut self.peers);
             self.next_view = Some(view);
         }
     }
@@ -383,6 +384,9 @@ impl Agent {
         if let Some(report) = report {
             self.desk.handle_report(report, now / MS);
         }
+        if self.follower.awaited().is_some() {
+            self.follow(plane, now);
+        }
         let view = self.lookout.view(&plane.board, &self.config, true, now);
         if view != self.vip_view {
             self.vip_view.clone_from(&view);
@@ -416,6 +420,7 @@ impl Agent {
         }
         let machine = &mut self.talk.machine;
         if let Some(view) = self.talk.next_view.take() {
+            self.talk.receiver.handle_view(view.clone());
             machine.handle_view(view);
         }
         for event in plane.tables.memory.told.borrow_mut().drain(..) {
@@ -424,7 +429,7 @@ impl Agent {
         if now >= self.due.look {
             self.due.look = now + LOOK;
             machine.handle_connected(connected);
-            self.talk.peers = machine.counters();
+            self.talk.peers = machine.counters(now);
         }
         let late: Vec<(u8, u64)> =
             self.talk.flights.iter().filter(|(_, until)| **until <= now).map(|(flight, _)| *flight).collect();
@@ -452,8 +457,8 @@ impl Agent {
             Flaw::LostCopies => receiver.handle_batch(from, bytes, &Forgetful(flows), names, now),
             _ => receiver.handle_batch(from, bytes, &flows, names, now),
         };
-        for key in taken.decided {
-            self.talk.machine.handle_decided(key, now);
+        for decided in taken.decided {
+            self.talk.machine.handle_decided(decided, now);
         }
         taken.answer
     }
@@ -504,6 +509,10 @@ impl Agent {
     fn follow(&mut self, plane: &mut Plane, now: u64) {
         let state = self.desk.state().clone();
         if state.version == 0 || !self.follower.is_behind(&state) {
+            return;
+        }
+        let memory = &plane.tables.memory.image;
+        if self.follower.waits(&state, &memory.slots, &memory.alive, now) {
             return;
         }
         plane.tables.memory.now.set(now);

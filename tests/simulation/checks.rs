@@ -45,8 +45,8 @@ pub(crate) struct Checks {
     pub story: Vec<String>,
     /// Requests that were sent and not answered, by asker and peer.
     asked: BTreeMap<(u8, u8), VecDeque<Asked>>,
-    /// Nonces of answers that came while their receiver stood still.
-    owed: BTreeMap<(u8, u8), Vec<u64>>,
+    /// Nonces of answers that came while their receiver stood still, and until when each waits to be taken.
+    owed: BTreeMap<(u8, u8), Vec<(u64, u64)>>,
     /// Digest of what is agreed on, by version.
     states: BTreeMap<u64, u64>,
     /// Digest of the rows in force, by when pools changed last.
@@ -97,15 +97,19 @@ impl Checks {
         {
             all.drain(..=at);
         }
-        if let Some(owed) = self.owed.get_mut(&(asker, peer)) {
-            owed.retain(|other| *other != nonce);
-        }
     }
 
-    pub(super) fn owed(&mut self, asker: u8, peer: u8, nonce: u64) {
-        if self.asked.get(&(asker, peer)).is_some_and(|all| all.iter().any(|asked| asked.nonce == nonce)) {
-            self.owed.entry((asker, peer)).or_default().push(nonce);
-        }
+    pub(super) fn owed(&mut self, asker: u8, peer: u8, nonce: u64, until: u64) {
+        self.owed.entry((asker, peer)).or_default().push((nonce, until));
+    }
+
+    /// Whether an answer waits to be taken. One that a later answer has overtaken is never taken, nor one that is cut off
+    /// on its last millisecond.
+    fn is_owed(&mut self, asker: u8, peer: u8, now: u64) -> bool {
+        let Some(owed) = self.owed.get_mut(&(asker, peer)) else { return false };
+        owed.retain(|(_, until)| *until >= now);
+        let asked = self.asked.get(&(asker, peer));
+        owed.iter().any(|(nonce, _)| asked.is_some_and(|all| all.iter().any(|asked| asked.nonce == *nonce)))
     }
 
     pub(super) fn acknowledged(&mut self, index: u64, version: u64, text: String) {
@@ -244,8 +248,8 @@ impl World {
             let long = (due as u64 - 1) * watch.interval + watch.grace;
             asked.len() >= due && age(0) + MS >= long && age(due - 1) + MS >= watch.grace
         });
-        let waits = self.checks.owed.get(&(host.id, peer)).is_some_and(|owed| !owed.is_empty());
         let id = host.id;
+        let waits = self.checks.is_owed(id, peer, self.now);
         self.checks.mix(u64::from(id) << 8 | u64::from(peer));
         self.summary.suspicions += 1;
         if !reborn && !is_silent {
@@ -294,7 +298,11 @@ impl World {
         let (hash, idle) = (memory.image.node.hash_key, memory.image.node.idle);
         let mask = memory.image.slots.len() as u32 - 1;
         memory.flows.iter(&hash).find_map(|flow| {
-            let is_old = time.saturating_sub(flow.record.since) > LAG && flow.entry.idle(time) + 1 < 16;
+            // Only of proven flows others hear; one that was copied here has been for longer than it was recorded.
+            let is_young = |since: &u64| self.now - since <= LAG;
+            let is_old = time.saturating_sub(flow.record.since) > LAG
+                && !host.proven.get(&flow.source()).is_some_and(is_young)
+                && flow.entry.idle(time) + 1 < 16;
             let live = flow.entry.proven() && !flow.entry.expired(&idle, time) && is_old;
             let flow_key = FlowKey::new(&flow.record.tuple, flow.v6);
             let slot = flow_key.slot(&hash, mask) as usize;
@@ -307,6 +315,18 @@ impl World {
             let own = plane.backend(flow.entry.backend());
             (copied.is_none()).then(|| format!("{} on {own:?}, of slot {slot}", flow.source()))
         })
+    }
+
+    /// Takes note of when a flow became proven at the node that has just served it.
+    pub(super) fn note_proof(&mut self, connection: usize, node: u8) {
+        let connection = &self.connections[connection];
+        let Host { plane: Some(plane), proven, .. } = &mut self.hosts[usize::from(node) - 1] else { return };
+        let flow = plane.tables.memory.flows.find(&plane.hash_key(), &connection.tuple(), false);
+        if flow.is_some_and(|flow| flow.entry.proven()) {
+            proven.entry(connection.client).or_insert(self.now);
+        } else {
+            proven.remove(&connection.client);
+        }
     }
 
     /// No packet is forwarded more than twice, or comes by a node twice.
@@ -329,7 +349,7 @@ impl World {
     }
 
     /// What each node knows of a connection's flow, for whoever reads a failure.
-    fn whereabouts(&self, at: usize) -> String {
+    pub(super) fn whereabouts(&self, at: usize) -> String {
         let connection = &self.connections[at];
         let place = |host: &Host| {
             let plane = host.plane.as_ref()?;
@@ -363,18 +383,30 @@ impl World {
     /// Flows that have their copies keep their backend.
     pub(super) fn check_backend(&mut self, at: usize, visited: &[u8], backend: String) {
         let is_reached = self.reaches_an_owner(at, visited[0]);
+        let host = |node: u8| &self.hosts[usize::from(node) - 1];
+        let by_reborn = matches!(*visited, [.., sender, last] if !host(sender).acts() && !host(last).is_fit);
         let connection = &mut self.connections[at];
         connection.served += 1;
         match &connection.backend {
             None => connection.backend = Some(backend),
             Some(first) if *first == backend => {}
+            // What a node chose while it reached nobody it goes on with where it is the slot's previous owner, until it has
+            // told of it: a client that was sent there has lost its connection by then.
+            Some(_) if connection.guaranteed && connection.strayed == visited.last().copied() => {
+                self.summary.moved += 1
+            }
+            // A second fault: without an agent nobody finds out that the owner has died and come back knowing nothing.
+            Some(_) if connection.guaranteed && by_reborn => self.summary.moved += 1,
             Some(first) if connection.guaranteed && is_reached => {
                 let (client, port) = (connection.client, connection.service.port());
                 let said = format!("{client} to port {port} was on {first} and is on {backend} now, by {visited:?}");
                 let what = format!("{said}: {}", self.whereabouts(at));
                 self.checks.break_with(what);
             }
-            Some(_) if connection.guaranteed => self.summary.moved += 1,
+            Some(_) if connection.guaranteed => {
+                connection.strayed = visited.last().copied();
+                self.summary.moved += 1;
+            }
             Some(_) => {
                 connection.backend = Some(backend);
                 self.summary.moved += 1;
@@ -383,13 +415,13 @@ impl World {
     }
 
     /// Once a fault is found out, every packet that enters at a node that serves is served.
-    pub(super) fn check_service(&mut self, at: usize, visited: &[u8], lost: &str) {
+    /// `sender` is the node that sent the packet where it was lost.
+    pub(super) fn check_service(&mut self, at: usize, visited: &[u8], sender: u8, lost: &str) {
         let (_, timeout) = &self.beats;
         // Both a timeout and another one, where most peers fall silent at once; and until the last request was due.
         let found_out = 3 * timeout + 100 * MS;
         let storm = self.network.loss > 0 || self.network.jitter > 0;
         // Who has no agent, or whose agent stands still, passes no verdicts.
-        let sender = visited.len().checked_sub(2).map_or(visited[0], |at| visited[at]);
         let since = self.disturbed.max(self.hosts[usize::from(sender) - 1].acts_since);
         if self.now - since > found_out && !storm {
             let client = self.connections[at].client;
@@ -467,11 +499,14 @@ impl World {
                 let Some(plane) = &host.plane else { return false };
                 let memory = &plane.tables.memory;
                 let slot = connection.slot(&memory.image.node.hash_key, memory.image.slots.len() as u32 - 1);
-                if !memory.image.slots[slot as usize].ranks.contains(&host.id) {
-                    return true;
+                let slot = memory.image.slots[slot as usize];
+                let flow = memory.flows.find(&memory.image.node.hash_key, &connection.tuple(), false);
+                if !slot.ranks.contains(&host.id) {
+                    // A previous owner that has chosen otherwise has lost the client its connection already.
+                    let strays = flow.is_some_and(|flow| plane.backend(flow.entry.backend()) != Some(backend));
+                    return slot.previous != host.id || !strays;
                 }
                 let time = host.time(self.now);
-                let flow = memory.flows.find(&memory.image.node.hash_key, &connection.tuple(), false);
                 flow.is_some_and(|flow| {
                     let lives = flow.entry.proven() && !flow.entry.expired(&memory.image.node.idle, time);
                     lives && plane.backend(flow.entry.backend()) == Some(backend)

@@ -1,5 +1,7 @@
 //! A host: its clock, its disk, its data plane and its agent.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use redirector::consensus::state::State;
@@ -41,6 +43,8 @@ pub struct Host {
     died: u64,
     /// Since when its agent has done anything without a break.
     pub acts_since: u64,
+    /// Since when its flow table has a client's flow proven, so that others are to hear of it.
+    pub proven: BTreeMap<SocketAddr, u64>,
     /// The state that was looked at last.
     pub seen: Arc<State>,
 }
@@ -63,6 +67,7 @@ impl Host {
             boots: 0,
             died: 0,
             acts_since: 0,
+            proven: BTreeMap::new(),
             seen: Arc::default(),
         }
     }
@@ -112,6 +117,7 @@ impl Host {
         (self.plane, self.agent) = (None, None);
         (self.paused, self.agent_paused, self.is_fit) = (false, false, false);
         self.waiting.clear();
+        self.proven.clear();
     }
 
     /// Its agent dies.

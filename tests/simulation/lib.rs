@@ -10,10 +10,12 @@
 //! ```
 //!
 //! The same seed gives the same run. A seed that fails is replayed by `cargo xtask sim --seeds 1 --seed SEED`, and with
-//! `SIM_STORY=1` in the environment it tells what happens as it happens.
+//! `SIM_STORY=1` in the environment it tells what happens as it happens, with `SIM_FLOW=CLIENT:PORT` also of each packet of
+//! that client's, and what the nodes know of its flow.
 
 pub mod agent;
 mod checks;
+mod contest;
 pub mod disk;
 pub mod fault;
 pub mod flaw;

@@ -25,7 +25,7 @@ fn a_few_seeds_hold() {
 }
 
 /// Seeds that are tried on a bug.
-const TRIED: u64 = 60;
+const TRIED: u64 = 400;
 
 #[test]
 fn every_known_bug_is_found() {

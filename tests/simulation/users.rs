@@ -29,6 +29,8 @@ pub(crate) struct Connection {
     pub ends: u64,
     /// Whether it must stay on its backend.
     pub guaranteed: bool,
+    /// A node that served it by another backend, since none of its slot's owners could be reached.
+    pub strayed: Option<u8>,
 }
 
 impl Connection {
@@ -46,6 +48,7 @@ impl Connection {
             next: now + random.number() % (500 * MS),
             ends,
             guaranteed: false,
+            strayed: None,
         }
     }
 

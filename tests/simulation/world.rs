@@ -24,6 +24,9 @@ use super::{Failure, HOSTS, MS, SECOND, Summary, VIP};
 /// How often the operator changes the pool.
 const CHANGE: u64 = 900 * MS;
 
+/// One run of so many ends with flows that both sides of a cut take for theirs.
+const CONTEST: usize = 4;
+
 /// A change that was asked for.
 pub(super) struct Change {
     pub(super) text: String,
@@ -47,7 +50,7 @@ pub(crate) struct World {
     lives: u64,
     opened: u64,
     asked: u64,
-    change_at: u64,
+    pub(super) change_at: u64,
     /// When something happened last that nodes have to find out.
     pub(super) disturbed: u64,
     /// Whether a fault goes on.
@@ -112,6 +115,9 @@ impl World {
             let episode = Episode::draw(&mut self.random);
             self.pass_episode(&episode)?;
         }
+        if self.random.once_in(CONTEST) {
+            self.contest()?;
+        }
         (self.summary.virtual_seconds, self.summary.digest) = (self.now / SECOND, self.checks.digest);
         Ok(self.summary)
     }
@@ -155,6 +161,14 @@ impl World {
         }
     }
 
+    /// Notes what became of a connection's packet, and what all nodes know of its flow, for whoever follows it.
+    fn tell_of(&mut self, connection: usize, visited: &[u8], what: &str) {
+        let client = self.connections[connection].client.to_string();
+        if std::env::var("SIM_FLOW").is_ok_and(|followed| followed == client) {
+            self.tell(format_args!("{client} by {visited:?}: {what}; {}", self.whereabouts(connection)));
+        }
+    }
+
     fn start(&mut self, at: usize) {
         let host = &mut self.hosts[at];
         let id = host.id;
@@ -179,7 +193,7 @@ impl World {
         agent.desk.bootstrap(genesis).expect("an empty log on a disk that takes writes");
     }
 
-    fn until(&mut self, what: &str, within: u64, holds: impl Fn(&Self) -> bool) -> Result<(), Failure> {
+    pub(super) fn until(&mut self, what: &str, within: u64, holds: impl Fn(&Self) -> bool) -> Result<(), Failure> {
         let end = self.now + within;
         while self.now < end {
             self.pass(20 * MS)?;
@@ -191,7 +205,7 @@ impl World {
         Err(self.failure(format!("not within {} s: {what}\n{standing}", within / SECOND)))
     }
 
-    fn pass(&mut self, time: u64) -> Result<(), Failure> {
+    pub(super) fn pass(&mut self, time: u64) -> Result<(), Failure> {
         let end = self.now + time;
         while self.now < end {
             self.now += MS;
@@ -203,7 +217,7 @@ impl World {
         Ok(())
     }
 
-    fn failure(&mut self, what: String) -> Failure {
+    pub(super) fn failure(&mut self, what: String) -> Failure {
         Failure { at: self.now, what, story: std::mem::take(&mut self.checks.story) }
     }
 
@@ -377,9 +391,14 @@ impl World {
             return;
         }
         self.change_at = self.now + CHANGE / 2 + self.random.number() % CHANGE;
+        let at = self.random.below(self.hosts.len());
+        self.ask(at);
+    }
+
+    /// Asks a node for the operator's next change.
+    pub(super) fn ask(&mut self, at: usize) {
         self.asked += 1;
         let text = configuration(1, &self.beats.0, self.down_after, self.asked);
-        let at = self.random.below(self.hosts.len());
         self.pass_on(at, self.asked, Change { text, asked: self.now, passed: 0 });
         let now = self.now;
         self.changes.retain(|_, change| now - change.asked < 30 * SECOND);
@@ -449,14 +468,14 @@ impl World {
         }
     }
 
-    fn cut(&mut self, is_cut: impl Fn(u8, u8) -> bool) {
+    pub(super) fn cut(&mut self, is_cut: impl Fn(u8, u8) -> bool) {
         let pairs = (1..=HOSTS).flat_map(|one| (1..=HOSTS).map(move |other| (one, other)));
         self.network.cuts.extend(pairs.filter(|&(one, other)| one != other && is_cut(one, other)));
         let cuts: Vec<String> = self.network.cuts.iter().map(|(from, to)| format!("{from}→{to}")).collect();
         self.tell(format_args!("cut: {}", cuts.join(" ")));
     }
 
-    fn heal(&mut self) {
+    pub(super) fn heal(&mut self) {
         self.network.heal();
         for at in 0..self.hosts.len() {
             let host = &mut self.hosts[at];
@@ -467,7 +486,7 @@ impl World {
             for bytes in waiting {
                 // The last byte but one of a node's MAC address is its id.
                 let from = bytes[10];
-                self.checks.owed(id, from, nonce(&bytes));
+                self.checks.owed(id, from, nonce(&bytes), self.now + 3 * MS);
                 self.network.send_frame(from, id, &bytes, self.now + self.random.number() % (2 * MS), &mut self.random);
             }
             self.start(at);
@@ -499,9 +518,9 @@ impl World {
     }
 
     /// Sends a connection's packet into the cluster at a node, and on as long as nodes forward it.
-    fn send(&mut self, connection: usize, entry: u8) {
+    pub(super) fn send(&mut self, connection: usize, entry: u8) {
         let mut frame = self.connections[connection].packet().bytes();
-        let (mut at, mut from, mut visited) = (entry, ROUTER, Vec::new());
+        let (mut at, mut from, mut visited, mut sender) = (entry, ROUTER, Vec::new(), entry);
         self.summary.packets += 1;
         let lost = loop {
             frame[..6].copy_from_slice(&node::mac(at, 0));
@@ -517,6 +536,8 @@ impl World {
                 Reason::Served => {
                     let backend = plane.backend(done.journey.backend).unwrap_or_default().to_owned();
                     self.check_way(connection, &visited);
+                    self.note_proof(connection, at);
+                    self.tell_of(connection, &visited, &backend);
                     self.check_backend(connection, &visited, backend);
                     return;
                 }
@@ -525,6 +546,7 @@ impl World {
                     let to = done.bytes[4];
                     from = done.bytes[6..12].try_into().expect("six bytes");
                     frame = done.bytes;
+                    sender = at;
                     if !self.network.is_open(at, to) {
                         break Some(format!("the way from n{at} to n{to}, which is cut"));
                     }
@@ -535,8 +557,9 @@ impl World {
         };
         self.check_way(connection, &visited);
         if let Some(lost) = lost {
+            self.tell_of(connection, &visited, &lost);
             self.summary.lost += 1;
-            self.check_service(connection, &visited, &lost);
+            self.check_service(connection, &visited, sender, &lost);
         }
     }
 

@@ -324,7 +324,9 @@ fn owned<T: Tables>(
         if tcp || tables.now() < place.old_until { place.row.previous() } else { place.row.current() }
     };
     journey.owner = me;
-    let version = slot.version;
+    // Who chooses since nobody who would know the flow is reached must not be believed over those. Looked up again, since
+    // there is no room on the stack to keep who is first.
+    let version = if owner::first_alive(slot, alive) == 0 { 0 } else { slot.version };
     flow::record(tables, node, &flow_place, &journey.packet, service, backend, version);
     Ok(Owned::Backend(backend))
 }

@@ -17,6 +17,7 @@ use super::node::{Node, compile, override_mode};
 use crate::config::{self, Config};
 use crate::consensus::machine::{BootstrapError, RecoverError};
 use crate::consensus::state::State;
+use crate::dataplane::flows::now;
 use crate::dataplane::liveness::LivenessTables as _;
 use crate::dataplane::maps::MapsError;
 use crate::dataplane::rows;
@@ -99,9 +100,9 @@ impl Node {
         self.propose_file();
     }
 
-    fn waits(&self, state: &State) -> bool {
-        let (Some(agreement), Some(liveness)) = (&self.agreement, &self.liveness) else { return false };
-        agreement.follower().waits(state, &self.image.slots, &liveness.maps().alive())
+    fn waits(&mut self, state: &Arc<State>) -> bool {
+        let (Some(agreement), Some(liveness)) = (&mut self.agreement, &self.liveness) else { return false };
+        agreement.follower_mut().waits(state, &self.image.slots, &liveness.maps().alive(), now())
     }
 
     /// Whether the data plane is behind on purpose.

@@ -9,7 +9,7 @@ use redirector_ebpf::tables::{AliveNodes, Row, Slot};
 use super::copies::Delivered;
 use super::lookout::{self, Agreed, Lookout};
 use crate::consensus::planner::Report;
-use crate::consensus::state::{Member, Phase, RowSet, Standing, State};
+use crate::consensus::state::{self, Member, Phase, RowSet, Standing, State};
 use crate::dataplane::image::Image;
 use crate::dataplane::liveness::LivenessTables;
 use crate::dataplane::maps::MapsError;
@@ -50,7 +50,21 @@ pub struct Follower {
     in_force: u64,
     resynced: u64,
     restless: BTreeMap<String, RowSet>,
+    awaited: Option<Awaited>,
 }
+
+/// What was agreed on and is not followed yet on purpose.
+struct Awaited {
+    state: Arc<State>,
+    /// Who is to have this node's flows by it and by the slots that this node goes by, and a digest of that.
+    slots: (Vec<Slot>, u64),
+    /// Since when others want this node back, by that.
+    since: Option<u64>,
+}
+
+/// How long a node goes on by its own slots at most once others want it back, nanoseconds: those who have them now may be
+/// dead.
+const WAIT: u64 = 4_000_000_000;
 
 impl Follower {
     /// A node that starts. `known` is what its log says, if that can be read already, `applied` the version that its maps go
@@ -58,7 +72,16 @@ impl Follower {
     pub fn new(me: u8, incarnation: u64, known: Option<&State>, applied: u64, in_force: u64) -> Self {
         let has_none = known.is_some_and(|known| known.version == 0);
         let (installed, in_force) = if has_none { (0, 0) } else { (applied, in_force) };
-        Self { me, incarnation, followed: Arc::default(), installed, in_force, resynced: 0, restless: BTreeMap::new() }
+        Self {
+            me,
+            incarnation,
+            followed: Arc::default(),
+            installed,
+            in_force,
+            resynced: 0,
+            restless: BTreeMap::new(),
+            awaited: None,
+        }
     }
 
     /// Whether the data plane is behind a state.
@@ -104,13 +127,62 @@ impl Follower {
         state.specification.version > self.in_force
     }
 
-    /// Whether this node should go on by the slots that it has for now, though others were agreed on. It was cut off, and
-    /// sees nobody alive of those who were given its slots meanwhile: so it would serve flows itself that it does not
-    /// know. It sees them alive once it has given them its flows.
-    pub fn waits(&self, state: &State, slots: &[Slot], alive: &AliveNodes) -> bool {
-        let is_out = self.followed().is_some_and(|followed| followed.is_up(self.me)) && !state.is_up(self.me);
+    /// Whether this node should go on by the slots that it has for now, though others were agreed on. It was cut off: those
+    /// who were given its slots meanwhile have to know its flows and its companions' first, and know which of them are in
+    /// use. So it waits until it is counted as returning, and until it sees somebody alive to forward to, as it does once
+    /// it has given them its flows: it would serve flows itself that it does not know. One that has lost its maps has no
+    /// flows to go by.
+    pub fn waits(&mut self, state: &Arc<State>, slots: &[Slot], alive: &AliveNodes, time: u64) -> bool {
+        let served = self
+            .followed()
+            .and_then(|followed| followed.members.get(&self.me))
+            .is_some_and(|member| member.standing == Standing::Up && member.incarnation == self.incarnation);
         let serves = |ranks: Ranks| ranks.iter().any(|&id| id != 0 && (id == self.me || alive.is_alive(id)));
-        is_out && slots.iter().zip(&state.slots).any(|(now, next)| serves(now.ranks) && !serves(next.ranks))
+        let unserved = |(now, next): (&Slot, &state::Slot)| serves(now.ranks) && !serves(next.ranks);
+        let standing = state.members.get(&self.me).map(|member| member.standing);
+        let is_back = standing == Some(Standing::Returning);
+        let waits = match standing {
+            Some(Standing::Down) => served,
+            Some(Standing::Returning) => served && slots.iter().zip(&state.slots).any(unserved),
+            Some(Standing::Up | Standing::Witness) | None => false,
+        };
+        let before = self.awaited.take();
+        let since = is_back.then(|| before.as_ref().and_then(|awaited| awaited.since).unwrap_or(time));
+        if !waits || since.is_some_and(|since| time.saturating_sub(since) >= WAIT) {
+            return false;
+        }
+        self.awaited = match before {
+            Some(before) if Arc::ptr_eq(&before.state, state) => Some(Awaited { since, ..before }),
+            _ => {
+                let both = |(now, next): (&Slot, &state::Slot)| Slot {
+                    ranks: holders(now.ranks, next.ranks, self.me),
+                    ..(*next).into()
+                };
+                let next: Vec<Slot> = slots.iter().zip(&state.slots).map(both).collect();
+                let digest = lookout::digest(&next);
+                Some(Awaited { state: state.clone(), slots: (next, digest), since })
+            }
+        };
+        true
+    }
+
+    /// Whether nobody is to be let in for now: this node was cut off, and not all who were cut off with it may have given
+    /// the others their flows. Packets that it forwarded would meet choices that are out of use.
+    pub fn keeps_out(&self) -> bool {
+        self.awaited.as_ref().is_some_and(|awaited| awaited.since.is_none())
+    }
+
+    /// The version of what is agreed on as far as this node knows, whether it goes by it or not; none if it knows nothing.
+    pub fn known(&self) -> Option<u64> {
+        let awaited = self.awaited.as_ref().map(|awaited| awaited.state.version);
+        awaited.or_else(|| self.followed().map(|state| state.version))
+    }
+
+    /// What others are given flows by: a slot table, with its digest, where this node does not go by what was agreed on for
+    /// now.
+    pub fn awaited(&self) -> Option<(&[Slot], u64, Agreed<'_>)> {
+        let Awaited { state, slots: (slots, digest), .. } = self.awaited.as_ref()?;
+        Some((slots, *digest, Agreed::On(state)))
     }
 
     /// A configuration is in force.
@@ -225,10 +297,24 @@ impl Follower {
     }
 }
 
+/// Who is to have a slot's flows from a node that goes by other ranks than those that are agreed on: the next owners by
+/// either, since packets go to some by the former until it goes by the latter.
+fn holders(now: Ranks, next: Ranks, me: u8) -> Ranks {
+    let all = next[..2].iter().chain(&now).chain(&next[2..]).copied().filter(|id| ![0, me].contains(id));
+    let mut holders = Ranks::default();
+    let mut count = 0;
+    for id in all {
+        if count < holders.len() && !holders.contains(&id) {
+            holders[count] = id;
+            count += 1;
+        }
+    }
+    holders
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consensus::state;
 
     fn agreed(version: u64, standing: Standing, ranks: [Ranks; 2]) -> State {
         let member = |id: u8| Member {
@@ -254,22 +340,42 @@ mod tests {
         let before = agreed(3, Standing::Up, [[4, 1, 2, 3], [1, 2, 5, 3]]);
         let mut follower = Follower::new(4, 1, Some(&before), 3, 1);
         let slots: Vec<Slot> = before.slots.iter().map(|slot| (*slot).into()).collect();
-        let after = |standing| agreed(9, standing, [[1, 2, 3, 0], [1, 2, 3, 0]]);
+        let after = |standing| Arc::new(agreed(9, standing, [[1, 2, 3, 0], [1, 2, 3, 0]]));
         let sees = |nodes: &[u8]| {
             let mut alive = AliveNodes::default();
             nodes.iter().for_each(|node| alive.set(*node, true));
             alive
         };
-        assert!(!follower.waits(&after(Standing::Down), &slots, &sees(&[5])), "a node that knew nothing yet");
-        follower.follows(Arc::new(before), true);
+        assert!(!follower.waits(&after(Standing::Down), &slots, &sees(&[5]), 1), "a node that knew nothing yet");
+        follower.follows(Arc::new(before.clone()), true);
         for (standing, alive, waits) in [
             (Standing::Down, &[5][..], true),
             (Standing::Returning, &[4, 5], true),
             (Standing::Down, &[], true),
-            (Standing::Down, &[3, 5], false),
+            (Standing::Down, &[3, 5], true),
+            (Standing::Returning, &[3, 5], false),
             (Standing::Up, &[5], false),
         ] {
-            assert_eq!(follower.waits(&after(standing), &slots, &sees(alive)), waits, "{standing:?}, {alive:?} alive");
+            let waited = follower.waits(&after(standing), &slots, &sees(alive), 1);
+            assert_eq!(waited, waits, "{standing:?}, {alive:?} alive");
         }
+        let nobody = sees(&[]);
+        let (down, returning) = (after(Standing::Down), after(Standing::Returning));
+        assert!(follower.waits(&down, &slots, &nobody, 1) && follower.waits(&down, &slots, &nobody, 2 * WAIT));
+        assert_eq!(
+            follower.awaited().map(|(slots, ..)| slots[0].ranks),
+            Some([1, 2, 3, 0]),
+            "who is to have its flows"
+        );
+        assert_eq!(holders([5, 4, 3, 1], [1, 2, 3, 0], 4), [1, 2, 5, 3]);
+        assert!(follower.keeps_out(), "its companions may not have told of theirs yet");
+        let at = |follower: &mut Follower, time| follower.waits(&returning, &slots, &nobody, time);
+        assert!(at(&mut follower, WAIT) && at(&mut follower, 2 * WAIT - 1), "its companions have its flows still");
+        assert!(!follower.keeps_out());
+        assert!(!at(&mut follower, 2 * WAIT), "those who have its slots now are dead");
+        assert!(follower.awaited().is_none());
+        let mut reborn = Follower::new(4, 2, Some(&before), 3, 1);
+        reborn.follows(Arc::new(before), true);
+        assert!(!at(&mut reborn, 1), "its flows are lost");
     }
 }

@@ -345,6 +345,13 @@ impl Lookout {
             || self.heard(maps, time).iter().any(|(_, heard)| heard.applied.load() != 0)
     }
 
+    /// Peers that go by something later than this node knows of, such as that it was cut off and is down.
+    pub(super) fn ahead(&self, maps: &impl LivenessTables, known: Option<u64>) -> BTreeSet<u8> {
+        let Some(known) = known else { return BTreeSet::new() };
+        let ahead = |(node, port): &(u8, u8)| (maps.heard(*node, *port).applied.load() > known).then_some(*node);
+        self.links.iter().filter_map(ahead).collect()
+    }
+
     /// Whether any peer is heard that serves as the cluster agrees, or that knows of something later: what is agreed on may
     /// be long past here, such as a cluster of this node alone. Where none is, whoever is left serves.
     fn hears_one_up(&self, maps: &impl LivenessTables, state: &State, time: u64) -> bool {

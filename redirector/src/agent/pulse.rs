@@ -21,10 +21,16 @@ pub fn pulse(
 ) -> Option<Report> {
     let agreed = follower.as_ref().map_or(Agreed::Nothing, |follower| follower.agreed());
     if let Some(copies) = &mut copies {
-        copies.set_slots(slots, maps.alive(), maps.condition().slots.load(), agreed);
+        let awaited = follower.as_ref().and_then(|follower| follower.awaited());
+        let (slots, digest, agreed) = awaited.unwrap_or_else(|| (slots, maps.condition().slots.load(), agreed));
+        copies.set_slots(slots, maps.alive(), digest, agreed);
     }
     maps.condition().agent.store(time);
-    let delivered = copies.and_then(|copies| copies.delivered());
+    let mut delivered = copies.and_then(|copies| copies.delivered());
+    if let (Some(delivered), Some(follower)) = (&mut delivered, &follower) {
+        let ahead = lookout.ahead(maps, follower.known());
+        delivered.to.retain(|peer| !follower.keeps_out() && !ahead.contains(peer));
+    }
     lookout.step(maps, delivered.as_ref(), agreed, time);
     follower.map(|follower| follower.report(lookout, delivered.as_ref()))
 }

@@ -24,6 +24,9 @@ pub const AGENT_SILENT: Duration = Duration::from_secs(1);
 const DAMPING: Duration = Duration::from_millis(250);
 /// How long at most.
 const DAMPING_MAX: Duration = Duration::from_secs(30);
+/// How long a peer that fell has to answer again first: the flows that others owe it go out with its first answers, and this
+/// node knows only of its own.
+const SETTLING: Duration = Duration::from_millis(100);
 /// After so long without another suspicion, one is forgotten.
 const FORGIVEN: Duration = Duration::from_secs(60);
 
@@ -91,6 +94,7 @@ pub struct Peer {
     incarnation: u32,
     flaps: u32,
     not_before: Duration,
+    answers_since: Option<Duration>,
     quiet_since: Duration,
 }
 
@@ -106,6 +110,7 @@ impl Peer {
             incarnation: 0,
             flaps: 0,
             not_before: Duration::ZERO,
+            answers_since: None,
             quiet_since: now,
         }
     }
@@ -134,11 +139,14 @@ impl Peer {
             return None;
         }
         if !seen.answers || seen.incarnation == 0 {
+            self.answers_since = None;
             self.enter(if self.fallen { State::Suspect } else { State::Unknown }, now);
             return None;
         }
         let ready = matches!(seen.vitals.state, state::ACTIVE | state::DRAINING) && seen.delivered && seen.agreed;
-        if !ready || now < self.not_before {
+        let answers_since = *self.answers_since.get_or_insert(now);
+        let settles = self.fallen && now.saturating_sub(answers_since) < SETTLING;
+        if !ready || settles || now < self.not_before {
             self.enter(State::Returning, now);
             return None;
         }
@@ -159,7 +167,7 @@ impl Peer {
     }
 
     fn suspected(&mut self, now: Duration) {
-        (self.admitted, self.fallen) = (false, true);
+        (self.admitted, self.fallen, self.answers_since) = (false, true, None);
         self.suspicions += 1;
         self.not_before = now + (DAMPING * 2u32.saturating_pow(self.flaps.min(16))).min(DAMPING_MAX);
         self.flaps += 1;

@@ -51,6 +51,8 @@ enum Past {
     FellAndAnswered,
     /// And the time has passed before which it is not let in.
     FellLongAgo,
+    /// And it has not answered in all that time.
+    FellSilent,
 }
 
 const IN: Option<Action> = Some(Action::Admit(7));
@@ -61,7 +63,7 @@ type Outcome = (State, Option<Action>);
 
 /// For each past, by event.
 #[rustfmt::skip]
-const TABLE: [(Past, [Outcome; 11]); 8] = [
+const TABLE: [(Past, [Outcome; 11]); 9] = [
     (Past::New, [(Away, None), (Unknown, None), (Unknown, None), (Alive, IN), (Unknown, None),
         (Returning, None), (Returning, None), (Alive, IN), (Alive, IN), (Alive, IN), (Returning, None)]),
     (Past::Forbidden, [(Away, None), (Unknown, None), (Unknown, None), (Alive, IN), (Unknown, None),
@@ -78,6 +80,8 @@ const TABLE: [(Past, [Outcome; 11]); 8] = [
         (Returning, None), (Returning, None), (Returning, None), (Returning, None), (Returning, None), (Returning, None)]),
     (Past::FellLongAgo, [(Away, None), (Suspect, None), (Suspect, None), (Alive, IN), (Suspect, None),
         (Returning, None), (Returning, None), (Alive, IN), (Alive, IN), (Alive, IN), (Returning, None)]),
+    (Past::FellSilent, [(Away, None), (Suspect, None), (Suspect, None), (Returning, None), (Suspect, None),
+        (Returning, None), (Returning, None), (Returning, None), (Returning, None), (Returning, None), (Returning, None)]),
 ];
 
 const T0: Duration = Duration::from_secs(1_000);
@@ -134,13 +138,13 @@ fn with(past: Past) -> (Detector, Duration) {
         Past::Unready => &[Unready],
         Past::LetIn => &[Ready],
         Past::LostItsAgent => &[Ready, NoAgent],
-        Past::Fell | Past::FellLongAgo => &[Ready, Off],
-        Past::FellAndAnswered => &[Ready, Off, Ready],
+        Past::Fell | Past::FellSilent => &[Ready, Off],
+        Past::FellAndAnswered | Past::FellLongAgo => &[Ready, Off, Ready],
     };
     for event in events {
         happens(&mut detector, T0, *event);
     }
-    (detector, if past == Past::FellLongAgo { T0 + 250 * MS } else { T0 + MS })
+    (detector, if matches!(past, Past::FellLongAgo | Past::FellSilent) { T0 + 250 * MS } else { T0 + MS })
 }
 
 #[test]
@@ -191,7 +195,7 @@ fn who_falls_again_and_again_is_kept_out_longer_and_forgiven_in_time() {
 
 #[test]
 fn only_who_comes_back_as_the_same_was_suspected_falsely() {
-    let (mut detector, _) = with(Past::Fell);
+    let (mut detector, _) = with(Past::FellAndAnswered);
     let now = T0 + 250 * MS;
     let reborn = Observation { incarnation: 8, ..seen(Ready, false) };
     assert_eq!(peer(&mut detector).observe(now, &reborn), Some(Action::Admit(8)));
@@ -212,7 +216,9 @@ fn an_agent_that_starts_takes_over_what_it_finds() {
     peer(&mut detector).adopt(7, true);
     assert_eq!(happens(&mut detector, T0, Quiet), None);
     assert_eq!((peer(&mut detector).state, detector.own(true)), (Suspect, Own::CutOff));
-    assert_eq!(happens(&mut detector, T0, Ready), IN);
+    assert_eq!(happens(&mut detector, T0, Ready), None);
+    assert_eq!(happens(&mut detector, T0 + 99 * MS, Ready), None, "others may owe it flows");
+    assert_eq!(happens(&mut detector, T0 + 100 * MS, Ready), IN);
     assert_eq!(peer(&mut detector).false_suspicions, 1, "whoever suspected it");
 }
 

@@ -103,8 +103,17 @@ pub struct PeerCounters {
     pub overflows: u64,
     /// Flows that wait to be sent or acknowledged.
     pub backlog: u64,
+    /// How long the first of them has waited, milliseconds.
+    #[serde(default)]
+    pub waiting_ms: u64,
     /// From a change of a flow to its acknowledgement by the peer.
     pub lag: Lag,
+}
+
+/// Has no peer called current by what was counted before others were to have flows.
+pub fn outdate(peers: &mut BTreeMap<u8, PeerCounters>) {
+    let current = peers.values_mut().filter(|peer| peer.state == State::Current);
+    current.for_each(|peer| peer.state = State::Resynchronising);
 }
 
 /// A lag in microseconds.

@@ -15,6 +15,7 @@ use super::counters::{PeerCounters, State};
 use super::key::FlowKey;
 use super::live::{Held, Live};
 use super::plan::{SlotSet, View};
+use super::receive::Decided;
 use super::store::Flows;
 use super::stream::{Flight, Peer, Pending};
 use super::wire::{Answer, BatchWriter, FlowCopy, Header, NotWritten, Verdict};
@@ -127,15 +128,18 @@ impl Machine {
         let slot = self.slot(&key);
         self.live.seen(key, backend);
         for peer in self.peers.values_mut().filter(|peer| peer.is_here() && peer.wanted.holds(slot)) {
-            peer.push(Pending { key, changed: Some(changed), queued: now }, self.pace.pending);
+            peer.push(Pending { key, changed: Some(changed), queued: now, owed: false }, self.pace.pending);
         }
     }
 
-    /// Two nodes had chosen a backend for a flow, and this one has decided: those that are to have it are told how it is here.
-    pub fn handle_decided(&mut self, key: FlowKey, now: u64) {
+    /// Two nodes had chosen a backend for a flow, and this one has decided: those that are to have it are told how it is
+    /// here, and so is whoever told of the other choice, which it would go by for ever.
+    pub fn handle_decided(&mut self, decided: Decided, now: u64) {
+        let Decided { key, teller } = decided;
         let slot = self.slot(&key);
-        for peer in self.peers.values_mut().filter(|peer| peer.is_here() && peer.wanted.holds(slot)) {
-            peer.push(Pending { key, changed: None, queued: now }, self.pace.pending);
+        let hears = |id: u8, peer: &Peer| peer.is_here() && (id == teller || peer.wanted.holds(slot));
+        for (&id, peer) in self.peers.iter_mut().filter(|(id, peer)| hears(**id, peer)) {
+            peer.push(Pending { key, changed: None, queued: now, owed: id == teller }, self.pace.pending);
         }
     }
 
@@ -232,7 +236,7 @@ impl Machine {
                         if !walk.spend(pace.flows_per_second) {
                             break;
                         }
-                        peer.push(Pending { key, changed: None, queued: now }, pace.pending);
+                        peer.push(Pending { key, changed: None, queued: now, owed: false }, pace.pending);
                     }
                 }
                 walk.place += 1;
@@ -263,7 +267,7 @@ impl Machine {
                 }
                 for (&id, peer) in self.peers.iter_mut().filter(|(_, peer)| wants(peer)) {
                     if is_due(flows, &flow, live.held(&key, id), now) {
-                        peer.push(Pending { key, changed: None, queued: now }, self.pace.pending);
+                        peer.push(Pending { key, changed: None, queued: now, owed: false }, self.pace.pending);
                     }
                 }
             }
@@ -335,7 +339,7 @@ impl Machine {
         while let Some(waiting) = peer.pending.pop_front() {
             let key = waiting.key;
             let Some(flow) = flows.find(&key).filter(|flow| counts(flows, flow, now)) else { continue };
-            let wanted = peer.wanted.holds(key.slot(&self.own.hash_key, mask));
+            let wanted = waiting.owed || peer.wanted.holds(key.slot(&self.own.hash_key, mask));
             if !wanted || !is_due(flows, &flow, self.live.held(&key, to), now) {
                 continue;
             }
@@ -358,8 +362,8 @@ impl Machine {
     }
 
     /// What is counted of each peer.
-    pub fn counters(&self) -> BTreeMap<u8, PeerCounters> {
-        self.peers.iter().map(|(&id, peer)| (id, peer.counted())).collect()
+    pub fn counters(&self, now: u64) -> BTreeMap<u8, PeerCounters> {
+        self.peers.iter().map(|(&id, peer)| (id, peer.counted(now))).collect()
     }
 }
 

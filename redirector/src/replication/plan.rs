@@ -76,7 +76,7 @@ pub struct Claim {
     pub backend: u16,
     /// Seconds since its last packet.
     pub idle: u64,
-    /// Version of its slot when it was recorded.
+    /// Version of its slot when it was recorded; 0: by a node that does not own the slot and reached nobody who does.
     pub version: u32,
     /// The node that chose the backend.
     pub origin: u8,
@@ -106,9 +106,11 @@ pub enum Merge {
 /// connection now holds; then the one under the later slot table; then the lower node's. Both sides come to the same.
 ///
 /// What is only a copy decides nothing, unless it is known that its connection is served now: whoever made the choice
-/// decides, and then tells those that have copies.
+/// decides, and then tells those that have copies. It gives way to what is served now, since this node may be the owner.
 pub fn merge(mine: &Claim, theirs: &Claim, from: u8) -> Merge {
-    if mine.backend == theirs.backend || mine.origin == theirs.origin {
+    // A node that chose alone did not know what it had chosen before, in an earlier life.
+    let is_one_choosers = mine.origin == theirs.origin && (mine.version == 0) == (theirs.version == 0);
+    if mine.backend == theirs.backend || is_one_choosers {
         return match (mine.is_over, theirs.is_over) {
             // Connections end once; what comes after that is another one.
             (false, true) if theirs.idle <= mine.idle + SKEW => Merge::Update,
@@ -120,6 +122,8 @@ pub fn merge(mine: &Claim, theirs: &Claim, from: u8) -> Merge {
     let decides = |claim: &Claim| !claim.is_copy || claim.idle <= RECENT;
     match (decides(mine), decides(theirs)) {
         (false, _) if from == mine.origin => return Merge::Update,
+        // Should the choice that this is a copy of be in use, whoever made it hears of the other, and tells of it again.
+        (false, true) if theirs.idle <= RECENT => return Merge::GiveWay,
         (true, true) => {}
         _ => return Merge::Keep,
     }
@@ -188,7 +192,8 @@ mod tests {
         for (theirs, becomes) in [
             (claim(1, 6, 0, 3), Merge::Update),
             (claim(1, 7, 99, 3), Merge::Keep),
-            (claim(2, 0, 0, 2), Merge::Update),
+            (claim(2, 0, 11, 2), Merge::Update),
+            (claim(2, 6, 0, 2), Merge::Prevail),
             (claim(2, 5, 0, 9), Merge::GiveWay),
             (claim(2, 6, 11, 9), Merge::GiveWay),
             (claim(2, 6, 10, 1), Merge::GiveWay),
@@ -228,6 +233,8 @@ mod tests {
             (copy(mine), copy(theirs), 2, Merge::Update),
             // A connection that is served now is known to be, whoever tells of it.
             (mine, copy(claim(2, 1, 0, 9)), 8, Merge::GiveWay),
+            (copy(mine), claim(2, 1, 0, 9), 9, Merge::GiveWay),
+            (copy(mine), copy(claim(2, 1, 0, 9)), 8, Merge::GiveWay),
             (copy(claim(1, 1, 0, 2)), theirs, 9, Merge::Prevail),
             (copy(claim(1, 1, 0, 2)), copy(theirs), 2, Merge::Keep),
         ] {

@@ -21,13 +21,22 @@ const SECOND: u64 = 1_000_000_000;
 /// Stamps of entries are seconds modulo this.
 const STAMPS: u64 = 8192;
 
+/// A flow of which this node had one choice of a backend and was told of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// The flow.
+    pub key: FlowKey,
+    /// Who told of the other choice.
+    pub teller: u8,
+}
+
 /// What became of a batch.
 #[derive(Clone, Debug)]
 pub struct Taken {
     /// The answer for its sender.
     pub answer: Vec<u8>,
     /// Flows for which two nodes had chosen a backend, and this one has decided: the others are to hear of it.
-    pub decided: Vec<FlowKey>,
+    pub decided: Vec<Decided>,
     /// Why it was refused, if it was.
     pub refused: Option<Refused>,
 }
@@ -116,7 +125,7 @@ impl Receiver {
             };
             match fate {
                 Fate::Known => {}
-                Fate::Decided => decided.push(copy.key),
+                Fate::Decided => decided.push(Decided { key: copy.key, teller: from }),
                 Fate::Missed => missed.push(place as u16),
             }
         }

@@ -14,13 +14,12 @@ use redirector_ebpf::tables::names::{Name, NameKey};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::counters::{Counters, FlowBytes};
+use super::counters::{Counters, FlowBytes, outdate};
 use super::events::{Changed, Heard, Ring};
-use super::key::FlowKey;
 use super::live::Live;
 use super::machine::{Identity, Pace};
 use super::plan::View;
-use super::receive::Receiver;
+use super::receive::{Decided, Receiver};
 use super::store::Mapped;
 use super::wire::Refused;
 use super::worker::Worker;
@@ -236,7 +235,7 @@ fn take_in(
     runtime: &Handle,
     mut inbox: mpsc::Receiver<Incoming>,
     mut ended: oneshot::Receiver<()>,
-    deciding: &Sender<FlowKey>,
+    deciding: &Sender<Decided>,
 ) {
     let mut next = || {
         runtime.block_on(async {
@@ -255,8 +254,8 @@ fn take_in(
             Some(Refused::Damaged) => tracing::warn!(from, "a batch of flows came damaged and is asked for again"),
             Some(error) => tracing::warn!(from, %error, "a batch of flows is refused"),
         }
-        for key in taken.decided {
-            if deciding.try_send(key).is_err() {
+        for decided in taken.decided {
+            if deciding.try_send(decided).is_err() {
                 // All are looked at again, these among them.
                 shared.heard.loss.store(true, Relaxed);
             }
@@ -272,7 +271,9 @@ impl Replication {
     /// Says which slot table is in force and who is alive. Who is to have more than before is given it.
     pub fn set_view(&self, view: View) {
         *lock(&self.shared.view_version) = view.version();
-        *lock(&self.shared.next_view) = Some(view);
+        let mut next = lock(&self.shared.next_view);
+        outdate(&mut lock(&self.shared.counters).peers);
+        *next = Some(view);
     }
 
     /// Says that services or backends may be called otherwise than before.

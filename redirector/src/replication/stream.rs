@@ -39,6 +39,8 @@ pub(super) struct Pending {
     pub(super) changed: Option<u64>,
     /// Since when it waits.
     pub(super) queued: u64,
+    /// Whether the peer is to hear of it though it is to have no copy: it has chosen otherwise.
+    pub(super) owed: bool,
 }
 
 /// A batch that is under way.
@@ -260,8 +262,11 @@ impl Peer {
     }
 
     /// What is counted of it.
-    pub(super) fn counted(&self) -> PeerCounters {
+    pub(super) fn counted(&self, now: u64) -> PeerCounters {
         let backlog = (self.pending.len() + self.under_way()) as u64;
-        PeerCounters { state: self.state(), backlog, lag: Lag::of(&self.lag), ..self.counters.clone() }
+        let flying = self.flight.as_ref().and_then(|flight| flight.flows.first()).map(|(flow, _)| flow.queued);
+        let oldest = flying.into_iter().chain(self.pending.front().map(|flow| flow.queued)).min();
+        let waiting_ms = oldest.map_or(0, |oldest| now.saturating_sub(oldest) / 1_000_000);
+        PeerCounters { state: self.state(), backlog, waiting_ms, lag: Lag::of(&self.lag), ..self.counters.clone() }
     }
 }

@@ -8,8 +8,8 @@ use crossbeam::channel::{Receiver, Sender, bounded, select};
 use tokio::runtime::Handle;
 
 use super::events::Changed;
-use super::key::FlowKey;
 use super::machine::{Machine, Outgoing, Pace};
+use super::receive::Decided;
 use super::shell::{Shared, lock};
 use super::wire::Answer;
 use crate::dataplane::flows::now;
@@ -47,7 +47,7 @@ pub(super) struct Worker {
     machine: Machine,
     runtime: Handle,
     changed: Receiver<Changed>,
-    decided: Receiver<FlowKey>,
+    decided: Receiver<Decided>,
     answered: (Sender<Answered>, Receiver<Answered>),
     looked: Instant,
     named: Instant,
@@ -60,7 +60,7 @@ impl Worker {
         pace: Pace,
         runtime: Handle,
         changed: Receiver<Changed>,
-        decided: Receiver<FlowKey>,
+        decided: Receiver<Decided>,
     ) -> Self {
         let machine = Machine::new(shared.own, pace, shared.live.clone());
         let now = Instant::now();
@@ -124,7 +124,7 @@ impl Worker {
         if self.looked.elapsed() >= LOOK {
             self.look();
         }
-        self.decided.try_iter().for_each(|key| self.machine.handle_decided(key, now()));
+        self.decided.try_iter().for_each(|decided| self.machine.handle_decided(decided, now()));
         if self.shared.heard.loss.swap(false, Relaxed) {
             if self.warned.is_none_or(|at| at.elapsed() > WARNING) {
                 self.warned = Some(Instant::now());
@@ -147,7 +147,12 @@ impl Worker {
         let connected = self.shared.transport.connected();
         self.machine.handle_connected(&connected);
         lock(&self.shared.receiver).handle_connected(&connected);
-        lock(&self.shared.counters).peers = self.machine.counters();
+        // Of a view that is not in force yet nothing can be said.
+        let next = lock(&self.shared.next_view);
+        if next.is_none() {
+            lock(&self.shared.counters).peers = self.machine.counters(now());
+        }
+        drop(next);
         if self.named.elapsed() >= NAMES || self.shared.renamed.swap(false, Relaxed) {
             self.named = Instant::now();
             self.shared.look_up();

@@ -44,7 +44,7 @@ enum To<'a> {
     Backend(u16),
     /// To the backend of a known flow.
     Known(flow::Place<'a>, flow::Found),
-    /// To this backend, as a new flow, which is recorded with its slot's version.
+    /// To this backend, as a new flow, which is recorded with its slot's version; with none if no owner is reached.
     New(flow::Place<'a>, u16, u64),
     /// To this node.
     Node(u8),
@@ -164,7 +164,8 @@ fn owned<'a, T: Tables>(
     }
     let is_old = !opens && (packet.tuple.protocol == protocol::TCP || tables.now() < place.old_until);
     let backend = if is_old { place.row.previous() } else { place.row.current() };
-    Some(To::New(flow_place, backend, slot.version))
+    let version = if first == 0 { 0 } else { slot.version };
+    Some(To::New(flow_place, backend, version))
 }
 
 #[inline(always)]

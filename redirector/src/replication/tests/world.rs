@@ -247,7 +247,7 @@ impl World {
         let node = self.node_mut(batch.to);
         let answer = if connected && !node.deaf {
             let taken = node.receiver.handle_batch(from, &batch.bytes, &node.flows, &node.names, now);
-            taken.decided.iter().for_each(|key| node.machine.handle_decided(*key, now));
+            taken.decided.iter().for_each(|decided| node.machine.handle_decided(*decided, now));
             let answer = Answer::read(&taken.answer, CLUSTER).expect("an answer that can be read");
             Some(answer).filter(|_| !std::mem::take(&mut node.lose_answer))
         } else {
@@ -371,7 +371,7 @@ impl World {
     }
 
     pub(super) fn counters(&self, id: u8, peer: u8) -> PeerCounters {
-        self.node(id).machine.counters()[&peer].clone()
+        self.node(id).machine.counters(self.now)[&peer].clone()
     }
 
     pub(super) fn complete(&self, id: u8) -> BTreeSet<u8> {
