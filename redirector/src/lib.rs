@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 pub mod agent;
+pub mod bfd;
 pub mod breaker;
 pub mod cli;
 pub mod config;

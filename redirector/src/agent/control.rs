@@ -17,6 +17,7 @@ use super::agreement::{AgreementStatus, Durable};
 use super::backup::Backup;
 use super::follow::{Asked, Change};
 use super::{Applied, BackendStatus, HealthStatus, LivenessStatus, Node, PathStatus};
+use crate::bfd;
 use crate::breaker;
 use crate::config::Config;
 
@@ -45,6 +46,8 @@ pub enum Request {
     Paths,
     /// How do your backends do?
     Backends,
+    /// How do your BFD sessions do?
+    Bfd,
     /// How is your health, and your load?
     Health,
     /// What would this change?
@@ -126,6 +129,11 @@ pub enum Answer {
     Backends {
         /// One by one.
         backends: Vec<BackendStatus>,
+    },
+    /// How its BFD sessions do.
+    Bfd {
+        /// One by one.
+        sessions: Vec<bfd::Status>,
     },
     /// What replication has counted.
     Replication {
@@ -271,6 +279,7 @@ pub(super) async fn answer(node: &mut Node, request: Request, answer: oneshot::S
         },
         Request::Health => Answer::Health { health: node.health() },
         Request::Breakers => Answer::Breakers { breakers: node.breakers().statuses() },
+        Request::Bfd => Answer::Bfd { sessions: node.sessions() },
         Request::Paths => match node.paths() {
             Some(paths) => Answer::Paths { paths },
             None => refused("the agent does not watch its paths yet".to_owned()),

@@ -24,6 +24,7 @@ use crate::dataplane::flows::now;
 use crate::dataplane::image::Image;
 use crate::dataplane::liveness::{LivenessMaps, LivenessTables};
 use crate::liveness::{Detector, Own, Sender, Spread};
+use crate::paths::health::Sign;
 use crate::vip::{self, View};
 
 /// Liveness of a node.
@@ -179,6 +180,11 @@ impl Liveness {
     pub(super) fn carrier(&mut self, port: u8, carrier: bool) {
         self.paths.carrier(port, carrier);
         self.lookout.carrier(&self.maps, port, carrier);
+    }
+
+    /// BFD sessions say something else.
+    pub(super) fn set_sessions(&mut self, signs: Vec<Sign>) {
+        self.paths.set_sessions(signs);
     }
 
     /// Gives a sign of life, lets peers be alive that may be, and says who is to have copies of flows.

@@ -81,6 +81,7 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
     let mut watch = netlink::watch()?;
     let mut node = Node::start(&path.display().to_string(), &text, mode).await?;
     node.start_liveness()?;
+    let mut sessions = node.start_bfd()?;
     node.follow().await;
     let (mut seen, mut decisions) = (node.changes(), node.decisions());
     let mut vips = Vips::start(node.config(), node.breakers(), node.incidents.journal().clone())?;
@@ -111,6 +112,10 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
             Some((request, answer)) = requested.recv() => {
                 control::answer(&mut node, request, answer).await;
                 look_after_vips(&mut vips, &mut node).await;
+            }
+            Ok(()) = sessions.changed() => {
+                let signs = sessions.borrow_and_update().clone();
+                node.set_sessions(signs);
             }
             Ok(()) = decisions.changed() => {
                 let before = (node.version(), node.planned_vips());

@@ -26,6 +26,7 @@ use super::lookout;
 use super::next_hops;
 use super::paths::PathStatus;
 use super::talk::Talk;
+use crate::bfd::{self, Speaker};
 use crate::breaker::{Breaker, Breakers, Policy};
 use crate::config::{self, Config, XdpMode};
 use crate::consensus::planner::Report;
@@ -36,6 +37,7 @@ use crate::dataplane::{install, load};
 use crate::doctor::fitness;
 use crate::journal::Journal;
 use crate::netlink::{self, Neighbour};
+use crate::paths::health::Sign;
 use crate::replication;
 use crate::vip::{self, View};
 
@@ -75,6 +77,7 @@ pub struct Node {
     pub(super) audited: u64,
     condition: Condition,
     health: SelfHealth,
+    speaker: Option<Speaker>,
     _held: File,
 }
 
@@ -238,6 +241,7 @@ impl Node {
             audited: 0,
             condition,
             health,
+            speaker: None,
             _held,
         })
     }
@@ -380,6 +384,7 @@ impl Node {
 
     /// Ends talking to the peers.
     pub(super) async fn end(&mut self) {
+        drop(self.speaker.take());
         if let Some(agreement) = self.agreement.take() {
             agreement.end().await;
         }
@@ -391,6 +396,30 @@ impl Node {
     /// What liveness has to tell.
     pub(super) fn liveness(&self) -> Option<LivenessStatus> {
         self.liveness.as_ref().map(|liveness| liveness.status(self.began))
+    }
+
+    /// Speaks BFD with the routers that are configured; what sessions say of paths.
+    ///
+    /// # Errors
+    /// Where there is no thread for it.
+    pub(super) fn start_bfd(&mut self) -> Result<watch::Receiver<Vec<Sign>>> {
+        if self.config.bfds.is_empty() {
+            return Ok(watch::channel(Vec::new()).1);
+        }
+        let speaker = Speaker::start(&self.config.bfds, self.incidents.journal().clone())?;
+        Ok(self.speaker.insert(speaker).signs())
+    }
+
+    /// BFD sessions say something else of paths.
+    pub(super) fn set_sessions(&mut self, signs: Vec<Sign>) {
+        if let Some(liveness) = &mut self.liveness {
+            liveness.set_sessions(signs);
+        }
+    }
+
+    /// What there is to tell of BFD sessions.
+    pub(super) fn sessions(&self) -> Vec<bfd::Status> {
+        self.speaker.as_ref().map(Speaker::statuses).unwrap_or_default()
     }
 
     /// What is known of paths.
@@ -497,6 +526,7 @@ impl Node {
             ("cluster", now.cluster == next.cluster),
             ("tables", now.tables == next.tables),
             ("interface", now.interfaces == next.interfaces),
+            ("bfd", now.bfds == next.bfds),
         ];
         own.into_iter().find(|(_, same)| !same).map_or(Ok(()), |(part, _)| Err(ApplyError::Own(part)))
     }

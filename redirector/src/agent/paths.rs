@@ -37,6 +37,8 @@ pub(super) struct Paths {
     changes: u64,
     prober: Prober,
     breakers: Breakers,
+    /// What BFD sessions say, in the order of the configuration.
+    sessions: Vec<Sign>,
 }
 
 /// One path.
@@ -45,6 +47,7 @@ struct Watch {
     term: u32,
     leg: Option<u16>,
     port: u8,
+    session: Option<usize>,
     rules: Rules,
     health: Path,
     probed: Option<Arc<Probed>>,
@@ -98,6 +101,7 @@ impl Paths {
             changes: 0,
             prober: Prober::new(),
             breakers: breakers.clone(),
+            sessions: Vec::new(),
         })
     }
 
@@ -148,6 +152,7 @@ impl Paths {
             }
             if let Some(watch) = self.paths.get_mut(&id) {
                 watch.probed = probed.get(&id).cloned();
+                watch.session = watched.session;
             }
             let watch = &self.paths[&id];
             self.maps.set_admission(watch.row, admission(id, watch));
@@ -203,7 +208,7 @@ impl Paths {
                 term
             }
         };
-        Ok(Watch { row, term, leg, port, rules, health, probed: None })
+        Ok(Watch { row, term, leg, port, session: None, rules, health, probed: None })
     }
 
     /// A port lost its carrier, or has it again.
@@ -219,6 +224,12 @@ impl Paths {
         }
     }
 
+    /// BFD sessions say something else: paths follow at once.
+    pub(super) fn set_sessions(&mut self, signs: Vec<Sign>) {
+        self.sessions = signs;
+        self.step();
+    }
+
     /// Looks at all paths, and lets those be alive that may.
     pub(super) fn step(&mut self) {
         let time = now();
@@ -229,6 +240,7 @@ impl Paths {
                 carrier: !self.down.contains(&watch.port),
                 streak: watch.leg.and_then(|leg| streak(&self.maps, leg, time)),
                 probes: watch.probes(),
+                session: watch.session.and_then(|at| self.sessions.get(at).copied()).unwrap_or_default(),
                 ..Observation::default()
             };
             let before = watch.health.state;

@@ -38,6 +38,7 @@ pub enum Kind {
     Shedding,
     Health,
     Interface,
+    Bfd,
     Member,
     Witness,
     Vip,
@@ -122,7 +123,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
 }
 
 /// The order of the listing: what others refer to comes first.
-const KINDS: [Kind; 16] = [
+const KINDS: [Kind; 17] = [
     Kind::Node,
     Kind::Cluster,
     Kind::Tables,
@@ -132,6 +133,7 @@ const KINDS: [Kind; 16] = [
     Kind::Shedding,
     Kind::Health,
     Kind::Interface,
+    Kind::Bfd,
     Kind::Member,
     Kind::Witness,
     Kind::Vip,
@@ -157,6 +159,7 @@ fn things(config: &Config) -> BTreeMap<(usize, String), Value> {
     put(Kind::Shedding, String::new(), json(&config.shedding));
     put(Kind::Health, String::new(), json(&config.health));
     config.interfaces.iter().for_each(|i| put(Kind::Interface, i.name.clone(), json(i)));
+    config.bfds.iter().for_each(|b| put(Kind::Bfd, b.peer.to_string(), json(b)));
     config.members.iter().for_each(|m| put(Kind::Member, m.id.to_string(), json(m)));
     config.witnesses.iter().for_each(|w| put(Kind::Witness, w.id.to_string(), json(w)));
     config.vips.iter().for_each(|v| put(Kind::Vip, v.address.to_string(), json(v)));

@@ -22,11 +22,13 @@ pub struct PoolHealth {
     pub hold_down: Duration,
     /// When less than this share of its weight is healthy, in per cent, all backends are used.
     pub panic: u8,
+    /// Whether paths go by BFD sessions with their next hop or far end, where there are any.
+    pub bfd: bool,
 }
 
 impl Default for PoolHealth {
     fn default() -> Self {
-        Self { beats: None, rise: 3, hold_down: Duration::from_millis(250), panic: 50 }
+        Self { beats: None, rise: 3, hold_down: Duration::from_millis(250), panic: 50, bfd: true }
     }
 }
 
@@ -38,6 +40,7 @@ pub(super) fn health(mut r: Reader<'_>) -> PoolHealth {
         rise: r.number("rise", 1..=15).unwrap_or(default.rise),
         hold_down: r.duration("hold_down", Duration::ZERO..=Duration::from_secs(3600)).unwrap_or(default.hold_down),
         panic: r.number("panic", 0..=100).unwrap_or(default.panic),
+        bfd: r.flag("bfd").unwrap_or(default.bfd),
     };
     r.done();
     health

@@ -13,6 +13,7 @@
 //! `read` fills a field that is wrong or missing with a placeholder and notes the mistake. `rules` then judges the whole
 //! and stays silent about fields that already have a mistake, so that one slip is told once.
 
+mod bfd;
 mod condition;
 mod diff;
 mod health;
@@ -32,6 +33,7 @@ use std::{fs::File, io::Read as _, path::Path as FilePath};
 
 use toml::de::DeTable;
 
+pub use bfd::Bfd;
 pub use condition::{Health, Refused, Shedding};
 pub use diff::{Change, Kind, What, diff};
 pub use health::PoolHealth;

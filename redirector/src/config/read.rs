@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    health, probe,
+    bfd, health, probe,
     reader::{Item, Reader},
     text::{self, Wrong},
     *,
@@ -48,6 +48,7 @@ pub(super) fn config(root: &mut Reader<'_>, beside: Option<&FilePath>) -> Config
         shedding: root.table("shedding").map_or_else(Shedding::default, condition::shedding),
         health: root.table("health").map_or_else(Health::default, condition::health),
         interfaces: root.tables("interface").into_iter().map(interface).collect(),
+        bfds: root.tables("bfd").into_iter().map(bfd::bfd).collect(),
         members: root.tables("member").into_iter().map(member).collect(),
         witnesses: root.tables("witness").into_iter().map(witness).collect(),
         vips: root.tables("vip").into_iter().map(vip).collect(),
@@ -59,7 +60,7 @@ pub(super) fn config(root: &mut Reader<'_>, beside: Option<&FilePath>) -> Config
 
 /// Reads what all nodes have in common, and takes the rest from a node's own configuration.
 pub(super) fn shared(root: &mut Reader<'_>, own: &Config) -> Config {
-    for name in ["node", "cluster", "tables", "interface", "decap"] {
+    for name in ["node", "cluster", "tables", "interface", "bfd", "decap"] {
         root.item(name);
     }
     Config {
@@ -67,6 +68,7 @@ pub(super) fn shared(root: &mut Reader<'_>, own: &Config) -> Config {
         cluster: own.cluster.clone(),
         tables: own.tables.clone(),
         interfaces: own.interfaces.clone(),
+        bfds: own.bfds.clone(),
         decap: own.decap.clone(),
         limits: root.table("limits").map_or_else(Limits::default, limits),
         timeouts: root.table("timeouts").map_or_else(Timeouts::default, timeouts),
@@ -93,6 +95,7 @@ pub(super) fn decap_alone(root: &mut Reader<'_>) -> Decap {
         "shedding",
         "health",
         "interface",
+        "bfd",
         "member",
         "witness",
         "vip",

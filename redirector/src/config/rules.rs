@@ -12,6 +12,7 @@ pub(super) fn check(config: &Config, notes: &Notes) {
     if !config.is_witness() {
         interfaces(config, notes);
     }
+    sessions(config, notes);
     members(config, notes);
     let vips = config.vips.iter().map(|vip| vip.address);
     unique(notes, vips, |i| format!("vip[{i}].address"), "remove one of the two");
@@ -79,6 +80,16 @@ fn interfaces(config: &Config, notes: &Notes) {
         let mend = format!("write one of {}, or add an [[interface]]", known.join(", "));
         notes.report(&field, format!("{name:?} is none of the [[interface]]"), mend);
     }
+}
+
+/// Notes BFD sessions that could not be told apart.
+fn sessions(config: &Config, notes: &Notes) {
+    let mend = "keep one of the two: a session is known by its peer, and over a single hop by its interface";
+    let known = config.bfds.iter().map(|bfd| match &bfd.interface {
+        Some(interface) => format!("{} on {interface}", bfd.peer),
+        None => format!("{} over several hops", bfd.peer),
+    });
+    unique(notes, known, |i| format!("bfd[{i}].peer"), mend);
 }
 
 fn members(config: &Config, notes: &Notes) {

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
-use super::{Decap, Health, Pool, Service, Shedding, Vip, text::serialize_duration as duration};
+use super::{Bfd, Decap, Health, Pool, Service, Shedding, Vip, text::serialize_duration as duration};
 
 /// A node's whole configuration.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -29,6 +29,9 @@ pub struct Config {
     /// Interfaces that packets are taken from.
     #[serde(rename = "interface")]
     pub interfaces: Vec<Interface>,
+    /// Routers that this node speaks BFD with.
+    #[serde(rename = "bfd")]
+    pub bfds: Vec<Bfd>,
     /// Every node of the cluster, this one too; empty for a cluster of one.
     #[serde(rename = "member")]
     pub members: Vec<Member>,

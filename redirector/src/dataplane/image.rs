@@ -17,7 +17,7 @@ use siphasher::sip128::SipHasher24;
 use super::address::{address, ip, mac_word, mapped};
 use super::registry::{Full, Registry};
 use crate::config::{
-    Affinity, BackendState, Beats, Config, Echo, Forward, MemberLink, Mode, Pool as PoolConfig, PortRange, Prefix,
+    Affinity, BackendState, Beats, Bfd, Config, Echo, Forward, MemberLink, Mode, Pool as PoolConfig, PortRange, Prefix,
     Protocol, Refused, Unmatched,
 };
 use crate::ownership;
@@ -82,6 +82,8 @@ pub struct Watched {
     pub hold_down: Duration,
     /// What its far end is asked besides.
     pub probe: Option<Target>,
+    /// The BFD session that it goes by, as its place in the configuration.
+    pub session: Option<usize>,
 }
 
 /// A pool as it should be.
@@ -372,6 +374,10 @@ impl Image {
         links: &Links,
     ) -> Watched {
         let target = if row.kind == carried::L2 { next_hop } else { ip(&row.remote, row.outer_v6 != 0) };
+        let session = |bfd: &Bfd| match &bfd.interface {
+            Some(over) => bfd.peer == next_hop && over == interface,
+            None => bfd.peer == target,
+        };
         let leg = |source| Leg { path: Path { mtu: 0, ..*row }, source, target };
         let is_asked = config.cluster.path_key.is_some();
         Watched {
@@ -387,6 +393,7 @@ impl Image {
                 is_tagged: row.vlan != 0,
                 mac: links.get(interface).map_or([0; 6], |link| link.mac),
             }),
+            session: config.bfds.iter().position(session).filter(|_| pool.health.bfd),
         }
     }
 

@@ -43,6 +43,8 @@ pub enum Kind {
     Peer,
     /// This node itself is returning, serving or cut off.
     Own,
+    /// A BFD session came up, or went down from that.
+    Session,
     /// A VIP came here or went.
     Takeover,
     /// Another role in the consensus.

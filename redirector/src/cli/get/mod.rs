@@ -1,6 +1,7 @@
 //! `get`: what the maps hold, one file for each kind of thing. The agent need not run.
 
 mod backends;
+mod bfd;
 mod breakers;
 mod flows;
 mod health;
@@ -26,7 +27,7 @@ use crate::dataplane::maps::{Maps, MapsError, read};
 pub(super) use services::ranges;
 pub(super) use vips::lines as vip_lines;
 
-/// Show nodes, services, backends, paths, owners, flows, vips, replication, health, breakers or stats.
+/// Show nodes, services, backends, paths, owners, flows, vips, replication, health, breakers, bfd or stats.
 #[derive(Debug, clap::Args)]
 pub(super) struct Get {
     #[command(subcommand)]
@@ -63,6 +64,8 @@ enum What {
     /// Circuit breakers before what the agent depends on.
     #[command(visible_alias = "breaker")]
     Breakers(breakers::Breakers),
+    /// BFD sessions with routers: states, negotiated timers.
+    Bfd(Plain),
     /// What became of packets, and how full the flow tables are.
     Stats(stats::Stats),
 }
@@ -90,6 +93,7 @@ impl Get {
             What::Owners(command) => command.run(),
             What::Flows(command) => command.run(),
             What::Health(Plain { target, output }) => health::show(&target, output),
+            What::Bfd(Plain { target, output }) => bfd::show(&target, output),
             What::Breakers(command) => command.run(),
             What::Stats(command) => command.run(),
         }

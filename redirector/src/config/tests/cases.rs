@@ -157,6 +157,51 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("[[vip]]", "[timeouts]\nudp = \"1ms\"\n[[vip]]", "timeouts.udp", "1s to 2h"),
     ("[cluster]", "[cluster]\nport = 0", "cluster.port", "1 to 65535"),
     ("source =", "mtu = 100\nsource =", "pool[1].backend[0].path[0].mtu", "576 to 65535"),
+    // BFD.
+    ("[[member]]", "[[bfd]]\ninterface = \"eth0\"\n[[member]]", "bfd[0].peer", "add the router's address"),
+    ("[[member]]", "[[bfd]]\npeer = \"10.0.0.9\"\n[[member]]", "bfd[0].interface", "or multihop = true"),
+    (
+        "[[member]]",
+        "[[bfd]]\npeer = \"10.0.0.9\"\ninterface = \"eth0\"\nmultihop = true\n[[member]]",
+        "bfd[0].multihop",
+        "over a single hop",
+    ),
+    (
+        "[[member]]",
+        "[[bfd]]\npeer = \"fe80::1\"\ninterface = \"eth0\"\nlocal = \"10.0.0.1\"\n[[member]]",
+        "bfd[0].local",
+        "family",
+    ),
+    (
+        "[[member]]",
+        "[[bfd]]\npeer = \"10.0.0.9\"\nmultihop = true\nmin_tx = \"1ms\"\n[[member]]",
+        "bfd[0].min_tx",
+        "10ms to 1m",
+    ),
+    (
+        "[[member]]",
+        "[[bfd]]\npeer = \"10.0.0.9\"\nmultihop = true\nmultiplier = 0\n[[member]]",
+        "bfd[0].multiplier",
+        "1 to 255",
+    ),
+    (
+        "[[member]]",
+        "[[bfd]]\npeer = \"10.0.0.9\"\nmultihop = true\npassword = \"x\"\n[[member]]",
+        "bfd[0].auth",
+        "\"meticulous-sha1\"",
+    ),
+    (
+        "[[member]]",
+        "[[bfd]]\npeer = \"10.0.0.9\"\nmultihop = true\nauth = \"simple\"\npassword = \"seventeen letters\"\n[[member]]",
+        "bfd[0].password",
+        "has 17 bytes; write 1 to 16",
+    ),
+    (
+        "[[member]]",
+        "[[bfd]]\npeer = \"10.0.0.9\"\nmultihop = true\n[[bfd]]\npeer = \"10.0.0.9\"\nmultihop = true\n[[member]]",
+        "bfd[1].peer",
+        "10.0.0.9 over several hops is taken already",
+    ),
     // Written forms.
     ("0e0f\"", "0e\"", "cluster.key", "30 hexadecimal digits instead of 32"),
     ("0e0f\"", "0e0g\"", "cluster.key", "not hexadecimal"),
