@@ -17,7 +17,7 @@ use crate::shedding::{Levels, Load, Meter, Sample, cpu_times, work};
 const EVERY: Duration = Duration::from_millis(80);
 
 /// Each time this part of the flow tables is looked at.
-const PARTS: usize = 16;
+const PARTS: usize = 64;
 
 /// Greatest size of the file that the benchmark leaves.
 const CAPACITY_BYTES: u64 = 64;
@@ -136,10 +136,9 @@ impl Condition {
     }
 
     fn sample(&mut self, maps: &Maps, talk: Option<&Talk>, now: Duration) -> Result<Sample, MapsError> {
-        let mut packets = 0;
-        for reason in Reason::ALL.iter().filter(|reason| !reason.is_note()) {
-            packets += maps.reasons.get(&(*reason as u32), 0).map_err(read("REASONS"))?.iter().sum::<u64>();
-        }
+        let counts = maps.all_reasons.sums()?;
+        let ends = Reason::ALL.iter().filter(|reason| !reason.is_note());
+        let packets = ends.filter_map(|reason| counts.get(*reason as usize)).sum();
         let node = maps.node.get(&0, 0).map_err(read("NODE"))?;
         self.part = (self.part + 1) % PARTS;
         // Where it cannot be read, soft interrupts are no part of the load.

@@ -2,9 +2,11 @@
 //! handful of calls in place of as many as it has slots.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path as FilePath;
 
 use aya::Pod;
 use aya::maps::MapData;
+use aya::util::nr_cpus;
 
 use super::maps::MapsError;
 
@@ -36,9 +38,20 @@ fn call(command: libc::c_long, attr: &mut Attr) -> std::io::Result<()> {
 /// # Errors
 /// [`MapsError::System`].
 pub fn read_array<V: Pod>(map: &MapData, count: u32, name: &'static str) -> Result<Vec<V>, MapsError> {
-    let error = |source| MapsError::System { name, doing: "read", source };
     // Zeros are a `V`: whatever the kernel does not fill is one too.
     let mut values: Vec<V> = std::iter::repeat_with(zeroed).take(count as usize).collect();
+    // SAFETY: there are as many values as are told, of the size that the map has.
+    let done = unsafe { read(map, count, values.as_mut_ptr().cast(), size_of::<V>()) };
+    let error = |source| MapsError::System { name, doing: "read", source };
+    values.truncate(done.map_err(error)? as usize);
+    Ok(values)
+}
+
+/// Reads the first `count` values of an array; says how many there were.
+///
+/// # Safety
+/// `values` has room for so many values of `size` bytes, which is what the kernel writes for each.
+unsafe fn read(map: &MapData, count: u32, values: *mut u8, size: usize) -> std::io::Result<u32> {
     let mut keys = vec![0u32; count as usize];
     let mut position = 0u32;
     let mut done = 0u32;
@@ -47,7 +60,7 @@ pub fn read_array<V: Pod>(map: &MapData, count: u32, name: &'static str) -> Resu
             in_batch: if done == 0 { 0 } else { &raw const position as u64 },
             out_batch: &raw mut position as u64,
             keys: keys[done as usize..].as_mut_ptr() as u64,
-            values: values[done as usize..].as_mut_ptr() as u64,
+            values: values as u64 + u64::from(done) * size as u64,
             count: count - done,
             map_fd: map.fd().as_fd().as_raw_fd() as u32,
             ..Attr::default()
@@ -59,15 +72,49 @@ pub fn read_array<V: Pod>(map: &MapData, count: u32, name: &'static str) -> Resu
                 done += attr.count;
                 break;
             }
-            Err(e) => return Err(error(e)),
+            Err(error) => return Err(error),
         }
         if attr.count == 0 {
             break;
         }
         done += attr.count;
     }
-    values.truncate(done as usize);
-    Ok(values)
+    Ok(done)
+}
+
+/// Counters of a per-CPU array.
+pub struct Counters {
+    map: MapData,
+    name: &'static str,
+    count: u32,
+    cpus: usize,
+}
+
+impl Counters {
+    /// Opens the pinned map of that name.
+    ///
+    /// # Errors
+    /// [`MapsError`].
+    pub fn open(directory: &FilePath, name: &'static str) -> Result<Self, MapsError> {
+        let error = |source| MapsError::Open { directory: directory.to_owned(), name, source };
+        let map = MapData::from_pin(directory.join(name)).map_err(error)?;
+        let count = map.info().map_err(error)?.max_entries();
+        let cpus = nr_cpus().map_err(|(_, source)| MapsError::System { name, doing: "read", source })?;
+        Ok(Self { map, name, count, cpus })
+    }
+
+    /// All of them, each over all CPUs, in one call.
+    ///
+    /// # Errors
+    /// [`MapsError::System`].
+    pub fn sums(&self) -> Result<Vec<u64>, MapsError> {
+        let Self { map, name, count, cpus } = self;
+        let mut values = vec![0u64; *count as usize * cpus];
+        // SAFETY: for each counter the kernel writes a word for every possible CPU.
+        let done = unsafe { read(map, *count, values.as_mut_ptr().cast(), cpus * size_of::<u64>()) };
+        let done = done.map_err(|source| MapsError::System { name, doing: "read", source })?;
+        Ok(values.chunks(*cpus).take(done as usize).map(|counter| counter.iter().sum()).collect())
+    }
 }
 
 fn zeroed<V: Pod>() -> V {

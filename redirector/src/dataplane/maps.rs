@@ -16,6 +16,7 @@ use redirector_ebpf::tables::{
     Traffic, Vip,
 };
 
+use super::batch::Counters;
 use super::flows::FlowTables;
 use super::liveness::LivenessMaps;
 use super::paths::PathMaps;
@@ -101,6 +102,8 @@ pub struct Maps {
     pub held6: HashMap<MapData, Address, u32>,
     pub fragments: HashMap<MapData, FragmentKey, u64>,
     pub reasons: PerCpuArray<MapData, u64>,
+    /// The same, for whoever reads all of them.
+    pub all_reasons: Counters,
     pub refused: PerCpuHashMap<MapData, u32, u64>,
     pub service_traffic: PerCpuArray<MapData, Traffic>,
     pub backend_traffic: PerCpuArray<MapData, [Traffic; 4]>,
@@ -166,6 +169,7 @@ impl Maps {
             held6: open(directory, "HELD6", Map::HashMap)?,
             fragments: open(directory, "FRAGMENTS", Map::LruHashMap)?,
             reasons: open(directory, "REASONS", Map::PerCpuArray)?,
+            all_reasons: Counters::open(directory, "REASONS")?,
             refused: open(directory, "REFUSED", Map::PerCpuHashMap)?,
             service_traffic: open(directory, "SERVICE_TRAFFIC", Map::PerCpuArray)?,
             backend_traffic: open(directory, "BACKEND_TRAFFIC", Map::PerCpuArray)?,

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::View;
 use crate::cli::output::{Output, Reader, class, ordered, text_table};
 use crate::cli::target::Target;
-use crate::dataplane::maps::{MapsError, read};
+use crate::dataplane::maps::MapsError;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Stats {
@@ -114,11 +114,9 @@ impl Stats {
 }
 
 fn counters(view: &View) -> Result<Counters, MapsError> {
-    let mut reasons = Vec::new();
-    for reason in Reason::ALL {
-        let values = view.maps.reasons.get(&(*reason as u32), 0).map_err(read("REASONS"))?;
-        reasons.push((reason.name(), values.iter().sum()));
-    }
+    let counts = view.maps.all_reasons.sums()?;
+    let count = |reason: &Reason| counts.get(*reason as usize).copied().unwrap_or_default();
+    let reasons = Reason::ALL.iter().map(|reason| (reason.name(), count(reason))).collect();
     let (capacity4, capacity6) = view.maps.flows.capacity();
     let mut flows = Tables { ipv4: Fill { used: 0, capacity: capacity4 }, ipv6: Fill { used: 0, capacity: capacity6 } };
     for flow in view.maps.flows.iter(&view.node.hash_key) {
