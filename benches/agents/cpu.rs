@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::Serialize;
 use xtask::bench::machine::{Disturbance, Watch};
 use xtask::bench::spread::Spread;
@@ -19,6 +19,9 @@ const TARGET: f64 = 2.0;
 /// Flows a second that are made while it is measured what replication costs.
 const RATE: u64 = 10_000;
 const STEP: Duration = Duration::from_millis(50);
+/// How long nothing is agreed on when a cluster has settled, and how long that may take.
+const QUIET: Duration = Duration::from_secs(3);
+const SETTLING: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Serialize)]
 struct Figure {
@@ -55,8 +58,7 @@ pub(crate) fn run(options: &Options) -> Result<serde_json::Value> {
         lab.configure(&config)?;
         lab.start_agents()?;
         let mut nodes = (1..=NODES).map(|number| Node::of(&lab, number)).collect::<Result<Vec<_>>>()?;
-        // What a start leaves to be done.
-        thread::sleep(Duration::from_secs(2));
+        settled(&nodes)?;
         figures.push(measure(profile, "idle", &mut nodes, time, |_| {
             thread::sleep(time);
             Ok(0)
@@ -66,6 +68,24 @@ pub(crate) fn run(options: &Options) -> Result<serde_json::Value> {
         }
     }
     Ok(serde_json::to_value(figures)?)
+}
+
+/// Waits until slots have moved where they are to be and everybody is up, which a start leaves to be done: until nothing
+/// more is agreed on for a while.
+fn settled(nodes: &[Node]) -> Result<()> {
+    let (begun, mut since, mut before) = (Instant::now(), Instant::now(), 0);
+    while begun.elapsed() < SETTLING {
+        thread::sleep(Duration::from_millis(200));
+        let known = nodes.iter().map(Node::agreement).collect::<Result<Vec<_>>>()?;
+        let commit = known.iter().map(|(commit, _)| *commit).max().unwrap_or(0);
+        if commit != before || !known.iter().all(|(_, redundant)| *redundant) {
+            (since, before) = (Instant::now(), commit);
+        }
+        if since.elapsed() >= QUIET {
+            return Ok(());
+        }
+    }
+    bail!("the cluster has not settled after {SETTLING:?}")
 }
 
 fn measure(

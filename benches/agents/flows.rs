@@ -88,6 +88,15 @@ impl Node {
         Ok(())
     }
 
+    /// Up to which index it knows the log to be committed, and whether any one node may fail.
+    pub(crate) fn agreement(&self) -> Result<(u64, bool)> {
+        match control::ask(&control::path(&self.config), &Request::Nodes)? {
+            Answer::Nodes { agreement: Some(status), .. } => Ok((status.commit, status.redundant)),
+            Answer::Nodes { .. } => bail!("the agent takes no part in agreement"),
+            other => bail!("the agent answers what was not asked: {other:?}"),
+        }
+    }
+
     /// What its agent has counted of replication.
     pub(crate) fn counters(&self) -> Result<Counters> {
         match control::ask(&control::path(&self.config), &Request::Replication)? {
