@@ -21,6 +21,7 @@ mod million;
 mod partition;
 mod paths;
 mod pmtu;
+mod probes;
 mod quiet;
 mod raw;
 mod recovery;
