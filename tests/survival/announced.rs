@@ -15,7 +15,7 @@ use xtask::traffic::{HTTP_PORT, Load};
 use crate::holders::configure;
 use crate::scene::{Scene, all_answered, targets, wait_until, words};
 
-const ROUTER: Role = Role::Fabric;
+pub(crate) const ROUTER: Role = Role::Fabric;
 
 #[test]
 fn a_router_sends_to_the_nodes_whose_routes_are_announced() -> Result<()> {
@@ -68,7 +68,7 @@ fn a_node_without_its_data_plane_withdraws() -> Result<()> {
 }
 
 /// Waits until the router's routes to all VIPs lead to these nodes.
-fn sends_to(scene: &Scene, nodes: &[u8]) -> Result<()> {
+pub(crate) fn sends_to(scene: &Scene, nodes: &[u8]) -> Result<()> {
     let router = scene.lab.host("r1")?;
     for vip in scene.config.vip.iter().map(|vip| vip.address.parse::<IpAddr>()) {
         let vip = vip?;
@@ -80,7 +80,7 @@ fn sends_to(scene: &Scene, nodes: &[u8]) -> Result<()> {
 }
 
 /// The next hops of a host's route to an address.
-fn hops(host: &Host, address: IpAddr) -> Result<BTreeSet<IpAddr>> {
+pub(crate) fn hops(host: &Host, address: IpAddr) -> Result<BTreeSet<IpAddr>> {
     let routes = routes(host, &["show", &address.to_string()])?;
     let nested = routes.iter().filter_map(|route| route["nexthops"].as_array()).flatten();
     let gateways = routes.iter().chain(nested).filter_map(|hop| hop["gateway"].as_str());
@@ -122,7 +122,7 @@ fn start_birds(scene: &Scene) -> Result<()> {
     start_bird(scene, ROUTER, &receives(&nodes))
 }
 
-fn start_bird(scene: &Scene, role: Role, text: &str) -> Result<()> {
+pub(crate) fn start_bird(scene: &Scene, role: Role, text: &str) -> Result<()> {
     let name = role.name(Fabric::Routed);
     let file = scene.lab.directory().join(format!("{name}.bird.conf"));
     fs::write(&file, format!("router id {};\nprotocol device {{}}\n{text}", role.v4()))?;
@@ -134,7 +134,7 @@ fn start_bird(scene: &Scene, role: Role, text: &str) -> Result<()> {
 }
 
 /// What the README tells operators to write: the routes of this program are learnt from their table, and announced.
-fn announces(node: Role) -> String {
+pub(crate) fn announces(node: Role) -> String {
     let protocols =
         [("4", node.addresses()[0], ROUTER.addresses()[0]), ("6", node.addresses()[1], ROUTER.addresses()[1])];
     let text = |(version, own, router): &(&str, IpAddr, IpAddr)| {
@@ -149,7 +149,7 @@ fn announces(node: Role) -> String {
     protocols.iter().map(text).collect()
 }
 
-fn receives(nodes: &[Role]) -> String {
+pub(crate) fn receives(nodes: &[Role]) -> String {
     let mut text = String::new();
     for (family, version) in ["4", "6"].into_iter().enumerate() {
         let own = ROUTER.addresses()[family];

@@ -8,6 +8,7 @@ mod ailing;
 mod announced;
 mod audit;
 mod backends;
+mod bfd;
 mod change;
 mod clock;
 mod disk;
