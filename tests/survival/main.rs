@@ -27,6 +27,7 @@ mod quiet;
 mod raw;
 mod recovery;
 mod refusal;
+mod renewal;
 mod replicated;
 mod routed;
 mod scene;

@@ -194,8 +194,11 @@ async fn heard(node: &mut Node, event: Event) {
     }
 }
 
-/// `SIGHUP`: the file is applied as by `apply`.
+/// `SIGHUP`: certificates are read anew, and the file is applied as by `apply`.
 async fn reread(node: &mut Node, path: &Path) {
+    if let Some(talk) = &node.talk {
+        talk.renew(&node.config);
+    }
     let name = path.display().to_string();
     let change = match std::fs::read_to_string(path) {
         Ok(text) => node.apply(&name, &text, None).await.map_err(anyhow::Error::new),

@@ -79,6 +79,11 @@ impl Talk {
         }
     }
 
+    /// Takes over what the files of certificates hold by now.
+    pub(super) fn renew(&self, config: &Config) {
+        self.transport.renew(&config.cluster);
+    }
+
     /// What replication has counted.
     pub(super) fn counters(&self) -> Option<Counters> {
         self.replication.as_ref().map(Replication::counters)

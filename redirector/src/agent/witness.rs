@@ -66,6 +66,7 @@ pub async fn run(path: &Path) -> Result<()> {
     let mut events = witness.handle.events();
     let mut decisions = witness.handle.state();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut reload = signal(SignalKind::hangup())?;
     let mut look = interval(LOOK);
     tracing::info!(witness = witness.config.node.name, "voting");
     incidents.journal().note(Kind::Agent, None, "the witness votes");
@@ -75,6 +76,7 @@ pub async fn run(path: &Path) -> Result<()> {
             Ok(()) = decisions.changed() => witness.follow(),
             Ok(event) = events.recv() => incidents.told(&event),
             _ = look.tick() => incidents.agreement(&witness.handle.overview().borrow()),
+            _ = reload.recv() => witness.transport.renew(&witness.config.cluster),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }

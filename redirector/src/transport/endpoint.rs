@@ -17,6 +17,7 @@ use super::peer::Peer;
 use super::send::{self, Lane, REQUESTS_MAX};
 use super::{Channel, Counters, Identity, Inboxes, Incoming, RequestError, StartError, accept, code, dial, tls};
 use crate::breaker::Breakers;
+use crate::config::Cluster;
 use crate::pki::NodeName;
 
 /// Messages that may wait in an inbox. More wait with their senders.
@@ -209,6 +210,20 @@ impl Transport {
         self.shared.endpoint.set_server_config(Some(configs.server));
         *self.shared.client.write().unwrap_or_else(PoisonError::into_inner) = configs.client;
         Ok(())
+    }
+
+    /// Reads the files of certificates anew and takes what they hold, as [`Self::set_identity`] does. What comes of it is
+    /// logged: an agent whose files are spoilt goes on by what it had.
+    pub fn renew(&self, cluster: &Cluster) {
+        let renewed = match Identity::load(cluster) {
+            Ok(Some(identity)) => self.set_identity(identity).map_err(anyhow::Error::new),
+            Ok(None) => return,
+            Err(error) => Err(error.into()),
+        };
+        match renewed {
+            Ok(()) => tracing::info!("certificate reread"),
+            Err(error) => tracing::error!("the certificate is not taken; what was in use stays: {error:#}"),
+        }
     }
 
     /// Ends all connections and waits until the peers were told, so that they need not find out by silence. The
