@@ -203,8 +203,12 @@ impl<D: Disk, A> Desk<D, A> {
 
     /// Sees to what the machine wants done.
     fn act(&mut self) {
-        let mut is_other = false;
-        for action in self.machine.poll() {
+        let actions: Vec<_> = self.machine.poll().into_iter().collect();
+        // First, so that whoever is answered sees what was done for them.
+        if actions.iter().any(|action| matches!(action, Action::StateChanged)) {
+            self.out.push_back(Errand::Publish);
+        }
+        for action in actions {
             match action {
                 Action::Send { to, bytes } => self.out.push_back(Errand::Send { to, bytes }),
                 Action::Applied { index, outcome, .. } => tracing::debug!(index, ?outcome, "committed"),
@@ -214,12 +218,9 @@ impl<D: Disk, A> Desk<D, A> {
                 }
                 Action::Refused { proposal, why } => self.answer(proposal, Err(ProposeError::NotTaken(why))),
                 Action::Unknown { proposal } => self.answer(proposal, Err(ProposeError::Unknown)),
-                Action::StateChanged => is_other = true,
+                Action::StateChanged => {}
                 Action::Told(event) => self.out.push_back(Errand::Tell(event)),
             }
-        }
-        if is_other {
-            self.out.push_back(Errand::Publish);
         }
     }
 
