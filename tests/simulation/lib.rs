@@ -22,6 +22,7 @@ pub mod flaw;
 pub mod host;
 pub mod network;
 pub mod plane;
+mod traffic;
 mod users;
 mod world;
 

@@ -5,16 +5,14 @@ use std::collections::BTreeMap;
 use redirector::agent::terms;
 use redirector::config;
 use redirector::consensus::driver::ProposeError;
-use redirector::consensus::machine::{NotTaken, Role};
+use redirector::consensus::machine::NotTaken;
 use redirector_ebpf::beat::{Beat, WORDS};
 use redirector_ebpf::reason::Reason;
-use suite::node;
-use suite::packet::ROUTER;
 use suite::random::Random;
 
 use super::agent::Act;
 use super::checks::{Asked, Checks};
-use super::fault::{Episode, Fault};
+use super::fault::Episode;
 use super::flaw::Flaw;
 use super::host::Host;
 use super::network::{Content, Network};
@@ -48,7 +46,7 @@ pub(crate) struct World {
     down_after: &'static str,
     flaw: Flaw,
     lives: u64,
-    opened: u64,
+    pub(super) opened: u64,
     asked: u64,
     pub(super) change_at: u64,
     /// When something happened last that nodes have to find out.
@@ -162,14 +160,14 @@ impl World {
     }
 
     /// Notes what became of a connection's packet, and what all nodes know of its flow, for whoever follows it.
-    fn tell_of(&mut self, connection: usize, visited: &[u8], what: &str) {
+    pub(super) fn tell_of(&mut self, connection: usize, visited: &[u8], what: &str) {
         let client = self.connections[connection].client.to_string();
         if std::env::var("SIM_FLOW").is_ok_and(|followed| followed == client) {
             self.tell(format_args!("{client} by {visited:?}: {what}; {}", self.whereabouts(connection)));
         }
     }
 
-    fn start(&mut self, at: usize) {
+    pub(super) fn start(&mut self, at: usize) {
         let host = &mut self.hosts[at];
         let id = host.id;
         if host.plane.is_some() && host.agent.is_some() || !host.has_booted(self.now) {
@@ -404,165 +402,6 @@ impl World {
         self.changes.retain(|_, change| now - change.asked < 30 * SECOND);
     }
 
-    fn strike(&mut self, fault: Fault) {
-        // A second fault before the first is dealt with: nothing is promised any more.
-        let keeps = matches!(fault, Fault::KillAgent | Fault::RestartAgent | Fault::PauseAgent | Fault::FillDisk);
-        if !self.calm && !keeps || matches!(fault, Fault::KillLeaderAndHolder | Fault::KillAllButOne) {
-            self.connections.iter_mut().for_each(|connection| connection.guaranteed = false);
-        }
-        (self.calm, self.faulty, self.disturbed) = (false, true, self.now);
-        let at = self.random.below(self.hosts.len());
-        self.tell(format_args!("{fault:?} (n{})", at + 1));
-        match fault {
-            Fault::Kill => self.hosts[at].die(self.now),
-            Fault::KillLeaderAndHolder => {
-                let holder = self
-                    .hosts
-                    .iter()
-                    .position(|host| host.plane.as_ref().is_some_and(|plane| !plane.tables.memory.held.is_empty()));
-                let leads = |host: &Host| host.agent.as_ref().is_some_and(|agent| agent.status().role == Role::Leader);
-                let leader = self.hosts.iter().position(leads);
-                for at in [holder, leader].into_iter().flatten() {
-                    self.hosts[at].die(self.now);
-                }
-            }
-            Fault::KillAgent => self.hosts[at].lose_agent(),
-            Fault::KillAllAgents => self.hosts.iter_mut().for_each(Host::lose_agent),
-            Fault::Pause => self.hosts[at].paused = self.hosts[at].plane.is_some(),
-            Fault::PauseAgent => self.hosts[at].agent_paused = self.hosts[at].agent.is_some(),
-            Fault::RestartAgent => {
-                self.hosts[at].lose_agent();
-                self.start(at);
-            }
-            Fault::LoseDisk => {
-                self.hosts[at].die(self.now);
-                self.hosts[at].disk.lose();
-            }
-            Fault::TearDisk => {
-                self.hosts[at].die(self.now);
-                self.hosts[at].disk.tear(&mut self.random);
-            }
-            Fault::FillDisk => self.hosts[at].disk.set_full(true),
-            Fault::Partition => {
-                let part: Vec<bool> = (0..HOSTS).map(|_| self.random.once_in(2)).collect();
-                self.cut(|one, other| part[usize::from(one) - 1] != part[usize::from(other) - 1]);
-            }
-            Fault::OneWay => {
-                let part: Vec<bool> = (0..HOSTS).map(|_| self.random.once_in(3)).collect();
-                self.cut(|one, other| part[usize::from(one) - 1] && !part[usize::from(other) - 1]);
-            }
-            Fault::NonTransitive => {
-                let (one, other) = (at as u8 + 1, (at + 1 + self.random.below(4)) as u8 % HOSTS + 1);
-                self.cut(|from, to| (from, to) == (one, other) || (from, to) == (other, one));
-            }
-            Fault::Storm => {
-                self.network.loss = 1 + self.random.below(20);
-                self.network.twice = self.random.below(20);
-                self.network.jitter = self.random.number() % (self.beats.1 / 4);
-            }
-            Fault::KillAllButOne => {
-                for other in (0..self.hosts.len()).filter(|&other| other != at) {
-                    self.hosts[other].die(self.now);
-                }
-            }
-        }
-    }
-
-    pub(super) fn cut(&mut self, is_cut: impl Fn(u8, u8) -> bool) {
-        let pairs = (1..=HOSTS).flat_map(|one| (1..=HOSTS).map(move |other| (one, other)));
-        self.network.cuts.extend(pairs.filter(|&(one, other)| one != other && is_cut(one, other)));
-        let cuts: Vec<String> = self.network.cuts.iter().map(|(from, to)| format!("{from}→{to}")).collect();
-        self.tell(format_args!("cut: {}", cuts.join(" ")));
-    }
-
-    pub(super) fn heal(&mut self) {
-        self.network.heal();
-        for at in 0..self.hosts.len() {
-            let host = &mut self.hosts[at];
-            host.disk.set_full(false);
-            (host.paused, host.agent_paused) = (false, false);
-            let waiting = std::mem::take(&mut host.waiting);
-            let id = host.id;
-            for bytes in waiting {
-                // The last byte but one of a node's MAC address is its id.
-                let from = bytes[10];
-                self.checks.owed(id, from, nonce(&bytes), self.now + 3 * MS);
-                self.network.send_frame(from, id, &bytes, self.now + self.random.number() % (2 * MS), &mut self.random);
-            }
-            self.start(at);
-        }
-        (self.faulty, self.disturbed) = (false, self.now);
-        self.tell("all is healed");
-    }
-
-    /// Sends what clients send.
-    fn use_connections(&mut self) {
-        for at in 0..self.connections.len() {
-            if self.connections[at].next > self.now {
-                continue;
-            }
-            let wait = self.connections[at].wait(&mut self.random);
-            self.connections[at].next = self.now + wait;
-            if self.connections[at].ends <= self.now {
-                self.opened += 1;
-                self.connections[at] = Connection::new(self.opened, self.now, &mut self.random);
-            }
-            let fit: Vec<u8> =
-                self.hosts.iter().filter(|host| host.forwards() && host.is_fit).map(|host| host.id).collect();
-            if fit.is_empty() {
-                continue;
-            }
-            let entry = self.random.pick(&fit);
-            self.send(at, entry);
-        }
-    }
-
-    /// Sends a connection's packet into the cluster at a node, and on as long as nodes forward it.
-    pub(super) fn send(&mut self, connection: usize, entry: u8) {
-        let mut frame = self.connections[connection].packet().bytes();
-        let (mut at, mut from, mut visited, mut sender) = (entry, ROUTER, Vec::new(), entry);
-        self.summary.packets += 1;
-        let lost = loop {
-            frame[..6].copy_from_slice(&node::mac(at, 0));
-            frame[6..12].copy_from_slice(&from);
-            visited.push(at);
-            let host = &mut self.hosts[usize::from(at) - 1];
-            let time = host.time(self.now);
-            let Some(plane) = host.plane.as_mut().filter(|_| !host.paused) else {
-                break Some("a dead node".to_owned());
-            };
-            let done = plane.run(&frame, time);
-            match done.reason {
-                Reason::Served => {
-                    let backend = plane.backend(done.journey.backend).unwrap_or_default().to_owned();
-                    self.check_way(connection, &visited);
-                    self.note_proof(connection, at);
-                    self.tell_of(connection, &visited, &backend);
-                    self.check_backend(connection, &visited, backend);
-                    return;
-                }
-                Reason::Forwarded | Reason::HandedBack if visited.len() < 10 => {
-                    // The receiver's MAC address says who it is, but for the bit that marks what it must keep.
-                    let to = done.bytes[4];
-                    from = done.bytes[6..12].try_into().expect("six bytes");
-                    frame = done.bytes;
-                    sender = at;
-                    if !self.network.is_open(at, to) {
-                        break Some(format!("the way from n{at} to n{to}, which is cut"));
-                    }
-                    at = to;
-                }
-                reason => break Some(format!("n{at}: {}", reason.name())),
-            }
-        };
-        self.check_way(connection, &visited);
-        if let Some(lost) = lost {
-            self.tell_of(connection, &visited, &lost);
-            self.summary.lost += 1;
-            self.check_service(connection, &visited, sender, &lost);
-        }
-    }
-
     /// How everybody stands, for whoever reads a failure.
     pub(super) fn standing(&self) -> String {
         let mut text = String::new();
@@ -612,7 +451,7 @@ impl World {
 }
 
 /// The nonce of the beat in a frame: its sender's of a request, its receiver's of an answer.
-fn nonce(frame: &[u8]) -> u64 {
+pub(super) fn nonce(frame: &[u8]) -> u64 {
     // Ethernet, IPv4 without options, UDP.
     let payload = &frame[14 + 20 + 8..];
     let word = |at: usize| u64::from_le_bytes(payload[at * 8..][..8].try_into().expect("eight bytes"));

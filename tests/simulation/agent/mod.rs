@@ -1,14 +1,16 @@
 //! A node's agent: its own lookout, follower, desk, replication and VIP machine, fed with virtual time. What is here only
 //! carries things between them, as the agent's threads and tasks do.
 
+mod copies;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redirector::agent::copies::{Copies, Copyholders, Delivered};
+use redirector::agent::copies::Copyholders;
 use redirector::agent::follower::{self, Follower};
-use redirector::agent::lookout::{Agreed, Host as Birth, Lookout};
+use redirector::agent::lookout::{Host as Birth, Lookout};
 use redirector::agent::pulse::pulse;
 use redirector::agent::terms;
 use redirector::config::{self, Config};
@@ -16,26 +18,25 @@ use redirector::consensus::driver::desk::{Desk, Errand};
 use redirector::consensus::driver::{Committed as Done, ProposeError, ROUND, TICK};
 use redirector::consensus::machine::{Machine, Status};
 use redirector::consensus::state::{Command, State};
-use redirector::dataplane::flows::{self, Flow, Put};
+use redirector::dataplane::flows;
 use redirector::dataplane::image::Image;
 use redirector::dataplane::liveness::LivenessTables as _;
 use redirector::dataplane::rows;
 use redirector::liveness::frame::{self, Way};
 use redirector::liveness::{Asker, Own};
-use redirector::replication::key::FlowKey;
+use redirector::replication;
 use redirector::replication::live::Live;
 use redirector::replication::machine::{self as copying, Pace};
 use redirector::replication::receive::Receiver;
-use redirector::replication::store::{Flows, Mapped};
-use redirector::replication::wire::Answer;
-use redirector::replication::{self, PeerCounters};
+use redirector::replication::store::Mapped;
+
 use redirector::vip::machine as vip;
 use redirector::vip::plan;
 use redirector_ebpf::packet::headers::Mac;
-use redirector_ebpf::tables::flow::{Entry, Record};
-use redirector_ebpf::tables::{AliveNodes, Slot};
 use suite::node;
 use suite::random::Random;
+
+use copies::Talk;
 
 use super::disk::{Committed, Platter};
 use super::flaw::Flaw;
@@ -64,64 +65,6 @@ pub enum Act {
     Announce(IpAddr),
     /// Tell whoever asked for a change what became of it.
     Answer(u64, Result<Done, ProposeError>),
-}
-
-/// What goes over the connections to other agents, and what is known of it.
-struct Talk {
-    machine: copying::Machine,
-    receiver: Receiver,
-    copyholders: Copyholders,
-    next_view: Option<replication::View>,
-    view_version: u64,
-    peers: BTreeMap<u8, PeerCounters>,
-    connected: Vec<u8>,
-    flights: BTreeMap<(u8, u64), u64>,
-    flaw: Flaw,
-}
-
-impl Copies for Talk {
-    fn set_slots(&mut self, slots: &[Slot], alive: AliveNodes, digest: u64, agreed: Agreed<'_>) {
-        if let Some(view) = self.copyholders.view(slots, alive, digest, agreed) {
-            self.view_version = view.version();
-            replication::outdate(&mut self.peers);
-            self.next_view = Some(view);
-        }
-    }
-
-    fn delivered(&self) -> Option<Delivered> {
-        if self.flaw == Flaw::EarlyDelivery {
-            return Some(Delivered { to: (1..=254).collect(), from: (1..=254).collect() });
-        }
-        let connected = |id: &u8| self.connected.contains(id);
-        let complete_from: BTreeSet<u8> =
-            self.receiver.complete_from(self.view_version).into_iter().filter(connected).collect();
-        Some(Delivered::of(self.peers.clone(), complete_from))
-    }
-}
-
-/// Flow tables that keep nothing of others.
-struct Forgetful(Mapped);
-
-impl Flows for Forgetful {
-    fn places(&self) -> u64 {
-        self.0.places()
-    }
-
-    fn at(&self, place: u64) -> Option<Flow> {
-        self.0.at(place)
-    }
-
-    fn find(&self, key: &FlowKey) -> Option<Flow> {
-        self.0.find(key)
-    }
-
-    fn put(&self, _: &Record, _: bool, _: u64, _: &dyn Fn(u32) -> Entry, _: &dyn Fn(&Flow) -> bool) -> Put {
-        Put::Inserted
-    }
-
-    fn idle(&self) -> &[u16; 8] {
-        self.0.idle()
-    }
 }
 
 /// A running agent.
@@ -411,65 +354,6 @@ impl Agent {
     pub fn hear_of_holder(&mut self, plane: &mut Plane, vip: IpAddr, now: u64) {
         let actions = self.vips.handle_answer(vip, self.instant(now));
         self.hold(plane, actions);
-    }
-
-    fn copy(&mut self, plane: &mut Plane, connected: &[u8], now: u64) {
-        if self.talk.connected != connected {
-            self.talk.connected = connected.to_vec();
-            self.talk.receiver.handle_connected(connected);
-        }
-        let machine = &mut self.talk.machine;
-        if let Some(view) = self.talk.next_view.take() {
-            self.talk.receiver.handle_view(view.clone());
-            machine.handle_view(view);
-        }
-        for event in plane.tables.memory.told.borrow_mut().drain(..) {
-            machine.handle_event(FlowKey::new(&event.tuple(), event.v6 != 0), event.backend, event.time, now);
-        }
-        if now >= self.due.look {
-            self.due.look = now + LOOK;
-            machine.handle_connected(connected);
-            self.talk.peers = machine.counters(now);
-        }
-        let late: Vec<(u8, u64)> =
-            self.talk.flights.iter().filter(|(_, until)| **until <= now).map(|(flight, _)| *flight).collect();
-        for (from, sequence) in late {
-            self.talk.flights.remove(&(from, sequence));
-            machine.handle_answer(from, sequence, None, now);
-        }
-        machine.handle_tick(&Self::flows(plane), now);
-        self.send_copies(plane, now);
-    }
-
-    fn send_copies(&mut self, plane: &Plane, now: u64) {
-        let names = &plane.tables.memory.image.registry;
-        for batch in self.talk.machine.poll_batches(&Self::flows(plane), names, now) {
-            self.talk.flights.insert((batch.to, batch.sequence), now + TIMEOUT);
-            self.acts.push(Act::Copy { to: batch.to, sequence: batch.sequence, bytes: batch.bytes });
-        }
-    }
-
-    /// Takes another node's batch; gives the answer.
-    pub fn take_copies(&mut self, plane: &Plane, from: u8, bytes: &[u8], now: u64) -> Vec<u8> {
-        let (names, flows) = (&plane.tables.memory.image.registry, Self::flows(plane));
-        let receiver = &mut self.talk.receiver;
-        let taken = match self.talk.flaw {
-            Flaw::LostCopies => receiver.handle_batch(from, bytes, &Forgetful(flows), names, now),
-            _ => receiver.handle_batch(from, bytes, &flows, names, now),
-        };
-        for decided in taken.decided {
-            self.talk.machine.handle_decided(decided, now);
-        }
-        taken.answer
-    }
-
-    /// Takes the answer to a batch.
-    pub fn take_answer(&mut self, plane: &Plane, from: u8, sequence: u64, bytes: &[u8], now: u64) {
-        if self.talk.flights.remove(&(from, sequence)).is_some() {
-            let answer = Answer::read(bytes, self.config.cluster.id).ok();
-            self.talk.machine.handle_answer(from, sequence, answer, now);
-            self.send_copies(plane, now);
-        }
     }
 
     /// What another desk says.
