@@ -120,6 +120,7 @@ fn without_its_agent_a_node_is_alive_and_keys_change_under_way() -> Result<()> {
     let scene = up("silent", "100ms x 5")?;
     wait_for_all(&scene)?;
     nobody_was_suspected(&scene, &NODES)?;
+    each_link_is_shown(&scene)?;
 
     scene.lab.process("n1-agent")?.signal(libc::SIGSTOP);
     let held = is_alive_without_its_agent(&scene, "n1", &["n2", "n3"]);
@@ -134,6 +135,15 @@ fn without_its_agent_a_node_is_alive_and_keys_change_under_way() -> Result<()> {
     wait_for_all(&scene)?;
     nobody_was_suspected(&scene, &NODES)?;
     keys_change(&scene)
+}
+
+/// Below the nodes a line for each link, with what was measured.
+fn each_link_is_shown(scene: &Scene) -> Result<()> {
+    let shown = scene.done("n1", &["get", "nodes"])?;
+    let (_, links) = shown.split_once("RTT-MIN").with_context(|| format!("no links are shown: {shown}"))?;
+    let of = |peer: &&str| links.lines().any(|line| line.trim_start().starts_with(*peer) && line.contains("0.0/h"));
+    ensure!(["n2", "n3"].iter().all(of), "not all links are shown: {shown}");
+    Ok(())
 }
 
 /// From one key to another by way of both, one node after the other.

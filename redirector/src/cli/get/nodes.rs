@@ -84,7 +84,7 @@ struct Measured {
     links: Vec<LinkStatus>,
 }
 
-impl Row for Node {
+impl Row for &Node {
     fn header() -> &'static [&'static str] {
         &[
             "ID",
@@ -138,12 +138,37 @@ impl Row for Node {
     }
 }
 
+/// One link of a peer, as measured.
+#[derive(Serialize)]
+struct MeasuredLink<'a> {
+    peer: &'a str,
+    interface: String,
+    link: &'a LinkStatus,
+    false_suspicions_per_hour: f64,
+}
+
+impl Row for MeasuredLink<'_> {
+    fn header() -> &'static [&'static str] {
+        &["PEER", "INTERFACE", "ANSWERED", "RTT-MIN", "P50", "P99", "GAP-P99.99", "MAX", "FALSE-SUSPICIONS"]
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let LinkStatus { sent, answered, round_trip_us: trip, gap_us: gap, .. } = self.link;
+        let mut cells = vec![self.peer.to_owned(), self.interface.clone(), format!("{answered} of {sent}")];
+        cells.extend([trip.min, trip.p50, trip.p99].map(|us| format!("{us} us")));
+        cells.extend([gap.p9999, gap.max].map(|us| format!("{:.1} ms", us as f64 / 1000.0)));
+        cells.push(format!("{:.1}/h", self.false_suspicions_per_hour));
+        cells
+    }
+}
+
 /// Shows this node and its peers; also those that only the slots still name. A witness has no maps, and knows whose agents it
 /// reaches.
 pub(super) fn show(target: &Target, output: Output) -> Result<()> {
     let own = target.config()?;
     let is_witness = own.as_ref().is_some_and(Config::is_witness);
-    let mut nodes = if is_witness { Vec::new() } else { list(&View::open(target)?)? };
+    let view = if is_witness { None } else { Some(View::open(target)?) };
+    let mut nodes = view.as_ref().map_or_else(|| Ok(Vec::new()), list)?;
     let (liveness, agreement) = ask(target).unwrap_or_default();
     if is_witness && agreement.is_none() {
         bail!("the witness does not answer: `redirector witness` runs it");
@@ -162,15 +187,31 @@ pub(super) fn show(target: &Target, output: Output) -> Result<()> {
         }
         node.measured = liveness.as_ref().and_then(|status| measured(status, node.id));
     }
-    output.list(nodes)?;
-    match agreement {
-        Some(agreement) if matches!(output.format(), Format::Table) => println!("{}", in_words(&agreement)),
-        _ => {}
+    output.list(&nodes)?;
+    if matches!(output.format(), Format::Table) {
+        if let Some(view) = view.filter(|_| liveness.is_some()) {
+            output.remark("")?;
+            output.list(nodes.iter().flat_map(|node| node.measured_links(&view)))?;
+        }
+        if let Some(agreement) = agreement {
+            output.remark(in_words(&agreement))?;
+        }
     }
     Ok(())
 }
 
 impl Node {
+    fn measured_links(&self, view: &View) -> impl Iterator<Item = MeasuredLink<'_>> {
+        self.measured.iter().flat_map(move |measured| {
+            measured.links.iter().map(|link| MeasuredLink {
+                peer: &self.name,
+                interface: view.names.port(link.port),
+                link,
+                false_suspicions_per_hour: measured.false_suspicions_per_hour,
+            })
+        })
+    }
+
     /// A member of which only its agent is known here.
     fn of(member: &MemberStatus, me: u8) -> Self {
         let is_self = member.node == me;

@@ -78,6 +78,14 @@ impl Output {
         }
     }
 
+    /// Prints a line for people below a list.
+    pub(super) fn remark(self, line: &str) -> Result<()> {
+        match self.format {
+            Format::Table => to_stdout(|out| writeln!(out, "{line}")),
+            _ => Ok(()),
+        }
+    }
+
     /// Prints one thing of an endless list as a line, or as a YAML document.
     pub(super) fn line<T: Serialize>(self, value: &T, text: impl FnOnce() -> String) -> Result<Reader> {
         let mut out = io::stdout().lock();
