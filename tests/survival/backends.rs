@@ -1,13 +1,14 @@
 //! Backends that die and come back: new flows go to others, and to them again.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use xtask::lab::{Config, Topology};
-use xtask::traffic::{HTTP_PORT, Load, LoadReport};
+use xtask::traffic::{ECHO_PORT, HTTP_PORT, Load, LoadReport, Stream, Streaming};
 
 use crate::scene::{Scene, all_answered, every_kind, targets, wait_until};
 
@@ -121,4 +122,37 @@ fn all_of_a_pool_is_used_when_too_little_of_it_is_healthy() -> Result<()> {
     wait_for_paths(&scene, "b2", 3).context("b2 is back")?;
     thread::sleep(Duration::from_millis(500));
     all_answered(&requests(&scene)?)
+}
+
+/// Every second pool gives a dead backend's flows to others, the rest lets them stay.
+#[test]
+fn flows_of_a_dead_backend_go_to_others_where_that_is_configured() -> Result<()> {
+    let topology = Topology { nodes: 2, backends: 3, between: true, ..Topology::for_test("rehash") };
+    let mut config = every_kind(&topology, &["ipip"]).with_fabrics(&topology);
+    config.beats = Some("50ms x 3".into());
+    config.pool.iter_mut().step_by(2).for_each(|pool| pool.health.on_death = Some("rehash".into()));
+    let scene = Scene::up(&topology, config)?;
+    for backend in ["b1", "b2", "b3"] {
+        wait_for_paths(&scene, backend, 3)?;
+    }
+    let echo = targets(&scene.config, ECHO_PORT);
+    let stream = |targets: &[SocketAddr]| scene.lab.client().run(|| Stream::new(400, targets, 24).start());
+    let (moved, held): (Vec<_>, Vec<_>) =
+        echo.into_iter().enumerate().partition(|(number, _): &(usize, SocketAddr)| number % 2 == 0);
+    let [moved, held] = [moved, held].map(|those| those.into_iter().map(|(_, target)| target).collect::<Vec<_>>());
+    let (moves, stays) = (stream(&moved)??, stream(&held)??);
+    let lately = Duration::from_millis(500);
+    // Before that the time since the stream began would count as an answer's.
+    let answered = |stream: &Streaming| stream.elapsed() > lately * 2 && stream.silence() < lately;
+    wait_until("all flows are answered", || Ok(answered(&moves) && answered(&stays)))?;
+    scene.lab.unplug("b1")?;
+    wait_for_rows(&scene, &["b2", "b3"])?;
+    wait_until("flows go to others", || Ok(answered(&moves)))?;
+    ensure!(!answered(&stays), "flows that are to stay went to others too");
+    scene.lab.heal()?;
+    wait_for_rows(&scene, &["b1", "b2", "b3"])?;
+    wait_until("flows that stayed go on", || Ok(answered(&stays) && answered(&moves)))?;
+    let (moves, stays) = (moves.finish()?, stays.finish()?);
+    ensure!(stays.moved == 0 && stays.wrong == 0 && moves.wrong == 0 && moves.moved > 0, "{stays:#?} {moves:#?}");
+    Ok(())
 }

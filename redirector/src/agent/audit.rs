@@ -124,7 +124,7 @@ impl Audit {
         self.expected.insert(kept.unwrap_or_else(|| Expected {
             slots: state.slots.clone(),
             pools: state.pools.clone(),
-            rows: follower.rows(state, &image.registry, true),
+            rows: follower.rows(state, image, true),
         }))
     }
 
@@ -141,7 +141,7 @@ impl Audit {
         let Some(state) = follower.followed() else { return Ok(()) };
         self.expected = None;
         image.slots = state.slots.iter().map(|slot| (*slot).into()).collect();
-        image.agreed = Some(follower.rows(state, &image.registry, true));
+        image.agreed = Some(follower.rows(state, image, true));
         let written = rows::follow(tables, image);
         image.agreed = Some(BTreeMap::new());
         written

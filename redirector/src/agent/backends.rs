@@ -13,7 +13,7 @@ use super::paths::Paths;
 use crate::config::{BackendState, Config};
 use crate::consensus::state::State;
 use crate::dataplane::flows::now;
-use crate::dataplane::image::Image;
+use crate::dataplane::image::{Image, PoolImage};
 use crate::dataplane::rows;
 use crate::journal::Kind;
 use crate::paths::backends::{Backend, Verdict, judge};
@@ -159,6 +159,18 @@ pub(super) fn take_out(image: &mut Image, out: &Out) {
     }
 }
 
+/// The backends whose flows go to others, as a state has it.
+fn fallen(image: &Image, state: &State) -> BTreeSet<u16> {
+    let mut fallen = BTreeSet::new();
+    for (name, pool) in &state.pools {
+        let id = image.registry.id(kind::POOL, name).map(|id| id as u16);
+        if id.and_then(|id| image.pools.get(&id)).is_some_and(|pool| pool.rehashes) {
+            fallen.extend(pool.fallen().filter_map(|backend| number(image, name, backend)));
+        }
+    }
+    fallen
+}
+
 /// Of those that were agreed to be out.
 fn agreed(state: &State) -> Out {
     let out = state.pools.iter().filter(|(_, pool)| !pool.out.is_empty());
@@ -181,9 +193,26 @@ impl Node {
             return;
         }
         take_out(&mut self.image, &self.backends.out);
+        let pools = self.image.pools.values().filter(|pool| pool.rehashes);
+        self.set_fallen(pools.flat_map(PoolImage::dead).collect());
         match rows::follow(&mut self.maps, &self.image) {
             Ok(()) => self.backends.put_in_force(self.backends.out.clone(), &self.incidents),
             Err(error) => tracing::error!("pools could not be changed, and soon are: {:#}", anyhow::Error::new(error)),
+        }
+    }
+
+    /// Has packets see which backends' flows go to others, by what was agreed on.
+    pub(super) fn mark_fallen(&mut self, state: &State) {
+        self.set_fallen(fallen(&self.image, state));
+    }
+
+    fn set_fallen(&mut self, fallen: BTreeSet<u16>) {
+        let before = std::mem::replace(&mut self.image.fallen, fallen);
+        for id in before.symmetric_difference(&self.image.fallen) {
+            let Some(backend) = self.image.backends.get(id) else { continue };
+            if let Err(error) = self.maps.backends.set(u32::from(*id), self.image.seen(*id, backend), 0) {
+                tracing::error!(backend = id, %error, "the backend's row could not be written");
+            }
         }
     }
 
@@ -191,6 +220,10 @@ impl Node {
     pub(super) fn keep_out(&self, image: &mut Image) {
         if image.agreed.is_none() {
             take_out(image, &self.backends.in_force);
+            let pools = image.pools.values().filter(|pool| pool.rehashes);
+            image.fallen = pools.flat_map(PoolImage::dead).collect();
+        } else if let Some(state) = self.agreement.as_ref().and_then(|agreement| agreement.state()) {
+            image.fallen = fallen(image, &state);
         }
     }
 

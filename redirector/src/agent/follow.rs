@@ -94,6 +94,7 @@ impl Node {
             tracing::error!(version, "what was agreed on is not in force here: {:#}", anyhow::Error::new(error));
             whole = false;
         }
+        self.mark_fallen(&state);
         if let Err(error) = self.take_slots_and_rows(&state, whole) {
             tracing::error!("slots and rows were not written, and are soon: {:#}", anyhow::Error::new(error));
         }
@@ -117,7 +118,7 @@ impl Node {
         override_mode(&mut next, self.mode);
         let mut image = compile(&next, self.key, &self.maps).await?;
         image.slots = state.slots.iter().map(|slot| (*slot).into()).collect();
-        image.agreed = self.agreement.as_ref().map(|agreement| agreement.follower().rows(state, &image.registry, true));
+        image.agreed = self.agreement.as_ref().map(|agreement| agreement.follower().rows(state, &image, true));
         let file = if self.file_says(&next) { self.file_digest() } else { None };
         let committed = Committed {
             version: specification.version,

@@ -13,7 +13,6 @@ use crate::consensus::state::{self, Member, Phase, RowSet, Standing, State};
 use crate::dataplane::image::Image;
 use crate::dataplane::liveness::LivenessTables;
 use crate::dataplane::maps::MapsError;
-use crate::dataplane::registry::Registry;
 use crate::dataplane::rows::{self, RowTables};
 use crate::liveness::State as Peer;
 use crate::ownership::Ranks;
@@ -202,7 +201,7 @@ impl Follower {
         tables: &mut impl RowTables,
         liveness: &impl LivenessTables,
     ) -> Result<(), MapsError> {
-        let news = self.rows(state, &image.registry, false);
+        let news = self.rows(state, image, false);
         if self.followed().is_none_or(|followed| followed.slots != state.slots) || !news.is_empty() {
             image.slots = state.slots.iter().map(|slot| (*slot).into()).collect();
             image.agreed = Some(news);
@@ -236,7 +235,8 @@ impl Follower {
     }
 
     /// The rows of pools whose agreed steps the maps have not taken yet; of all pools, if `all`.
-    pub fn rows(&self, state: &State, registry: &Registry, all: bool) -> BTreeMap<u16, Vec<Row>> {
+    pub fn rows(&self, state: &State, image: &Image, all: bool) -> BTreeMap<u16, Vec<Row>> {
+        let registry = &image.registry;
         let is_news = |name: &String| all || self.followed.pools.get(name) != state.pools.get(name);
         let news = state.pools.iter().filter(|(name, _)| is_news(name));
         news.filter_map(|(name, pool)| {
@@ -246,6 +246,9 @@ impl Follower {
             for row in rows.iter_mut().filter(|row| row.previous() == 0) {
                 // The backend of before is gone here, and with it every flow of it that this node could serve.
                 *row = Row::new(row.current(), row.current(), row.disputed());
+            }
+            if image.pools.get(&id).is_some_and(|pool| pool.rehashes) {
+                rows::give_up(&mut rows, &pool.fallen().map(|name| number(name)).collect());
             }
             Some((id, rows))
         })

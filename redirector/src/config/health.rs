@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{
@@ -24,11 +25,30 @@ pub struct PoolHealth {
     pub panic: u8,
     /// Whether paths go by BFD sessions with their next hop or far end, where there are any.
     pub bfd: bool,
+    /// What becomes of the established flows of a backend that is dead.
+    pub on_death: OnDeath,
+}
+
+/// What becomes of the established flows of a backend that is dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDeath {
+    /// They stay with it: it may come back, or only its probes may fail.
+    Hold,
+    /// They go to the backends that its new flows go to.
+    Rehash,
 }
 
 impl Default for PoolHealth {
     fn default() -> Self {
-        Self { beats: None, rise: 3, hold_down: Duration::from_millis(250), panic: 50, bfd: true }
+        Self {
+            beats: None,
+            rise: 3,
+            hold_down: Duration::from_millis(250),
+            panic: 50,
+            bfd: true,
+            on_death: OnDeath::Hold,
+        }
     }
 }
 
@@ -41,6 +61,7 @@ pub(super) fn health(mut r: Reader<'_>) -> PoolHealth {
         hold_down: r.duration("hold_down", Duration::ZERO..=Duration::from_secs(3600)).unwrap_or(default.hold_down),
         panic: r.number("panic", 0..=100).unwrap_or(default.panic),
         bfd: r.flag("bfd").unwrap_or(default.bfd),
+        on_death: r.choice("on_death").unwrap_or(default.on_death),
     };
     r.done();
     health

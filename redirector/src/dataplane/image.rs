@@ -1,6 +1,6 @@
 //! What the maps should hold for a configuration: computed whole, before any map is touched.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use siphasher::sip128::SipHasher24;
 use super::address::{address, ip, mac_word, mapped};
 use super::registry::{Full, Registry};
 use crate::config::{
-    Affinity, BackendState, Beats, Bfd, Config, Echo, Forward, MemberLink, Mode, Pool as PoolConfig, PortRange, Prefix,
-    Protocol, Refused, Unmatched,
+    Affinity, BackendState, Beats, Bfd, Config, Echo, Forward, MemberLink, Mode, OnDeath, Pool as PoolConfig,
+    PortRange, Prefix, Protocol, Refused, Unmatched,
 };
 use crate::ownership;
 use crate::paths::probes::Target;
@@ -95,6 +95,8 @@ pub struct PoolImage {
     pub configured: Vec<Member>,
     /// Rows that its table needs.
     pub rows: usize,
+    /// Whether flows of backends that are dead go to others.
+    pub rehashes: bool,
     /// How long a change of it takes to settle at least.
     pub settle: Duration,
 }
@@ -111,6 +113,8 @@ pub struct Image {
     pub ranges: HashMap<(ServiceKey, u32), Service>,
     pub pools: BTreeMap<u16, PoolImage>,
     pub backends: BTreeMap<u16, Backend>,
+    /// Backends that are dead, and whose flows go to others.
+    pub fallen: BTreeSet<u16>,
     pub paths: BTreeMap<u16, Path>,
     /// How paths are watched.
     pub watched: BTreeMap<u16, Watched>,
@@ -188,7 +192,20 @@ fn seconds(time: Duration) -> u16 {
     u16::try_from(time.as_secs().max(1)).unwrap_or(u16::MAX)
 }
 
+impl PoolImage {
+    /// Backends that get no new flows though they are configured to: they are dead.
+    pub fn dead(&self) -> BTreeSet<u16> {
+        let lives = |member: &Member| self.members.iter().any(|other| other.id == member.id);
+        self.configured.iter().filter(|member| !lives(member)).map(|member| member.id).collect()
+    }
+}
+
 impl Image {
+    /// A backend as packets see it. One whose flows go to others is of no pool: so whoever has an entry there is unknown.
+    pub fn seen(&self, id: u16, backend: &Backend) -> Backend {
+        if self.fallen.contains(&id) { Backend { pool: 0, ..*backend } } else { *backend }
+    }
+
     /// What its configuration names.
     pub fn used(&self) -> HashSet<NameKey> {
         let ids = |kind, ids: Vec<u32>| ids.into_iter().map(move |id| NameKey { kind, id });
@@ -358,7 +375,16 @@ impl Image {
                 }
             }
             let rows = pool::rows(pool.backends.len());
-            self.pools.insert(id, PoolImage { configured: members.clone(), members, rows, settle: pool.settle });
+            self.pools.insert(
+                id,
+                PoolImage {
+                    configured: members.clone(),
+                    members,
+                    rows,
+                    rehashes: pool.health.on_death == OnDeath::Rehash,
+                    settle: pool.settle,
+                },
+            );
         }
         self.registry.backends.extend(self.backends.iter().map(|(id, row)| (*id, *row)));
         Ok(())

@@ -44,7 +44,7 @@ pub fn install(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
         }
     }
     for (&id, backend) in &image.backends {
-        maps.backends.set(u32::from(id), backend, 0).map_err(written("BACKENDS"))?;
+        maps.backends.set(u32::from(id), image.seen(id, backend), 0).map_err(written("BACKENDS"))?;
     }
     rows::pools(maps, image)?;
     vips_and_services(maps, image)?;

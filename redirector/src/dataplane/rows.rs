@@ -1,7 +1,7 @@
 //! Who owns slots and which backends rows name: what of the tables changes by agreement, and how one table follows
 //! another. The same for the kernel's maps and for tables in memory.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -179,7 +179,18 @@ fn change(tables: &mut impl RowTables, id: u16, target: &PoolImage, old_for: Dur
     let announced = transition::announce(&rows, &table);
     replace(tables, id, &pool, &announced, old_until)?;
     let pool = tables.pool(id)?;
-    replace(tables, id, &pool, &transition::switch(&announced, &table), old_until)
+    let mut rows = transition::switch(&announced, &table);
+    if target.rehashes {
+        give_up(&mut rows, &target.dead());
+    }
+    replace(tables, id, &pool, &rows, old_until)
+}
+
+/// Has unknown flows of rows whose previous backend is one of these go to the current one.
+pub fn give_up(rows: &mut [Row], dead: &BTreeSet<u16>) {
+    for row in rows.iter_mut().filter(|row| dead.contains(&row.previous())) {
+        *row = Row::new(row.current(), row.current(), row.disputed());
+    }
 }
 
 /// Puts rows in place: into the one of the pool's two tables that is not in force, which then is.

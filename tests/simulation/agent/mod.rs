@@ -415,7 +415,7 @@ impl Agent {
         let next = config::merge("agreed", &specification.text, &self.config).unwrap_or_else(|wrong| panic!("{wrong}"));
         let mut image = compile(&next, plane);
         image.slots = state.slots.iter().map(|slot| (*slot).into()).collect();
-        image.agreed = Some(self.follower.rows(state, &image.registry, true));
+        image.agreed = Some(self.follower.rows(state, &image, true));
         if !self.disk.commit(Committed { version: specification.version, text: specification.text.clone() }) {
             return false;
         }

@@ -121,6 +121,9 @@ pub struct Health {
     /// Share of healthy weight below which all backends are used, per cent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub panic: Option<u8>,
+    /// What becomes of a dead backend's flows: `hold` or `rehash`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_death: Option<String>,
 }
 
 impl Health {

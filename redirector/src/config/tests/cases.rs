@@ -149,6 +149,12 @@ const CASES: &[(&str, &str, &str, &str)] = &[
         "pool[1].probe.command",
         "does not begin with a program's absolute path",
     ),
+    (
+        "settle = \"10s\"",
+        "settle = \"10s\"\n[pool.health]\non_death = \"die\"",
+        "pool[1].health.on_death",
+        "\"hold\", \"rehash\"",
+    ),
     ("settle = \"10s\"", "settle = \"10s\"\n[pool.health]\npanic = 101", "pool[1].health.panic", "0 to 100"),
     ("settle = \"10s\"", "settle = \"10\"", "pool[1].settle", "is not a duration"),
     ("[[vip]]", "[timeouts]\nudp = \"3h\"\n[[vip]]", "timeouts.udp", "1s to 2h"),

@@ -166,6 +166,21 @@ impl Pool {
         self.steps.iter().rev().find_map(Step::definition).unwrap_or(&self.base)
     }
 
+    /// The backends that are dead and that no row names for new flows, now or soon.
+    pub fn fallen(&self) -> impl Iterator<Item = &String> {
+        let (mut current, mut next) = (&self.base, &self.base);
+        for step in &self.steps {
+            match step {
+                Step::Announce(definition) => next = definition,
+                Step::Switch => current = next,
+                Step::Agree(_) | Step::Settle(_) => {}
+            }
+        }
+        let has_none =
+            |definition: &Definition, name: &String| definition.0.get(name).is_none_or(|&weight| weight == 0);
+        self.out.iter().filter(move |name| has_none(current, name) && has_none(next, name))
+    }
+
     /// The backends that its rows may name.
     pub fn names(&self) -> impl Iterator<Item = &String> {
         let definitions = std::iter::once(&self.base).chain(self.steps.iter().filter_map(Step::definition));

@@ -197,6 +197,25 @@ fn a_second_change_keeps_the_previous_of_before_the_first() {
 }
 
 #[test]
+fn a_dead_backend_has_fallen_once_and_as_long_as_no_row_names_it() {
+    let mut pool = Pool::settled(definition(&[("one", 1), ("two", 1), ("three", 1)]), 1);
+    let fallen = |pool: &Pool| pool.fallen().cloned().collect::<Vec<_>>();
+    let out = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    pool.set_out(&out(&["one"]), 2);
+    assert!(fallen(&pool).is_empty(), "its rows name it yet");
+    pool.switch(3).unwrap();
+    assert_eq!(fallen(&pool), ["one"]);
+    pool.set_out(&out(&["one", "two"]), 4);
+    assert_eq!(fallen(&pool), ["one"]);
+    pool.switch(5).unwrap();
+    assert_eq!(fallen(&pool), ["one", "two"]);
+    pool.set_out(&out(&["two"]), 6);
+    assert_eq!(fallen(&pool), ["two"], "rows are about to name it again");
+    pool.set_out(&out(&["one", "two", "three"]), 7);
+    assert!(fallen(&pool).is_empty(), "where all are dead all are used");
+}
+
+#[test]
 fn commands_survive_the_log() {
     let command = Command::Move { first: 3, ranks: vec![[1, 2, 3, 4]] };
     assert_eq!(Command::open(&command.seal()), Ok(command));
