@@ -1,7 +1,7 @@
 //! Backends on which nothing of ours runs: their paths are probed, and follow what the probes find.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv6Addr, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -150,6 +150,22 @@ fn paths_follow_what_probes_find_where_nothing_of_ours_runs() -> Result<()> {
         let served = served_by_b1(&scene)?;
         Ok(!served.contains(&dead.pool) && served.len() == all.len() - 1)
     })?;
+    let vip = scene.config.service.iter().find(|service| service.pool == dead.pool).context("a service")?.vip.clone();
+    let vip = SocketAddr::new(vip.parse()?, HTTP_PORT);
+    let says = (1..=16).map(|port| {
+        let client =
+            SocketAddr::new(if vip.is_ipv4() { [192, 0, 2, 7].into() } else { Ipv6Addr::LOCALHOST.into() }, port);
+        scene.done("n1", &["why", "tcp", &client.to_string(), &vip.to_string()])
+    });
+    let says = says.collect::<Result<Vec<_>>>()?;
+    let named = says.iter().filter(|says| says.contains("/b1 is out: its probes fail: ")).count();
+    let concerned = says.iter().filter(|says| says.contains("/b1")).count();
+    ensure!(named == concerned && named > 0, "`why` names the reason in {named} of {concerned}: {says:#?}");
+    let opened =
+        |log: &str| log.lines().filter(|line| line.contains("left alone for") && line.contains("http")).count();
+    // Trials go on, and fail, without a word.
+    let log = scene.lab.process("n1-agent")?.log_tail();
+    ensure!(opened(&log) <= 1, "each trial that fails is told of: {log}");
     let breakers = scene.done("n1", &["get", "breakers"])?;
     ensure!(breakers.contains("http probe of") && breakers.contains("port 8080 on eth0"), "{breakers}");
 

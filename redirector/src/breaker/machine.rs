@@ -86,6 +86,8 @@ pub struct Machine {
     pub trials: u64,
     /// How often it opened.
     pub opened: u64,
+    /// How often of that since it was last closed: more than once where trials failed.
+    pub in_a_row: u64,
     /// The last failure, in words.
     pub last_failure: Option<String>,
 }
@@ -104,6 +106,7 @@ impl Machine {
             failed: 0,
             trials: 0,
             opened: 0,
+            in_a_row: 0,
             last_failure: None,
         }
     }
@@ -227,10 +230,12 @@ impl Machine {
 
     fn open(&mut self, now: Duration, why: &str) {
         self.opened += 1;
+        self.in_a_row += 1;
         self.turn(Position::Open { until: now + self.policy.timeout }, now, why);
     }
 
     fn close(&mut self, now: Duration, why: &str) {
+        self.in_a_row = 0;
         self.turn(Position::Closed { failures: VecDeque::new() }, now, why);
     }
 

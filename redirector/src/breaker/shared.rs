@@ -148,8 +148,13 @@ impl Breaker {
             Some(last) => (last.to, last.why.clone()),
             None => return done,
         };
+        let in_a_row = machine.in_a_row;
         drop(machine);
         match to {
+            // Said once: a dependency that stays away would fill the log with its trials.
+            State::Open if in_a_row > 1 => {
+                tracing::debug!(breaker = self.name, in_a_row, "left alone again for {:?}: {why}", self.policy.timeout);
+            }
             State::Open => tracing::warn!(breaker = self.name, "left alone for {:?}: {why}", self.policy.timeout),
             State::Closed => tracing::info!(breaker = self.name, "works again: {why}"),
             State::HalfOpen => tracing::debug!(breaker = self.name, "{why}"),

@@ -63,7 +63,7 @@ pub(super) fn show(view: &View, target: &Target, output: Output) -> anyhow::Resu
 }
 
 /// What the agent knows of backends, by id.
-fn ask(target: &Target) -> HashMap<u16, BackendStatus> {
+pub(in crate::cli) fn ask(target: &Target) -> HashMap<u16, BackendStatus> {
     let Ok(Some(config)) = target.config() else { return HashMap::new() };
     match control::ask_within(ANSWER, &control::path(&config), &Request::Backends) {
         Ok(Answer::Backends { backends }) => backends.into_iter().map(|status| (status.backend, status)).collect(),

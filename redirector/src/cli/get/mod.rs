@@ -24,6 +24,8 @@ use super::output::{Names, Output};
 use super::target::Target;
 use crate::dataplane::maps::{Maps, MapsError, read};
 
+pub(super) use backends::ask as told_of_backends;
+pub(super) use paths::ask as told_of_paths;
 pub(super) use services::ranges;
 pub(super) use vips::lines as vip_lines;
 

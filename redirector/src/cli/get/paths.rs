@@ -86,7 +86,7 @@ pub(super) fn show(view: &View, target: &Target, output: Output) -> anyhow::Resu
 }
 
 /// What the agent knows of paths, by id.
-fn ask(target: &Target) -> HashMap<u16, PathStatus> {
+pub(in crate::cli) fn ask(target: &Target) -> HashMap<u16, PathStatus> {
     let Ok(Some(config)) = target.config() else { return HashMap::new() };
     match control::ask_within(ANSWER, &control::path(&config), &Request::Paths) {
         Ok(Answer::Paths { paths }) => paths.into_iter().map(|status| (status.path, status)).collect(),

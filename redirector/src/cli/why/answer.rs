@@ -1,21 +1,26 @@
 //! The answer: what the stations did with the packet, and what made them do so.
 
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
+use redirector_ebpf::abi::PATHS;
 use redirector_ebpf::hash::FlowHash;
 use redirector_ebpf::packet::protocol;
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::admit::is_shed;
 use redirector_ebpf::stations::{self, Journey, owner, path, row};
 use redirector_ebpf::tables::flow::{Entry, WAYS};
-use redirector_ebpf::tables::path::kind;
+use redirector_ebpf::tables::names::kind;
+use redirector_ebpf::tables::path::kind as carriage;
 use redirector_ebpf::tables::{Backend, Path, Slot, Tables};
 use serde::Serialize;
 
 use super::question::Question;
+use crate::agent::{BackendStatus, PathStatus};
 use crate::cli::output::{self, Names, class, mac, mode, state};
 use crate::dataplane::address::ip;
 use crate::dataplane::memory::MemoryTables;
+use crate::paths::health::State as Health;
 
 /// Where a flow goes, and why.
 #[derive(Debug, Serialize)]
@@ -166,6 +171,33 @@ impl Answer {
         answer.notes = notes(tables, &answer, elsewhere);
         answer
     }
+
+    /// Adds why backends of the row, and their paths, are out, as the agent says.
+    pub(super) fn explain(
+        &mut self,
+        names: &Names,
+        paths: &HashMap<u16, PathStatus>,
+        backends: &HashMap<u16, BackendStatus>,
+    ) {
+        let row = self.row.iter().flat_map(|row| [&row.current, &row.previous]);
+        let known = self.flow.iter().map(|known| &known.backend);
+        let concerned: BTreeSet<&String> = row.chain(known).flatten().collect();
+        let mut notes = Vec::new();
+        for name in concerned {
+            let Some(id) = names.registry.id(kind::BACKEND, name).map(|id| id as u16) else { continue };
+            if let Some(told) = backends.get(&id).filter(|told| told.state != "alive") {
+                let why = told.why.as_deref().unwrap_or("the agent does not say why");
+                notes.push(format!("{name} is {}: {why}", told.state));
+            }
+            let ways = names.registry.backends.get(&id).map_or([0; PATHS], |row| row.paths);
+            for (rank, told) in (1..).zip(ways).filter_map(|(rank, way)| Some((rank, paths.get(&way)?))) {
+                if let (false, Some(why)) = (matches!(told.state, Health::Alive | Health::Assumed), &told.why) {
+                    notes.push(format!("path {rank} of {name} is out: {why}"));
+                }
+            }
+        }
+        self.notes.append(&mut notes);
+    }
 }
 
 /// The flow's entry, if this node has one.
@@ -228,7 +260,7 @@ fn next_hop(tables: &MemoryTables, names: &Names, way: &Path) -> NextHop {
         vlan: (way.vlan != 0).then_some(way.vlan),
         address: names.neighbour(way.neighbour),
         mac: mac(tables.neighbour(way.neighbour)),
-        remote: (way.kind != kind::L2).then(|| ip(&way.remote, way.outer_v6 != 0)),
+        remote: (way.kind != carriage::L2).then(|| ip(&way.remote, way.outer_v6 != 0)),
     }
 }
 

@@ -1,7 +1,8 @@
 //! `why`: where a flow goes, and for what reasons.
 //!
 //! A packet of the flow is made and taken through the very stations that the XDP programs are made of, over a copy of the
-//! tables. Nothing is written to the maps, and nothing is counted.
+//! tables. Nothing is written to the maps, and nothing is counted. Why paths and backends are out is the agent's to know:
+//! it is asked, if it runs.
 
 mod answer;
 mod question;
@@ -12,6 +13,7 @@ mod text;
 
 use anyhow::Result;
 
+use super::get;
 use super::output::{Names, Output};
 use super::target::Target;
 use answer::Answer;
@@ -43,7 +45,8 @@ impl Why {
         let maps = self.target.maps()?;
         let names = Names::read(&maps)?;
         let tables = tables::read(&maps, &names, &question)?;
-        let answer = Answer::new(&tables, &names, &question);
+        let mut answer = Answer::new(&tables, &names, &question);
+        answer.explain(&names, &get::told_of_paths(&self.target), &get::told_of_backends(&self.target));
         self.output.one(&answer, || answer.text())
     }
 }
