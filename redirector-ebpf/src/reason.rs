@@ -58,7 +58,7 @@ reasons! {
     ArpAnswered "arp-answered" Transmit "An ARP request for a VIP that this node holds, answered here.";
     NdAnswered "nd-answered" Transmit "A neighbour solicitation for a VIP that this node holds, answered here.";
     EchoAnswered "echo-answered" Transmit "An echo request to a VIP, answered here.";
-    ResetSent "reset-sent" Transmit "A TCP segment to a port without a service or that is refused, answered by a reset.";
+    ResetSent "reset-sent" Transmit "A TCP segment to a port without a service, that is refused, or whose backend is dead, answered by a reset.";
     UnreachableSent "unreachable-sent" Transmit "A packet to a port without a service or that is refused, answered by port unreachable.";
     TooBigSent "too-big-sent" Transmit "Longer than its path takes; the sender was told the MTU.";
     UnmatchedDrop "unmatched-drop" Drop "A VIP's port without a service; the VIP says `drop`.";
@@ -108,6 +108,7 @@ reasons! {
     NoteRecorded "note-recorded" Pass "Besides: a flow was recorded.";
     NoteLeastBad "note-least-bad" Pass "Besides: no path of the backend was alive, the first was taken.";
     NoteEventLost "note-event-lost" Pass "Besides: a flow changed and the ring that tells the agent was full.";
+    NoteSevered "note-severed" Pass "Besides: a TCP flow's backend is dead, and its client is told so by a reset.";
 }
 
 impl Reason {

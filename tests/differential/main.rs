@@ -78,6 +78,10 @@ fn bend(tables: &mut MemoryTables, random: &mut Random) {
         for row in tables.tables.get_mut(&pool.table).expect("each pool has a table") {
             if random.once_in(2) {
                 *row = Row::new(random.pick(&own), random.pick(&own), random.once_in(2));
+                if random.once_in(3) {
+                    // Of no pool, as who is dead is.
+                    *row = Row::new(row.current(), 0, row.disputed()).severed();
+                }
             }
         }
     }

@@ -4,6 +4,7 @@ use redirector::dataplane::memory::MemoryTables;
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::tables::Row;
 use redirector_ebpf::tables::flow::{Entry, State};
+use suite::decode::Body;
 use suite::node::{self, Done, backend, pool, send, set_rows};
 use suite::packet::{Packet, tcp, udp};
 
@@ -91,6 +92,53 @@ fn a_second_change_during_a_dispute_keeps_every_flow() {
     served(&tables, "known", &http(1), "l2/b", true, &[]);
     served(&tables, "older than both", &http(2), "l2/a", false, RECORDED);
     served(&tables, "new with the second", &http(3).syn(), "l2/c", false, RECORDED);
+}
+
+/// The row's previous backend is dead, and its flows are to be told.
+#[test]
+fn flows_of_a_dead_backend_are_reset_and_others_go_on() {
+    let mut tables = owner("l2/b", "l2/a");
+    send(&tables, &https(1).syn().bytes());
+    let dead = backend(&tables, "l2/a");
+    let recorded = |tables: &MemoryTables| tables.entries(false).len() + tables.entries(true).len();
+    let row = Row::new(backend(&tables, "l2/b"), dead, true).severed();
+    set_rows(&mut tables, "l2", row);
+    tables.image.backends.get_mut(&dead).unwrap().pool = 0;
+    tables.pools.values_mut().for_each(|pool| pool.old_until = u64::MAX);
+    served(&tables, "a flow of the one that lives", &https(1), "l2/b", true, &[]);
+    served(&tables, "a new one", &https(2).syn(), "l2/b", false, RECORDED);
+    served(&tables, "a datagram", &sip(1), "l2/b", false, RECORDED);
+    let before = recorded(&tables);
+    let data = |from: &str, to: &str| {
+        tcp(from, to).flags(|tcp| (tcp.sequence_number, tcp.acknowledgment_number, tcp.ack) = (1_000, 77_000, true))
+    };
+    for (from, to) in [("192.0.2.7:9", "198.51.100.1:443"), ("[2001:db8:7::7]:9", "[2001:db8:100::1]:443")] {
+        let done = send(&tables, &data(from, to).bytes());
+        assert_eq!((done.verdict.reason, &done.notes[..]), (Reason::ResetSent, &[Reason::NoteSevered][..]));
+        let answer = suite::decode::decode(&done.bytes);
+        let Body::Tcp(reset, payload) = &answer.outer().body else { panic!("{answer:?}") };
+        // RFC 9293, section 3.10.7.1: a segment with an ACK is answered from where its sender expects the next byte.
+        assert!(reset.rst && !reset.ack && reset.sequence_number == 77_000 && payload.is_empty(), "{reset:?}");
+    }
+    let reset = tcp("192.0.2.7:9", "198.51.100.1:443").flags(|tcp| tcp.rst = true);
+    assert_eq!(send(&tables, &reset.bytes()).verdict.reason, Reason::UnmatchedDrop, "no reset answers a reset");
+    assert_eq!(recorded(&tables), before, "what is over is not recorded");
+}
+
+/// Before its death was known, this node knew flows on it.
+#[test]
+fn known_flows_of_a_dead_backend_are_reset_too() {
+    let mut tables = owner("l2/a", "l2/a");
+    for packet in [https(1).syn(), https(1), sip(1)] {
+        send(&tables, &packet.bytes());
+    }
+    let dead = backend(&tables, "l2/a");
+    let row = Row::new(backend(&tables, "l2/b"), dead, true).severed();
+    set_rows(&mut tables, "l2", row);
+    tables.image.backends.get_mut(&dead).unwrap().pool = 0;
+    assert_eq!(send(&tables, &https(1).bytes()).verdict.reason, Reason::ResetSent);
+    served(&tables, "its client connects again from the same port", &https(1).syn(), "l2/b", false, RECORDED);
+    served(&tables, "a datagram goes to another", &sip(1), "l2/b", false, RECORDED);
 }
 
 #[test]

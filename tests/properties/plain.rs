@@ -45,6 +45,10 @@ fn tables(seed: u64, family: Family, me: u8) -> MemoryTables {
         own.push(random.pick(&[0, 1, 2]));
         for row in tables.tables.get_mut(&pool.table).expect("each pool has a table") {
             *row = Row::new(random.pick(&own), random.pick(&own), random.once_in(2));
+            if random.once_in(3) {
+                // Of no pool, as who is dead is.
+                *row = Row::new(row.current(), 0, row.disputed()).severed();
+            }
         }
         if let Some(pool) = tables.pools.get_mut(&id) {
             pool.old_until = random.pick(&[0, u64::MAX]);

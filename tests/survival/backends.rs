@@ -6,11 +6,12 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use redirector_ebpf::reason::Reason;
 use serde::Deserialize;
 use xtask::lab::{Config, Topology};
-use xtask::traffic::{ECHO_PORT, HTTP_PORT, Load, LoadReport, Stream, Streaming};
+use xtask::traffic::{ECHO_PORT, HTTP_PORT, Load, LoadReport, LongConnections, Stream, Streaming};
 
-use crate::scene::{Scene, all_answered, every_kind, targets, wait_until};
+use crate::scene::{PATIENCE, Scene, all_answered, every_kind, targets, wait_until};
 
 /// A backend, as `get backends` tells of it.
 #[derive(Debug, Deserialize)]
@@ -124,35 +125,63 @@ fn all_of_a_pool_is_used_when_too_little_of_it_is_healthy() -> Result<()> {
     all_answered(&requests(&scene)?)
 }
 
-/// Every second pool gives a dead backend's flows to others, the rest lets them stay.
+/// What becomes of a dead backend's flows, pool by pool: of each affinity and family both.
+const ON_DEATH: [&str; 8] = ["rehash", "hold", "reset", "reset", "reset", "reset", "hold", "rehash"];
+
+/// The VIPs of pools of which `is_meant` says so.
+fn targets_of(scene: &Scene, port: u16, is_meant: impl Fn(&str) -> bool) -> Vec<SocketAddr> {
+    targets(&scene.config, port)
+        .into_iter()
+        .zip(ON_DEATH)
+        .filter(|(_, fate)| is_meant(fate))
+        .map(|(to, _)| to)
+        .collect()
+}
+
 #[test]
-fn flows_of_a_dead_backend_go_to_others_where_that_is_configured() -> Result<()> {
-    let topology = Topology { nodes: 2, backends: 3, between: true, ..Topology::for_test("rehash") };
-    let mut config = every_kind(&topology, &["ipip"]).with_fabrics(&topology);
+fn flows_of_a_dead_backend_stay_go_to_others_or_are_reset() -> Result<()> {
+    let topology = Topology { nodes: 2, backends: 3, between: true, ..Topology::for_test("fates") };
+    let mut config = every_kind(&topology, &["ipip", "gue"]).with_fabrics(&topology);
     config.beats = Some("50ms x 3".into());
-    config.pool.iter_mut().step_by(2).for_each(|pool| pool.health.on_death = Some("rehash".into()));
+    config.pool.iter_mut().zip(ON_DEATH).for_each(|(pool, fate)| pool.health.on_death = Some(fate.into()));
     let scene = Scene::up(&topology, config)?;
     for backend in ["b1", "b2", "b3"] {
         wait_for_paths(&scene, backend, 3)?;
     }
-    let echo = targets(&scene.config, ECHO_PORT);
-    let stream = |targets: &[SocketAddr]| scene.lab.client().run(|| Stream::new(400, targets, 24).start());
-    let (moved, held): (Vec<_>, Vec<_>) =
-        echo.into_iter().enumerate().partition(|(number, _): &(usize, SocketAddr)| number % 2 == 0);
-    let [moved, held] = [moved, held].map(|those| those.into_iter().map(|(_, target)| target).collect::<Vec<_>>());
-    let (moves, stays) = (stream(&moved)??, stream(&held)??);
+    let stream = |targets: &[SocketAddr]| scene.lab.client().run(|| Stream::new(400, targets, 48).start());
+    let moves = stream(&targets_of(&scene, ECHO_PORT, |fate| fate != "hold"))??;
+    let stays = stream(&targets_of(&scene, ECHO_PORT, |fate| fate == "hold"))??;
+    let web = targets_of(&scene, HTTP_PORT, |fate| fate == "reset");
+    let long = scene.lab.client().run(|| LongConnections::open(&web, 48, Duration::from_millis(50), PATIENCE))??;
     let lately = Duration::from_millis(500);
     // Before that the time since the stream began would count as an answer's.
     let answered = |stream: &Streaming| stream.elapsed() > lately * 2 && stream.silence() < lately;
     wait_until("all flows are answered", || Ok(answered(&moves) && answered(&stays)))?;
+
     scene.lab.unplug("b1")?;
     wait_for_rows(&scene, &["b2", "b3"])?;
-    wait_until("flows go to others", || Ok(answered(&moves)))?;
+    wait_until("datagrams go to others", || Ok(answered(&moves)))?;
     ensure!(!answered(&stays), "flows that are to stay went to others too");
+    // Each connection ends by what it waits for: an answer, or a reset.
+    let long = long.finish();
+    println!("connections: {long:#?}");
+    let on_dead = long.backends.get("b1").copied().unwrap_or_default();
+    let told = long.errors.iter().filter(|error| error.contains("Connection reset by peer")).count() as u64;
+    ensure!(on_dead > 0 && long.broken == on_dead && told == on_dead && long.wrong == 0, "{long:#?}");
+    let mut severed = 0;
+    for node in scene.lab.nodes() {
+        severed += scene.count(&node, Reason::NoteSevered)?;
+    }
+    ensure!(severed >= on_dead, "{severed} resets for {on_dead} connections: others sent them");
+    let load = requests(&scene)?;
+    all_answered(&load).context("who connects anew")?;
+    ensure!(names(&load) == BTreeSet::from(["b2", "b3"]), "{load:#?}");
+
     scene.lab.heal()?;
     wait_for_rows(&scene, &["b1", "b2", "b3"])?;
     wait_until("flows that stayed go on", || Ok(answered(&stays) && answered(&moves)))?;
     let (moves, stays) = (moves.finish()?, stays.finish()?);
-    ensure!(stays.moved == 0 && stays.wrong == 0 && moves.wrong == 0 && moves.moved > 0, "{stays:#?} {moves:#?}");
+    ensure!(stays.moved == 0 && stays.wrong == 0, "{stays:#?}");
+    ensure!(moves.moved > 0 && moves.wrong == 0, "{moves:#?}");
     Ok(())
 }

@@ -198,6 +198,7 @@ fn steer<F: Frame, T: Tables>(
         match owned(tables, node, &service, &place, hash, marked, journey)? {
             Owned::Backend(backend) => backend,
             Owned::Refused(why) => return refuse(node, journey, why),
+            Owned::Severed => return sever(tables, journey),
             Owned::Elsewhere(mark, reason) => {
                 if matches!(journey.packet.kind, Kind::FirstFragment) {
                     fragment::remember(tables, journey, journey.owner, 0);
@@ -227,6 +228,16 @@ fn refuse(node: &Node, journey: &mut Journey, why: Refusal) -> Station<Next> {
     Err(why.reason())
 }
 
+/// Tells the client that the flow is lost, so that it connects anew at once. Of a fragment it is not told.
+#[inline(always)]
+fn sever<T: Tables>(tables: &T, journey: &Journey) -> Station<Next> {
+    if !matches!(journey.packet.kind, Kind::Whole) {
+        return Err(Reason::NoBackend);
+    }
+    tables.count(Reason::NoteSevered);
+    Ok(Next::Answer(Answer::Reject))
+}
+
 /// Where the packet comes from within the cluster.
 #[inline(always)]
 fn mark<T: Tables>(
@@ -245,6 +256,7 @@ fn mark<T: Tables>(
 enum Owned {
     Backend(u16),
     Refused(Refusal),
+    Severed,
     Elsewhere(Mark, Reason),
 }
 
@@ -321,7 +333,13 @@ fn owned<T: Tables>(
         {
             return Ok(Owned::Refused(why));
         }
-        if tcp || tables.now() < place.old_until { place.row.previous() } else { place.row.current() }
+        let severed = place.row.is_severed(slot.version);
+        // Nothing else has a connection to lose.
+        if tcp && severed {
+            journey.owner = me;
+            return Ok(Owned::Severed);
+        }
+        if !severed && (tcp || tables.now() < place.old_until) { place.row.previous() } else { place.row.current() }
     };
     journey.owner = me;
     // Who chooses since nobody who would know the flow is reached must not be believed over those. Looked up again, since

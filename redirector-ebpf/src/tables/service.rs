@@ -1,6 +1,7 @@
 //! VIPs, services, pools and the rows of their Maglev tables.
 
 use super::no_padding;
+use crate::verifier::hide;
 
 /// What is configured for an address as such.
 #[repr(C)]
@@ -98,6 +99,7 @@ pub struct Row(pub u32);
 
 impl Row {
     const DISPUTED: u32 = 1 << 31;
+    const SEVERED: u32 = 1 << 15;
 
     /// A row; it is disputed where `disputed` says so or its backends differ.
     pub const fn new(current: u16, previous: u16, disputed: bool) -> Self {
@@ -115,6 +117,18 @@ impl Row {
     #[inline(always)]
     pub const fn previous(self) -> u16 {
         (self.0 >> 16) as u16 & 0x7fff
+    }
+
+    /// The same row, whose previous backend is dead: its unknown TCP flows get a reset, and what else it had is current's.
+    pub const fn severed(self) -> Self {
+        Self(self.0 | Self::SEVERED)
+    }
+
+    /// Whether it is [`severed`](Self::severed). `noise` is any number that the verifier does not know: it must not learn
+    /// of the row what is asked here, else it follows all that comes after once for each answer.
+    #[inline(always)]
+    pub fn is_severed(self, noise: u64) -> bool {
+        hide(noise, u64::from(self.0)) & u64::from(Self::SEVERED) != 0
     }
 
     /// Whether flows of this row must go to their slot's owner. Also while a change is only announced and both backends

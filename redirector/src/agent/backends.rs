@@ -159,12 +159,12 @@ pub(super) fn take_out(image: &mut Image, out: &Out) {
     }
 }
 
-/// The backends whose flows go to others, as a state has it.
+/// The backends whose flows do not stay with them, as a state has it.
 fn fallen(image: &Image, state: &State) -> BTreeSet<u16> {
     let mut fallen = BTreeSet::new();
     for (name, pool) in &state.pools {
         let id = image.registry.id(kind::POOL, name).map(|id| id as u16);
-        if id.and_then(|id| image.pools.get(&id)).is_some_and(|pool| pool.rehashes) {
+        if id.and_then(|id| image.pools.get(&id)).is_some_and(PoolImage::parts) {
             fallen.extend(pool.fallen().filter_map(|backend| number(image, name, backend)));
         }
     }
@@ -193,7 +193,7 @@ impl Node {
             return;
         }
         take_out(&mut self.image, &self.backends.out);
-        let pools = self.image.pools.values().filter(|pool| pool.rehashes);
+        let pools = self.image.pools.values().filter(|pool| pool.parts());
         self.set_fallen(pools.flat_map(PoolImage::dead).collect());
         match rows::follow(&mut self.maps, &self.image) {
             Ok(()) => self.backends.put_in_force(self.backends.out.clone(), &self.incidents),
@@ -201,7 +201,7 @@ impl Node {
         }
     }
 
-    /// Has packets see which backends' flows go to others, by what was agreed on.
+    /// Has packets see which backends' flows do not stay with them, by what was agreed on.
     pub(super) fn mark_fallen(&mut self, state: &State) {
         self.set_fallen(fallen(&self.image, state));
     }
@@ -220,7 +220,7 @@ impl Node {
     pub(super) fn keep_out(&self, image: &mut Image) {
         if image.agreed.is_none() {
             take_out(image, &self.backends.in_force);
-            let pools = image.pools.values().filter(|pool| pool.rehashes);
+            let pools = image.pools.values().filter(|pool| pool.parts());
             image.fallen = pools.flat_map(PoolImage::dead).collect();
         } else if let Some(state) = self.agreement.as_ref().and_then(|agreement| agreement.state()) {
             image.fallen = fallen(image, &state);

@@ -247,8 +247,8 @@ impl Follower {
                 // The backend of before is gone here, and with it every flow of it that this node could serve.
                 *row = Row::new(row.current(), row.current(), row.disputed());
             }
-            if image.pools.get(&id).is_some_and(|pool| pool.rehashes) {
-                rows::give_up(&mut rows, &pool.fallen().map(|name| number(name)).collect());
+            if let Some(target) = image.pools.get(&id) {
+                rows::part(&mut rows, target.on_death, &pool.fallen().map(|name| number(name)).collect());
             }
             Some((id, rows))
         })

@@ -37,6 +37,8 @@ pub enum OnDeath {
     Hold,
     /// They go to the backends that its new flows go to.
     Rehash,
+    /// TCP clients are told so by a reset, and connect anew; what else there is goes where new flows go.
+    Reset,
 }
 
 impl Default for PoolHealth {

@@ -95,8 +95,8 @@ pub struct PoolImage {
     pub configured: Vec<Member>,
     /// Rows that its table needs.
     pub rows: usize,
-    /// Whether flows of backends that are dead go to others.
-    pub rehashes: bool,
+    /// What becomes of flows of backends that are dead.
+    pub on_death: OnDeath,
     /// How long a change of it takes to settle at least.
     pub settle: Duration,
 }
@@ -113,7 +113,7 @@ pub struct Image {
     pub ranges: HashMap<(ServiceKey, u32), Service>,
     pub pools: BTreeMap<u16, PoolImage>,
     pub backends: BTreeMap<u16, Backend>,
-    /// Backends that are dead, and whose flows go to others.
+    /// Backends that are dead, and whose flows do not stay with them.
     pub fallen: BTreeSet<u16>,
     pub paths: BTreeMap<u16, Path>,
     /// How paths are watched.
@@ -193,6 +193,11 @@ fn seconds(time: Duration) -> u16 {
 }
 
 impl PoolImage {
+    /// Whether flows of backends that are dead do not stay with them.
+    pub fn parts(&self) -> bool {
+        self.on_death != OnDeath::Hold
+    }
+
     /// Backends that get no new flows though they are configured to: they are dead.
     pub fn dead(&self) -> BTreeSet<u16> {
         let lives = |member: &Member| self.members.iter().any(|other| other.id == member.id);
@@ -201,7 +206,7 @@ impl PoolImage {
 }
 
 impl Image {
-    /// A backend as packets see it. One whose flows go to others is of no pool: so whoever has an entry there is unknown.
+    /// A backend as packets see it. One whose flows do not stay is of no pool: so whoever has an entry there is unknown.
     pub fn seen(&self, id: u16, backend: &Backend) -> Backend {
         if self.fallen.contains(&id) { Backend { pool: 0, ..*backend } } else { *backend }
     }
@@ -381,7 +386,7 @@ impl Image {
                     configured: members.clone(),
                     members,
                     rows,
-                    rehashes: pool.health.on_death == OnDeath::Rehash,
+                    on_death: pool.health.on_death,
                     settle: pool.settle,
                 },
             );

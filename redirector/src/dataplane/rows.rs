@@ -11,6 +11,7 @@ use redirector_ebpf::tables::{Pool, Row, Slot};
 use super::flows::{Flow, now};
 use super::image::{Image, PoolImage};
 use super::maps::{Maps, MapsError, read, written};
+use crate::config::OnDeath;
 use crate::pool::{self, transition};
 
 /// Tables of slots and rows, and the flows that live on them.
@@ -180,16 +181,18 @@ fn change(tables: &mut impl RowTables, id: u16, target: &PoolImage, old_for: Dur
     replace(tables, id, &pool, &announced, old_until)?;
     let pool = tables.pool(id)?;
     let mut rows = transition::switch(&announced, &table);
-    if target.rehashes {
-        give_up(&mut rows, &target.dead());
-    }
+    part(&mut rows, target.on_death, &target.dead());
     replace(tables, id, &pool, &rows, old_until)
 }
 
-/// Has unknown flows of rows whose previous backend is one of these go to the current one.
-pub fn give_up(rows: &mut [Row], dead: &BTreeSet<u16>) {
-    for row in rows.iter_mut().filter(|row| dead.contains(&row.previous())) {
-        *row = Row::new(row.current(), row.current(), row.disputed());
+/// Parts rows from previous backends that are dead, where flows of those do not stay.
+pub fn part(rows: &mut [Row], on_death: OnDeath, dead: &BTreeSet<u16>) {
+    for row in rows.iter_mut().filter(|row| row.current() != row.previous() && dead.contains(&row.previous())) {
+        *row = match on_death {
+            OnDeath::Hold => *row,
+            OnDeath::Rehash => Row::new(row.current(), row.current(), row.disputed()),
+            OnDeath::Reset => row.severed(),
+        };
     }
 }
 

@@ -162,6 +162,7 @@ fn owned<'a, T: Tables>(
     if !opens && slot.previous != 0 {
         return None;
     }
+    // The previous backend of a severed row is of no pool, so that the long way gets whatever would go to it.
     let is_old = !opens && (packet.tuple.protocol == protocol::TCP || tables.now() < place.old_until);
     let backend = if is_old { place.row.previous() } else { place.row.current() };
     let version = if first == 0 { 0 } else { slot.version };

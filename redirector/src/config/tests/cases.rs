@@ -153,7 +153,7 @@ const CASES: &[(&str, &str, &str, &str)] = &[
         "settle = \"10s\"",
         "settle = \"10s\"\n[pool.health]\non_death = \"die\"",
         "pool[1].health.on_death",
-        "\"hold\", \"rehash\"",
+        "\"hold\", \"rehash\", \"reset\"",
     ),
     ("settle = \"10s\"", "settle = \"10s\"\n[pool.health]\npanic = 101", "pool[1].health.panic", "0 to 100"),
     ("settle = \"10s\"", "settle = \"10\"", "pool[1].settle", "is not a duration"),
