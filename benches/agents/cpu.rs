@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use serde::Serialize;
 use xtask::bench::machine::{Disturbance, Watch};
+use xtask::bench::rows::Rows;
 use xtask::bench::spread::Spread;
 use xtask::lab::{Config, Lab, Topology};
 
-use crate::Options;
 use crate::flows::{Kind, Node};
 use crate::process::{Usage, memory};
 
@@ -43,15 +43,17 @@ struct Figure {
     disturbance: Disturbance,
 }
 
-/// Measures all of it; the figures as JSON.
-pub(crate) fn run(options: &Options) -> Result<serde_json::Value> {
-    let time = Duration::from_secs(if options.short { 4 } else { 20 });
+/// Measures all of it.
+pub(crate) fn run(short: bool, rows: &mut Rows) -> Result<()> {
+    let time = Duration::from_secs(if short { 4 } else { 20 });
     println!(
         "{:<9} {:<12} {:>20} {:>18} {:>8}  threads",
         "profile", "at", "cpu % p50/p99/max", "resident MiB p50", "steal %"
     );
-    let mut figures = Vec::new();
     for profile in ["standard", "fast", "extreme"] {
+        if !rows.begin(profile) {
+            continue;
+        }
         let topology = Topology { nodes: NODES, backends: 2, ..Topology::new(format!("cpu{}", std::process::id())) };
         let config = Config { beats: Some(profile.into()), flows4: Some(1 << 20), ..Config::standard(&topology) };
         let lab = Lab::up(&topology)?;
@@ -59,15 +61,16 @@ pub(crate) fn run(options: &Options) -> Result<serde_json::Value> {
         lab.start_agents()?;
         let mut nodes = (1..=NODES).map(|number| Node::of(&lab, number)).collect::<Result<Vec<_>>>()?;
         settled(&nodes)?;
-        figures.push(measure(profile, "idle", &mut nodes, time, |_| {
+        let idle = measure(profile, "idle", &mut nodes, time, |_| {
             thread::sleep(time);
             Ok(0)
-        })?);
+        })?;
+        rows.push(&idle)?;
         if profile == "fast" {
-            figures.push(measure(profile, "replicating", &mut nodes, time, |nodes| make(nodes, time))?);
+            rows.push(&measure(profile, "replicating", &mut nodes, time, |nodes| make(nodes, time))?)?;
         }
     }
-    Ok(serde_json::to_value(figures)?)
+    Ok(())
 }
 
 /// Waits until slots have moved where they are to be and everybody is up, which a start leaves to be done: until nothing

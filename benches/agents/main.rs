@@ -9,40 +9,37 @@ mod flows;
 mod process;
 mod replicate;
 
-use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-
-/// How to measure.
-struct Options {
-    /// With fewer steps, and shorter.
-    short: bool,
-    json: Option<String>,
-}
+use xtask::bench::rows::Rows;
 
 fn main() -> Result<()> {
-    let mut options = Options { short: false, json: None };
+    // With fewer steps, and shorter.
+    let (mut short, mut json, mut within) = (false, None, None);
     let mut name = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--short" => options.short = true,
-            "--json" => options.json = Some(arguments.next().context("--json wants a file")?),
+            "--short" => short = true,
+            "--json" => json = Some(arguments.next().context("--json wants a file")?.into()),
+            "--within" => {
+                let seconds = arguments.next().context("--within wants seconds")?;
+                within = Some(Duration::from_secs(seconds.parse().context("--within wants seconds")?));
+            }
             // What cargo adds to every bench.
             "--bench" => {}
             _ if name.is_none() && !argument.starts_with('-') => name = Some(argument),
-            other => bail!("unknown argument {other}; there are replicate or cpu, --short and --json FILE"),
+            other => {
+                bail!("unknown argument {other}; there are replicate or cpu, --short, --within SECONDS, --json FILE")
+            }
         }
     }
-    let figures = match name.as_deref() {
-        Some("replicate") => replicate::run(&options)?,
-        Some("cpu") => cpu::run(&options)?,
+    let mut rows = Rows::new(json, within);
+    match name.as_deref() {
+        Some("replicate") => replicate::run(short, &mut rows)?,
+        Some("cpu") => cpu::run(short, &mut rows)?,
         _ => bail!("name what to measure: replicate or cpu"),
-    };
-    match &options.json {
-        Some(file) => {
-            fs::write(file, serde_json::to_string_pretty(&figures)?).with_context(|| format!("cannot write {file}"))
-        }
-        None => Ok(()),
     }
+    rows.finish()
 }

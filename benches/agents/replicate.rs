@@ -12,10 +12,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use redirector::replication::{Counters, State};
 use serde::Serialize;
 use xtask::bench::machine::{Disturbance, Watch};
+use xtask::bench::rows::Rows;
 use xtask::bench::spread::Spread;
 use xtask::lab::{Config, Lab, Topology};
 
-use crate::Options;
 use crate::flows::{Kind, Node};
 use crate::process::{Usage, memory};
 
@@ -68,20 +68,23 @@ struct Targets {
     flows_per_second: Option<f64>,
 }
 
-/// Measures all of it; the figures as JSON.
-pub(crate) fn run(options: &Options) -> Result<serde_json::Value> {
-    let mut figures = Vec::new();
+/// Measures all of it.
+pub(crate) fn run(short: bool, rows: &mut Rows) -> Result<()> {
     println!(
         "{:>9} {:>8} {:>10} {:>10} {:>24} {:>6} {:>7} {:>6} {:>6} {:>7}",
         "flows", "flush", "offered/s", "arrived/s", "lag ms p50/p99/max", "wire", "memory", "lost", "cpu %", "steal %"
     );
-    let cases: &[(u64, u64)] = if options.short {
+    let cases: &[(u64, u64)] = if short {
         &[(12_000, 50), (100_000, 50), (100_000, 10), (400_000, 50)]
     } else {
         &[(12_000, 50), (100_000, 50), (1_000_000, 50), (12_000, 10), (100_000, 10), (1_000_000, 10)]
     };
     for &(flows, flush) in cases {
-        let figure = measure(flows, flush).with_context(|| format!("{flows} flows, flushed every {flush} ms"))?;
+        let what = format!("{flows} flows, flushed every {flush} ms");
+        if !rows.begin(&what) {
+            continue;
+        }
+        let figure = measure(flows, flush).context(what)?;
         let Spread { p50, p99, max } = figure.lag_ms;
         println!(
             "{:>9} {:>5} ms {:>10.0} {:>10.0} {:>24} {:>6.1} {:>7.1} {:>6} {:>6.1} {:>7.1}",
@@ -96,9 +99,9 @@ pub(crate) fn run(options: &Options) -> Result<serde_json::Value> {
             figure.agents_cpu_pct,
             figure.disturbance.steal_pct
         );
-        figures.push(figure);
+        rows.push(&figure)?;
     }
-    Ok(serde_json::to_value(figures)?)
+    Ok(())
 }
 
 fn measure(flows: u64, flush: u64) -> Result<Figure> {

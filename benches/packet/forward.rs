@@ -25,6 +25,7 @@ use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use redirector_ebpf::bench::{Run, TEMPLATE};
 use serde::Serialize;
 use xtask::bench::machine::{Disturbance, Watch, disturbances, undisturbed};
+use xtask::bench::rows::Rows;
 use xtask::bench::spread::{Ratios, median};
 use xtask::step;
 
@@ -76,22 +77,21 @@ struct Rates {
     disturbance: Disturbance,
 }
 
-/// Measures all of it; the figures as JSON.
-pub(crate) fn run(options: &Options) -> Result<serde_json::Value> {
+/// Measures all of it.
+pub(crate) fn run(options: &Options, rows: &mut Rows) -> Result<()> {
     // Only the machine's own network may do this.
     let _tracking = Tracking::make_room()?;
     // The namespace is the thread's, and those of threads that it starts.
-    let measured = thread::scope(|scope| {
+    thread::scope(|scope| {
         let work = || {
             isolate()?;
-            measure(options)
+            measure(options, rows)
         };
         scope.spawn(work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    });
-    Ok(serde_json::to_value(measured?)?)
+    })
 }
 
-fn measure(options: &Options) -> Result<Vec<Figure>> {
+fn measure(options: &Options, rows: &mut Rows) -> Result<()> {
     let all = thread::available_parallelism()?.get();
     let (rounds, slice) = if options.short { (3, 100) } else { (7, 400) };
     let mut bench = Live::new(all, Duration::from_millis(slice))?;
@@ -104,17 +104,19 @@ fn measure(options: &Options) -> Result<Vec<Figure>> {
         "{:<20} {:>5} {:>9} {:>12} {:>12} {:>7} {:>13}",
         "way", "cores", "flows", "packets/s", "floor", "ratio", "p10..p90"
     );
-    let mut figures = Vec::new();
     for cores in [1, all] {
         for flows in [1, 10_000, 1_000_000] {
             for (name, way, target) in ways {
+                if !rows.begin(format_args!("{name}, {cores} cores, {flows} flows")) {
+                    continue;
+                }
                 let rates = match bench.rates(way, cores, flows, rounds, target.filter(|_| cores == 1)) {
                     Ok(rates) => rates,
                     // What it is compared with may fail here, and the rest is worth having.
                     Err(error) if matches!(way, Way::Nftables) => {
                         println!("{name:<20} {cores:>5} {flows:>9} not run: {error:#}");
                         let not_run = Some(format!("{error:#}"));
-                        figures.push(Figure { way: name, cores, flows, not_run, rates: None });
+                        rows.push(&Figure { way: name, cores, flows, not_run, rates: None })?;
                         continue;
                     }
                     Err(error) => return Err(error),
@@ -127,7 +129,7 @@ fn measure(options: &Options) -> Result<Vec<Figure>> {
                     rates.floor_packets_per_second,
                     if missed { " missed" } else { "" }
                 );
-                figures.push(Figure { way: name, cores, flows, not_run: None, rates: Some(rates) });
+                rows.push(&Figure { way: name, cores, flows, not_run: None, rates: Some(rates) })?;
             }
         }
         if all == 1 {
@@ -137,9 +139,9 @@ fn measure(options: &Options) -> Result<Vec<Figure>> {
     if !has_ipvs() {
         let not_run = Some("this kernel has no IPVS".to_owned());
         println!("{:<20} not run: this kernel has no IPVS", "IPVS");
-        figures.push(Figure { way: "IPVS", cores: 1, flows: 1, not_run, rates: None });
+        rows.push(&Figure { way: "IPVS", cores: 1, flows: 1, not_run, rates: None })?;
     }
-    Ok(figures)
+    Ok(())
 }
 
 /// Whether the kernel has IPVS; its file is there once the module is.

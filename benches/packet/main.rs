@@ -23,9 +23,12 @@ mod scale;
 
 use std::collections::HashMap;
 use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
+use xtask::bench::rows::Rows;
 
 use cells::Cell;
 use measure::Bench;
@@ -47,8 +50,10 @@ struct Figure {
 
 /// What was asked for.
 struct Options {
-    json: Option<String>,
-    /// Fewer rounds and steps, of the other measurements.
+    json: Option<PathBuf>,
+    /// No figure is begun after this.
+    within: Option<Duration>,
+    /// Fewer rounds and steps.
     short: bool,
     /// Cells whose name begins so; none: all.
     cells: Vec<String>,
@@ -62,13 +67,23 @@ struct Options {
 
 impl Options {
     fn of(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
-        let mut options =
-            Self { json: None, short: false, cells: Vec::new(), flows: None, rounds: ROUNDS, object: None };
+        let mut options = Self {
+            json: None,
+            within: None,
+            short: false,
+            cells: Vec::new(),
+            flows: None,
+            rounds: ROUNDS,
+            object: None,
+        };
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().with_context(|| format!("{argument} wants a value"));
             match argument.as_str() {
-                "--json" => options.json = Some(value()?),
-                "--short" => options.short = true,
+                "--json" => options.json = Some(value()?.into()),
+                "--within" => {
+                    options.within = Some(Duration::from_secs(value()?.parse().context("--within wants seconds")?));
+                }
+                "--short" => (options.short, options.rounds) = (true, ROUNDS_SHORT),
                 "--cell" => options.cells.push(value()?),
                 "--flows" => options.flows = Some(value()?.parse().context("--flows wants a number")?),
                 "--rounds" => options.rounds = value()?.parse().context("--rounds wants a number")?,
@@ -76,7 +91,7 @@ impl Options {
                 // What cargo adds to every bench.
                 "--bench" => {}
                 other => anyhow::bail!(
-                    "unknown argument {other}; there are --json FILE, --short, --cell NAME, --flows N, --rounds N, --object FILE"
+                    "unknown argument {other}; there are --json FILE, --short, --within SECONDS, --cell NAME, --flows N, --rounds N, --object FILE"
                 ),
             }
         }
@@ -91,9 +106,10 @@ impl Options {
 
 /// Rounds of floor and cell, where nothing else is asked for.
 const ROUNDS: usize = 9;
+const ROUNDS_SHORT: usize = 5;
 
 /// Another measurement than that of the cells, if one is named.
-fn other(name: &str) -> Option<fn(&Options) -> Result<serde_json::Value>> {
+fn other(name: &str) -> Option<fn(&Options, &mut Rows) -> Result<()>> {
     match name {
         "forward" => Some(forward::run),
         "rewrite" => Some(rewrite::run),
@@ -109,15 +125,21 @@ fn main() -> Result<()> {
     // SAFETY: takes nothing, fails never.
     let root = unsafe { libc::geteuid() } == 0;
     ensure!(root, "needs root, for BPF: sudo -E env \"PATH=$PATH\" cargo bench --bench packet");
-    if let Some(measure) = other {
-        return write(&options, &measure(&options)?);
+    let mut rows = Rows::new(options.json.clone(), options.within);
+    match other {
+        Some(measure) => measure(&options, &mut rows)?,
+        None => cells(&options, &mut rows)?,
     }
+    rows.finish()
+}
+
+fn cells(options: &Options, rows: &mut Rows) -> Result<()> {
     let object = match &options.object {
         Some(file) => fs::read(file).with_context(|| format!("cannot read {file}"))?,
         None => redirector::OBJECT.to_vec(),
     };
     let mut bench = Bench::new(&object)?;
-    let (mut figures, mut of_one_flow) = (Vec::new(), HashMap::new());
+    let mut of_one_flow = HashMap::new();
     println!(
         "{:<16} {:>9} {:>8} {:>9} {:>10} {:>6} {:>13} {:>7}",
         "cell", "flows", "ns", "floor ns", "wrapper ns", "ratio", "p10..p90", "target"
@@ -126,10 +148,13 @@ fn main() -> Result<()> {
         for (flows, target) in
             cell.flows().into_iter().filter(|(flows, _)| options.flows.is_none_or(|only| only == *flows))
         {
+            if !rows.begin(format_args!("{}, {flows} flows", cell.name)) {
+                continue;
+            }
             let rounds = measure(&mut bench, cell, flows, options.rounds)?;
             let figure = rounds.figure(cell.name.to_owned(), flows, target);
             figure.show();
-            figures.push(figure);
+            rows.push(&figure)?;
             if flows == 1 {
                 of_one_flow.insert(cell.name, rounds);
             }
@@ -137,14 +162,9 @@ fn main() -> Result<()> {
     }
     for figure in cluster(&of_one_flow) {
         figure.show();
-        figures.push(figure);
+        rows.push(&figure)?;
     }
-    write(&options, &figures)
-}
-
-fn write(options: &Options, figures: &impl Serialize) -> Result<()> {
-    let Some(file) = &options.json else { return Ok(()) };
-    fs::write(file, serde_json::to_string_pretty(figures)?).with_context(|| format!("cannot write {file}"))
+    Ok(())
 }
 
 /// Nanoseconds a packet, round by round.

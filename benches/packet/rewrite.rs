@@ -16,6 +16,7 @@ use redirector::dataplane::rows;
 use redirector::ownership;
 use serde::Serialize;
 use xtask::bench::machine::{Disturbance, Watch};
+use xtask::bench::rows::Rows;
 use xtask::bench::spread::Spread;
 
 use crate::Options;
@@ -50,16 +51,18 @@ struct Times {
     ranks: f64,
 }
 
-/// Measures all of it; the figures as JSON.
-pub(crate) fn run(options: &Options) -> Result<serde_json::Value> {
+/// Measures all of it.
+pub(crate) fn run(options: &Options, rows: &mut Rows) -> Result<()> {
     let rounds = if options.short { 10 } else { 50 };
-    let mut figures = Vec::new();
     println!(
         "{:<7} {:>5} {:>24} {:>18} {:>18}",
         "change", "nodes", "ms p50/p99/max", "returned p50", "ranks alone p50"
     );
     for nodes in [3, 8, 16, 32, 64] {
         for change in ["death", "ranks"] {
+            if !rows.begin(format_args!("{change} of {nodes} nodes")) {
+                continue;
+            }
             let watch = Watch::start();
             let times = Rewrite::new(nodes)?.times(change, rounds)?;
             let of = |which: fn(&Times) -> f64| Spread::of_ms(times.iter().map(which));
@@ -78,10 +81,10 @@ pub(crate) fn run(options: &Options) -> Result<serde_json::Value> {
             let verdict = if p99 > TARGET { " missed" } else { "" };
             let (returned, ranks) = (figure.returned_ms.p50, figure.ranks_ms.p50);
             println!("{change:<7} {nodes:>5} {spread:>24} {returned:>18.2} {ranks:>18.2}{verdict}");
-            figures.push(figure);
+            rows.push(&figure)?;
         }
     }
-    Ok(serde_json::to_value(figures)?)
+    Ok(())
 }
 
 struct Rewrite {

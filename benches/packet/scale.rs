@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use serde::Serialize;
 use xtask::bench::machine::{Disturbance, Watch};
+use xtask::bench::rows::Rows;
 use xtask::bench::spread::{Ratios, median};
 
 use crate::Options;
@@ -38,48 +39,63 @@ struct Figure {
     disturbance: Disturbance,
 }
 
-/// Measures all of it; the figures as JSON.
-pub(crate) fn run(options: &Options) -> Result<serde_json::Value> {
+/// Measures all of it.
+pub(crate) fn run(options: &Options, rows: &mut Rows) -> Result<()> {
     println!(
         "{:<9} {:>9} {:<20} {:>8} {:>9} {:>7} {:>13} {:>10}",
         "axis", "count", "cell", "ns", "floor ns", "ratio", "p10..p90", "memory"
     );
-    let mut scale = Scale { rounds: if options.short { 3 } else { 9 }, figures: Vec::new() };
+    let mut scale = Scale { rounds: if options.short { 3 } else { 9 }, rows };
     let steps = |all: &[u64], few: &[u64]| if options.short { few.to_vec() } else { all.to_vec() };
     for flows in steps(&[1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 4_000_000], &[1, 1_000, 100_000, 1_000_000]) {
         // As an operator would: twice as many places as flows.
-        let mut bench = Bench::of(Node::of(&text(&Size { flows, ..Size::LEAST }), 1)?)?;
+        let Some(mut bench) = scale.bench("flows", flows, &Size { flows, ..Size::LEAST })? else { continue };
         scale.measure(&mut bench, "flows", flows, &cell("shared", 80, Table::Empty, [0.0; 3]), flows)?;
         scale.measure(&mut bench, "flows", flows, &cell("owned", 84, Table::Known, [0.0; 3]), flows)?;
     }
     for services in steps(&[1, 10, 100, 1_000, 10_000], &[1, 1_000]) {
-        let mut bench = Bench::of(Node::of(&text(&Size { services, ..Size::LEAST }), 1)?)?;
+        let Some(mut bench) = scale.bench("services", services, &Size { services, ..Size::LEAST })? else { continue };
         let cell = Cell { varies: Varies::Port, ..cell("shared", 1_000, Table::Empty, [0.0; 3]) };
         scale.measure(&mut bench, "services", services, &cell, services)?;
     }
     for backends in steps(&[1, 4, 16, 64, 256, 1_024, 4_096], &[1, 64, 1_024]) {
-        let mut bench = Bench::of(Node::of(&text(&Size { backends, ..Size::LEAST }), 1)?)?;
+        let Some(mut bench) = scale.bench("backends", backends, &Size { backends, ..Size::LEAST })? else { continue };
         scale.measure(&mut bench, "backends", backends, &cell("shared", 80, Table::Empty, [0.0; 3]), FLOWS)?;
     }
     for nodes in steps(&[2, 3, 4, 8, 16, 32, 64], &[3, 8, 64]) {
-        let mut bench = Bench::of(Node::of(&text(&Size { nodes, ..Size::LEAST }), 1)?)?;
+        let Some(mut bench) = scale.bench("nodes", nodes, &Size { nodes, ..Size::LEAST })? else { continue };
         scale.measure(&mut bench, "nodes", nodes, &cell("shared", 80, Table::Empty, [0.0; 3]), FLOWS)?;
         let at_owner = scale.measure(&mut bench, "nodes", nodes, &cell("owned", 84, Table::Known, [0.0; 3]), FLOWS)?;
         let entering = cell("owned, entering", 84, Table::Shared, [0.0; 3]);
         let entering = scale.measure(&mut bench, "nodes", nodes, &entering, FLOWS)?;
-        scale.whole(nodes, at_owner, entering);
+        scale.whole(nodes, &at_owner, &entering)?;
     }
-    Ok(serde_json::to_value(scale.figures)?)
+    Ok(())
 }
 
-struct Scale {
+struct Scale<'a> {
     rounds: usize,
-    figures: Vec<Figure>,
+    rows: &'a mut Rows,
 }
 
-impl Scale {
-    /// Measures a cell; where its figure is.
-    fn measure(&mut self, bench: &mut Bench, axis: &'static str, count: u64, cell: &Cell, flows: u64) -> Result<usize> {
+impl Scale<'_> {
+    /// Loads a node of a size, if there is time for it.
+    fn bench(&mut self, axis: &str, count: u64, size: &Size) -> Result<Option<Bench>> {
+        match self.rows.begin(format_args!("{count} {axis}")) {
+            true => Bench::of(Node::of(&text(size), 1)?).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Measures a cell.
+    fn measure(
+        &mut self,
+        bench: &mut Bench,
+        axis: &'static str,
+        count: u64,
+        cell: &Cell,
+        flows: u64,
+    ) -> Result<Figure> {
         bench.prepare(cell, flows)?;
         let (mut own, mut floors, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         let watch = Watch::start();
@@ -99,14 +115,12 @@ impl Scale {
             ratios: Ratios::of(ratios)?,
             memory_bytes: memory(bench.directory())?,
             disturbance: watch.seen(),
-        });
-        Ok(self.figures.len() - 1)
+        })
     }
 
     /// What a packet of an owned service costs the whole cluster: where it enters, and, if that is not its owner, as in all
     /// but one of as many cases as there are nodes, at its owner too.
-    fn whole(&mut self, nodes: u64, at_owner: usize, entering: usize) {
-        let (owner, entering) = (&self.figures[at_owner], &self.figures[entering]);
+    fn whole(&mut self, nodes: u64, owner: &Figure, entering: &Figure) -> Result<()> {
         let elsewhere = 1.0 - 1.0 / nodes as f64;
         let sum = |of: fn(&Figure) -> f64| of(entering) + elsewhere * of(owner);
         let figure = Figure {
@@ -123,10 +137,10 @@ impl Scale {
             memory_bytes: owner.memory_bytes,
             disturbance: owner.disturbance,
         };
-        self.show(figure);
+        self.show(figure).map(drop)
     }
 
-    fn show(&mut self, figure: Figure) {
+    fn show(&mut self, figure: Figure) -> Result<Figure> {
         let Figure { axis, count, cell, ns_median, floor_ns_median, memory_bytes, .. } = figure;
         let Ratios { ratio_median, ratio_p10, ratio_p90 } = figure.ratios;
         let memory = memory_bytes as f64 / f64::from(1 << 20);
@@ -134,7 +148,8 @@ impl Scale {
             "{axis:<9} {count:>9} {cell:<20} {ns_median:>8.1} {floor_ns_median:>9.1} {ratio_median:>7.2} \
              {ratio_p10:>6.2}..{ratio_p90:<5.2} {memory:>6.1} MiB"
         );
-        self.figures.push(figure);
+        self.rows.push(&figure)?;
+        Ok(figure)
     }
 }
 

@@ -4,13 +4,14 @@ mod failover;
 pub mod machine;
 mod random;
 mod report;
+pub mod rows;
 pub mod spread;
 mod suite;
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -91,17 +92,28 @@ impl Name {
         }
     }
 
+    /// The seconds after which a short version begins no further figure. All of them together, and what is then under way,
+    /// take less than ten minutes.
+    fn time(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Packet => 60,
+            Self::Forward => 50,
+            Self::Replicate => 50,
+            Self::Rewrite => 20,
+            Self::Scale => 40,
+            Self::Cpu => 70,
+            Self::Failover => 230,
+        })
+    }
+
     /// Makes it, and writes its rows.
     fn measure(self, suite: &Suite, failover: &failover::Args, short: bool, file: &Path) -> Result<()> {
-        let mut arguments = Vec::new();
+        let within = short.then(|| self.time());
         // The suite's first bench measures this where nothing is named.
-        if self != Self::Packet {
-            arguments.push(self.name());
-            arguments.extend(short.then_some("--short"));
-        }
+        let name = (self != Self::Packet).then(|| self.name());
         match self.bench() {
-            Some(bench) => suite.run(bench, &arguments, file),
-            None => failover::run(failover, short, file),
+            Some(bench) => suite.run(bench, name, within, file),
+            None => failover::run(failover, within, file),
         }
     }
 }
@@ -130,7 +142,8 @@ pub fn command(args: Args) -> Result<()> {
     let (mut results, mut report, begun) = (Results::default(), Report::default(), Instant::now());
     for (at, name) in names.iter().enumerate() {
         let file = directory.join(name.name());
-        let progress = format!("{} of {}, {:.0} s so far", at + 1, names.len(), begun.elapsed().as_secs_f64());
+        let most = if short { format!(", {} s for it", name.time().as_secs()) } else { String::new() };
+        let progress = format!("{} of {}, {:.0} s so far{most}", at + 1, names.len(), begun.elapsed().as_secs_f64());
         report.step(name.name(), &progress, || {
             let measured = name.measure(&suite, &args.failover, short, &file);
             // What was measured before something failed is worth keeping.

@@ -280,7 +280,8 @@ pub fn down(name: &str) -> Result<()> {
     }
 }
 
-fn remove_pins(prefix: &str) -> Result<()> {
+/// Removes pins whose names begin so.
+pub(crate) fn remove_pins(prefix: &str) -> Result<()> {
     for pins in names_in("/sys/fs/bpf", prefix)? {
         let path = Path::new("/sys/fs/bpf").join(pins);
         fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
@@ -289,7 +290,7 @@ fn remove_pins(prefix: &str) -> Result<()> {
 }
 
 /// Takes down what runs that were killed have left. A lab that is kept has no owner, and is left alone.
-fn take_down_abandoned() -> Result<()> {
+pub(crate) fn take_down_abandoned() -> Result<()> {
     // One at a time: two would take down the same lab at once.
     let state = fs::File::open(STATE).and_then(|state| state.lock().map(|()| state));
     let _state = state.with_context(|| format!("cannot lock {STATE}"))?;

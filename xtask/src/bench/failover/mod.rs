@@ -11,10 +11,10 @@ mod keepalived;
 mod shot;
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{fs, io};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::random::Random;
 use cluster::Cluster;
@@ -74,19 +74,38 @@ trait Scene {
     fn kill(&mut self, fault: Fault, number: u32, random: &mut Random) -> Result<Kill>;
 }
 
-/// Measures, shows, and writes.
-pub(super) fn run(args: &Args, short: bool, json: &Path) -> Result<()> {
-    let kills = args.kills.unwrap_or(if short { 2 } else { 50 });
+/// Measures, shows, and writes. Of a time within which to do it every fault has a fair share: it is made once, and again as
+/// long as its share lasts; faults that the time does not suffice for at all are said not to have been run.
+pub(super) fn run(args: &Args, within: Option<Duration>, json: &Path) -> Result<()> {
+    let kills = args.kills.unwrap_or(if within.is_some() { 2 } else { 50 });
     ensure!(kills > 0, "--kills 0 measures nothing");
     let seed = args.seed.unwrap_or_else(seed_of_now);
     println!("failover: profile {}, {kills} kills each, seed {seed}", args.profile.name());
     let faults = if args.faults.is_empty() { Fault::ALL.to_vec() } else { args.faults.clone() };
-    let mut outcomes = Vec::new();
-    for fault in faults {
+    let until = within.map(|time| Instant::now() + time);
+    let (mut outcomes, mut failed, count) = (Vec::new(), Vec::new(), faults.len() as u32);
+    for (fault, left) in faults.into_iter().zip((1..=count).rev()) {
         println!("\n{}: {}", fault.name(), fault.what());
-        let outcome = match scene(args, fault)? {
-            Ok(mut scene) => measure(args.profile, kills, fault, scene.as_mut(), Random::new(seed))?,
-            Err(reason) => Outcome::not_run(fault, args.profile, reason),
+        let rest = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let share = rest.map(|rest| Instant::now() + rest / left);
+        let mut made = Vec::new();
+        let done = match rest {
+            Some(Duration::ZERO) => Err(anyhow!("the time was over")),
+            _ => scene(args, fault).and_then(|mut scene| make(fault, kills, share, scene.as_mut(), seed, &mut made)),
+        };
+        let outcome = match done {
+            Err(error) if made.is_empty() => {
+                // keepalived need not be there.
+                failed.extend((fault != Fault::Keepalived).then(|| fault.name()));
+                Outcome::not_run(fault, args.profile, format!("{error:#}"))
+            }
+            done => {
+                if let Err(error) = done {
+                    println!("  FAILED: {error:#}");
+                    failed.push(fault.name());
+                }
+                Outcome::of(fault, args.profile, made)?
+            }
         };
         println!("  {outcome}");
         outcomes.push(outcome);
@@ -96,28 +115,38 @@ pub(super) fn run(args: &Args, short: bool, json: &Path) -> Result<()> {
     }
     println!();
     figures::table(&mut io::stdout().lock(), &outcomes)?;
+    ensure!(failed.is_empty(), "not all kills of {} were made", failed.join(", "));
     Ok(())
 }
 
-/// What the fault is made in, or why it cannot be made: keepalived need not be there.
-fn scene(args: &Args, fault: Fault) -> Result<Result<Box<dyn Scene>, String>> {
+/// What the fault is made in.
+fn scene(args: &Args, fault: Fault) -> Result<Box<dyn Scene>> {
     Ok(match fault {
-        Fault::Keepalived => match Keepalived::up(args) {
-            Ok(scene) => Ok(Box::new(scene)),
-            Err(error) => Err(format!("{error:#}")),
-        },
-        _ => Ok(Box::new(Cluster::up(args, fault)?)),
+        Fault::Keepalived => Box::new(Keepalived::up(args)?),
+        _ => Box::new(Cluster::up(args, fault)?),
     })
 }
 
-fn measure(profile: Profile, kills: u32, fault: Fault, scene: &mut dyn Scene, mut random: Random) -> Result<Outcome> {
-    let mut made = Vec::new();
+/// Makes a fault as often as is wanted, but not again after `share`.
+fn make(
+    fault: Fault,
+    kills: u32,
+    share: Option<Instant>,
+    scene: &mut dyn Scene,
+    seed: u64,
+    made: &mut Vec<Kill>,
+) -> Result<()> {
+    let mut random = Random::new(seed);
     for number in 1..=kills {
+        if number > 1 && share.is_some_and(|share| Instant::now() >= share) {
+            println!("  no time for more");
+            break;
+        }
         let kill = scene.kill(fault, number, &mut random).with_context(|| format!("kill {number} of {kills}"))?;
         println!("  {number:>3} of {kills}: {kill}");
         made.push(kill);
     }
-    Outcome::of(fault, profile, made)
+    Ok(())
 }
 
 fn seed_of_now() -> u64 {
