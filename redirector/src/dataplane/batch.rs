@@ -1,6 +1,7 @@
-//! Reading and writing arrays many entries a call, which the BPF library does not offer: a table of 16,384 slots is a
-//! handful of calls in place of as many as it has slots.
+//! Reading and writing whole arrays, which the BPF library does not offer: one by one, a table of 16,384 slots takes as many
+//! calls. Tables that are replaced whole are made to be mapped, and copied; of others many entries go over in a call.
 
+use std::marker::PhantomData;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path as FilePath;
 
@@ -8,10 +9,12 @@ use aya::Pod;
 use aya::maps::MapData;
 use aya::util::nr_cpus;
 
+use super::mapped::Mapping;
 use super::maps::MapsError;
 
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// The kernel's `union bpf_attr` for batches.
 #[repr(C)]
@@ -33,11 +36,57 @@ fn call(command: libc::c_long, attr: &mut Attr) -> std::io::Result<()> {
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// The values of an array in this process's memory, where it was made for that.
+struct Whole<V> {
+    mapping: Mapping,
+    count: usize,
+    values: PhantomData<V>,
+}
+
+impl<V: Pod> Whole<V> {
+    /// The kernel begins each value at a multiple of eight bytes.
+    const STRIDE: usize = size_of::<V>().next_multiple_of(8);
+
+    /// The first `count` of them; none where the array cannot be mapped.
+    fn of(map: &MapData, count: usize, name: &'static str) -> Result<Option<Self>, MapsError> {
+        let error = |source| MapsError::System { name, doing: "mapped", source };
+        let info = map.info().map_err(|source| MapsError::Use { name, doing: "mapped", source })?;
+        if info.map_flags() & BPF_F_MMAPABLE == 0 {
+            return Ok(None);
+        }
+        if info.value_size() as usize != size_of::<V>() || (info.max_entries() as usize) < count {
+            return Err(error(std::io::Error::new(std::io::ErrorKind::InvalidData, "it is of another size")));
+        }
+        let mapping = Mapping::of(map, count * Self::STRIDE).map_err(error)?;
+        Ok(Some(Self { mapping, count, values: PhantomData }))
+    }
+
+    fn at(&self, index: usize) -> *mut V {
+        // SAFETY: below the count, so within the mapping.
+        unsafe { self.mapping.start().add(index * Self::STRIDE).cast() }
+    }
+
+    fn read(&self) -> Vec<V> {
+        // SAFETY: within the mapping, and any bytes are a `Pod`. Nobody writes to a table that is in force.
+        (0..self.count).map(|index| unsafe { self.at(index).read_volatile() }).collect()
+    }
+
+    fn write(&self, values: &[V]) {
+        for (index, value) in values.iter().take(self.count).enumerate() {
+            // SAFETY: within the mapping.
+            unsafe { self.at(index).write_volatile(*value) };
+        }
+    }
+}
+
 /// The first `count` values of an array.
 ///
 /// # Errors
-/// [`MapsError::System`].
+/// [`MapsError`].
 pub fn read_array<V: Pod>(map: &MapData, count: u32, name: &'static str) -> Result<Vec<V>, MapsError> {
+    if let Some(whole) = Whole::of(map, count as usize, name)? {
+        return Ok(whole.read());
+    }
     // Zeros are a `V`: whatever the kernel does not fill is one too.
     let mut values: Vec<V> = std::iter::repeat_with(zeroed).take(count as usize).collect();
     // SAFETY: there are as many values as are told, of the size that the map has.
@@ -128,7 +177,7 @@ fn zeroed<V: Pod>() -> V {
 /// [`MapsError`].
 pub fn new_array<V: Pod>(values: &[V], name: &'static str) -> Result<MapData, MapsError> {
     const BPF_F_INNER_MAP: u32 = 1 << 12;
-    make(values, name, BPF_F_INNER_MAP)
+    make(values, name, BPF_F_INNER_MAP | BPF_F_MMAPABLE)
 }
 
 /// Likewise for a map of maps that all have as many entries: looking one up takes no call into the kernel then.
@@ -156,8 +205,12 @@ fn make<V: Pod>(values: &[V], name: &'static str, flags: u32) -> Result<MapData,
 /// Writes an array's values from its start on.
 ///
 /// # Errors
-/// [`MapsError::System`].
+/// [`MapsError`].
 pub fn write_array<V: Pod>(map: &MapData, values: &[V], name: &'static str) -> Result<(), MapsError> {
+    if let Some(whole) = Whole::of(map, values.len(), name)? {
+        whole.write(values);
+        return Ok(());
+    }
     let keys: Vec<u32> = (0..values.len() as u32).collect();
     let mut attr = Attr {
         keys: keys.as_ptr() as u64,

@@ -1,5 +1,7 @@
 //! Array maps in this process's memory, and memory of the same form that is no map.
 
+use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path as FilePath;
 use std::ptr::NonNull;
@@ -11,11 +13,52 @@ use redirector_ebpf::tables::liveness::{Condition, Heard, Latch, Pulse, Sent, Wa
 
 use super::maps::MapsError;
 
+/// Memory that is mapped, until this is dropped.
+pub(super) struct Mapping {
+    address: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the memory is shared with the kernel anyway, and whoever reaches into it says how that is safe.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// The first bytes of an array map that was made to be mapped.
+    pub(super) fn of(map: &MapData, bytes: usize) -> io::Result<Self> {
+        Self::new(bytes, libc::MAP_SHARED, map.fd().as_fd().as_raw_fd())
+    }
+
+    fn new(bytes: usize, flags: i32, file: i32) -> io::Result<Self> {
+        let bytes = bytes.next_multiple_of(4096).max(4096);
+        // SAFETY: a new mapping, at an address that the kernel chooses; it is unmapped when this value goes.
+        let address =
+            unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, file, 0) };
+        match NonNull::new(address.cast()) {
+            Some(place) if address != libc::MAP_FAILED => Ok(Self { address: place, bytes }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Where it begins.
+    pub(super) fn start(&self) -> *mut u8 {
+        self.address.as_ptr()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `new` made.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.bytes) };
+    }
+}
+
 /// An array map's values in this process's memory.
 pub(super) struct Mapped<V> {
-    values: NonNull<V>,
+    mapping: Mapping,
     pub(super) count: usize,
-    bytes: usize,
+    values: PhantomData<V>,
 }
 
 // SAFETY: the memory is shared with the kernel anyway; all access is by whole words or copies that are checked.
@@ -30,28 +73,16 @@ impl<V> Mapped<V> {
         let count = map.info().map_err(open)?.max_entries() as usize;
         // The kernel rounds values up to eight bytes; all of ours are multiples of it.
         const { assert!(size_of::<V>().is_multiple_of(8)) };
-        let bytes = (count * size_of::<V>()).next_multiple_of(4096);
-        // SAFETY: a shared mapping of a map that was made to be mapped; it is unmapped when this value goes.
-        let address = unsafe {
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, map.fd().as_fd().as_raw_fd(), 0)
-        };
-        match NonNull::new(address) {
-            Some(values) if address != libc::MAP_FAILED => Ok(Self { values: values.cast(), count, bytes }),
-            _ => Err(MapsError::System { name, doing: "mapped", source: std::io::Error::last_os_error() }),
-        }
+        let mapping = Mapping::of(&map, count * size_of::<V>());
+        let mapping = mapping.map_err(|source| MapsError::System { name, doing: "mapped", source })?;
+        Ok(Self { mapping, count, values: PhantomData })
     }
 
     /// As many zeros that nobody else sees.
     pub(super) fn in_memory(count: usize) -> Self {
-        let bytes = (count * size_of::<V>()).next_multiple_of(4096).max(4096);
-        // SAFETY: a private mapping of its own; it is unmapped when this value goes.
-        let address = unsafe {
-            let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-            libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0)
-        };
-        assert!(address != libc::MAP_FAILED, "no memory is left: {}", std::io::Error::last_os_error());
-        Self { values: NonNull::new(address).expect("mapped, so not at zero").cast(), count, bytes }
+        let mapping = Mapping::new(count * size_of::<V>(), libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
+        let mapping = mapping.unwrap_or_else(|error| panic!("no memory is left: {error}"));
+        Self { mapping, count, values: PhantomData }
     }
 
     /// The values of a map that must have so many.
@@ -63,9 +94,13 @@ impl<V> Mapped<V> {
         Ok(mapped)
     }
 
+    fn first(&self) -> *mut V {
+        self.mapping.start().cast()
+    }
+
     pub(super) fn at(&self, index: usize) -> Option<*mut V> {
         // SAFETY: below the count, so within the mapping.
-        (index < self.count).then(|| unsafe { self.values.as_ptr().add(index) })
+        (index < self.count).then(|| unsafe { self.first().add(index) })
     }
 }
 
@@ -100,13 +135,6 @@ impl<V: Shared> Mapped<V> {
     /// A value, by an index within the size that was asked for; a greater one gives the last.
     pub(super) fn shared(&self, index: usize) -> &V {
         // SAFETY: within the mapping, which lives as long as `self`; made of words that are shared.
-        unsafe { &*self.values.as_ptr().add(index.min(self.count - 1)) }
-    }
-}
-
-impl<V> Drop for Mapped<V> {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `open` made.
-        unsafe { libc::munmap(self.values.as_ptr().cast(), self.bytes) };
+        unsafe { &*self.first().add(index.min(self.count - 1)) }
     }
 }
