@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use redirector_ebpf::tables::Slot;
@@ -25,6 +25,9 @@ use crate::transport::Transport;
 
 /// How long a decided change waits at most until this node has followed it, before it is told as done.
 const FOLLOWED: Duration = Duration::from_secs(10);
+
+/// How often the leader is told the same again.
+const REPORT: Duration = Duration::from_secs(1);
 
 /// On how many voters' disks a change is known to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +117,8 @@ pub(super) struct Agreement {
     /// yet.
     done: watch::Sender<u64>,
     events: broadcast::Receiver<machine::Event>,
+    /// What the leader was told last, and when.
+    reported: Option<(Report, Instant)>,
 }
 
 /// A change that the cluster is asked for, or that it has decided on and that is under way.
@@ -152,7 +157,7 @@ impl Agreement {
         let known = Some(state.borrow().clone()).filter(|_| handle.overview().borrow().status.role != Role::Unread);
         let follower = Follower::new(config.node.id, incarnation, known.as_deref(), liveness.applied(), in_force);
         let events = handle.events();
-        Ok(Self { handle, transport, state, follower, done: watch::channel(0).0, events })
+        Ok(Self { handle, transport, state, follower, done: watch::channel(0).0, events, reported: None })
     }
 
     /// What has happened since this was asked last.
@@ -222,9 +227,14 @@ impl Agreement {
         }
     }
 
-    /// Tells the leader what this node sees and has done.
-    pub(super) fn report(&self, report: Report) {
-        self.handle.report(report);
+    /// Tells the leader what this node sees and has done, where that has changed; and now and then where it has not, since
+    /// the thread may have been too far behind to take it.
+    pub(super) fn report(&mut self, report: Report) {
+        let is_known = |(known, at): &(Report, Instant)| *known == report && at.elapsed() < REPORT;
+        if !self.reported.as_ref().is_some_and(is_known) {
+            self.handle.report(report.clone());
+            self.reported = Some((report, Instant::now()));
+        }
     }
 
     /// Asks for a change to another configuration.

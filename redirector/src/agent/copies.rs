@@ -6,7 +6,7 @@ use redirector_ebpf::tables::{AliveNodes, Slot};
 
 use super::lookout::Agreed;
 use crate::consensus::state::State;
-use crate::replication::{self, PeerCounters, View};
+use crate::replication::{self, Progress, View};
 
 /// How long a flow may have been on its way to a peer that is said to have all of them, milliseconds. Peers that answer are
 /// as good as never so far behind; one that stood still is, and does not look it before its first batch is given up.
@@ -23,8 +23,8 @@ pub struct Delivered {
 
 impl Delivered {
     /// Of what replication says: how far each peer is, and who has given this node everything.
-    pub fn of(peers: impl IntoIterator<Item = (u8, PeerCounters)>, complete_from: BTreeSet<u8>) -> Self {
-        let current = |(id, peer): (u8, PeerCounters)| {
+    pub fn of(peers: impl IntoIterator<Item = (u8, Progress)>, complete_from: BTreeSet<u8>) -> Self {
+        let current = |(id, peer): (u8, Progress)| {
             (peer.state == replication::State::Current && peer.waiting_ms < LATE).then_some(id)
         };
         Self { to: peers.into_iter().filter_map(current).collect(), from: complete_from }

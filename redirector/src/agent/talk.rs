@@ -112,6 +112,6 @@ impl Copies for Talk {
 
     fn delivered(&self) -> Option<Delivered> {
         let replication = self.replication.as_ref()?;
-        Some(Delivered::of(replication.counters().peers, replication.complete_from()))
+        Some(Delivered::of(replication.progress(), replication.complete_from()))
     }
 }

@@ -215,16 +215,24 @@ impl FlowTables {
         if v4.0 * v6.1 >= v6.0 * v4.1 { v4 } else { v6 }
     }
 
-    /// Takes flows out for which `is_over` holds; says how many. A flow that a packet touches meanwhile stays.
-    pub fn sweep(&self, key: &HashKey, is_over: impl Fn(&Flow) -> bool) -> usize {
-        let clear = |flow: Flow| {
+    /// Takes flows out for which `is_over` holds, and shows those that stay; says how many went. A flow that a packet touches
+    /// meanwhile stays.
+    pub fn sweep(&self, key: &HashKey, is_over: impl Fn(&Flow) -> bool, mut stays: impl FnMut(&Flow)) -> usize {
+        let clear = |flow: &Flow| {
             let word = match flow.v6 {
                 true => self.v6.word(flow.place.0 as usize, flow.place.1),
                 false => self.v4.word(flow.place.0 as usize, flow.place.1),
             };
             word.is_some_and(|word| word.replace(flow.entry.0, 0))
         };
-        self.iter(key).filter(|flow| is_over(flow)).filter(|flow| clear(*flow)).count()
+        let goes = |flow: &Flow| {
+            let goes = is_over(flow) && clear(flow);
+            if !goes {
+                stays(flow);
+            }
+            goes
+        };
+        self.iter(key).filter(goes).count()
     }
 }
 

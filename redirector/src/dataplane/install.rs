@@ -15,7 +15,7 @@ use redirector_ebpf::tables::{Backend, Mark, Path, Pool};
 
 use super::address::address;
 use super::batch;
-use super::flows::{is_over, now};
+use super::flows::{Flow, is_over, now};
 use super::image::{Image, NextHop};
 use super::maps::{Maps, MapsError, name_of, read, written};
 use super::registry::Registry;
@@ -247,10 +247,15 @@ pub fn settle(maps: &mut Maps, image: &mut Image) -> Result<Settled, MapsError> 
     let key = image.node.hash_key;
     let idle = image.node.idle;
     let time = now();
-    let mut done = Settled { swept: maps.flows.sweep(&key, |flow| is_over(flow, &idle, time)), ..Settled::default() };
+    let mut named: HashSet<u16> = image.backends.keys().copied().collect();
+    // One pass for both: there may be millions of flows.
+    let name = |flow: &Flow| {
+        named.insert(flow.entry.backend());
+    };
+    let swept = maps.flows.sweep(&key, |flow| is_over(flow, &idle, time), name);
+    let mut done = Settled { swept, ..Settled::default() };
     let is_alone = image.peers.is_empty() && image.agreed.is_none();
     let busy = if is_alone { rows::restless(maps, image)? } else { Table::new() };
-    let mut named: HashSet<u16> = image.backends.keys().copied().collect();
     for &id in image.pools.keys() {
         let pool = maps.pool(id)?;
         let mut rows = maps.rows(&pool)?;
@@ -267,7 +272,6 @@ pub fn settle(maps: &mut Maps, image: &mut Image) -> Result<Settled, MapsError> 
         }
         named.extend(rows.iter().flat_map(|row| [row.current(), row.previous()]));
     }
-    named.extend(maps.flows.iter(&key).map(|flow| flow.entry.backend()));
     done.released = release(maps, image, &named)?;
     Ok(done)
 }

@@ -1,5 +1,7 @@
 //! Which requests go out when, without threads and sockets: the sender's thread carries them out.
 
+use std::ops::RangeInclusive;
+
 use redirector_ebpf::beat::{Beat, Kind};
 use redirector_ebpf::stations::beat::age_ms;
 use redirector_ebpf::sync::Word;
@@ -8,8 +10,9 @@ use redirector_ebpf::tables::{AliveNodes, Path};
 
 use crate::dataplane::liveness::LivenessTables;
 
-/// How often alive bits are looked at, if the interval is longer; nanoseconds.
-const LOOK: u64 = 4_000_000;
+/// How often alive bits are looked at, nanoseconds: half an interval, so that every second look falls onto a round and costs
+/// no waking up of its own; but within these bounds, and never less often than once an interval.
+const LOOK: RangeInclusive<u64> = 4_000_000..=10_000_000;
 
 /// A link that requests go over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +80,7 @@ impl Asker {
     }
 
     fn interval(&self) -> u64 {
-        self.plan.as_ref().map_or(LOOK, |plan| plan.watch.interval.max(1_000_000))
+        self.plan.as_ref().map_or(*LOOK.start(), |plan| plan.watch.interval.max(1_000_000))
     }
 
     /// Whether a round is due. Those that were missed are left out, so that a stall of this node looks like nobody's death;
@@ -91,7 +94,8 @@ impl Asker {
 
     /// When to look again, for a round or for changes.
     pub fn due(&self, time: u64) -> u64 {
-        self.round.min(time + LOOK.min(self.interval()))
+        let interval = self.interval();
+        self.round.min(time + (interval / 2).clamp(*LOOK.start(), *LOOK.end()).min(interval))
     }
 
     /// Asks on every link, or between two rounds on those whose last request was answered: else what is remembered of a link

@@ -157,7 +157,7 @@ struct Work {
 }
 
 /// How often the figures are given out.
-const PUBLISH: u64 = 250_000_000;
+const PUBLISH: u64 = 1_000_000_000;
 
 impl Work {
     fn run(&mut self) {

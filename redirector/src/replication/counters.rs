@@ -78,6 +78,20 @@ pub enum State {
     Current,
 }
 
+/// How far a peer is, and how long the first of the flows that wait for it has waited, milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is what its counter is")]
+pub struct Progress {
+    pub state: State,
+    pub waiting_ms: u64,
+}
+
+impl From<&PeerCounters> for Progress {
+    fn from(peer: &PeerCounters) -> Self {
+        Self { state: peer.state, waiting_ms: peer.waiting_ms }
+    }
+}
+
 /// What goes to one peer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PeerCounters {

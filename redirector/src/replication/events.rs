@@ -80,11 +80,15 @@ impl Ring {
             });
             lost += u64::from(!queued);
         }
+        if events == 0 {
+            // Events are lost where the ring is full only.
+            return false;
+        }
         heard.events.fetch_add(events, Relaxed);
         lost += self.newly_lost();
         if lost > 0 {
             heard.lose(lost);
         }
-        events + lost > 0
+        true
     }
 }

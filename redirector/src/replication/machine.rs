@@ -362,8 +362,8 @@ impl Machine {
     }
 
     /// What is counted of each peer.
-    pub fn counters(&self, now: u64) -> BTreeMap<u8, PeerCounters> {
-        self.peers.iter().map(|(&id, peer)| (id, peer.counted(now))).collect()
+    pub fn counters(&mut self, now: u64) -> BTreeMap<u8, PeerCounters> {
+        self.peers.iter_mut().map(|(&id, peer)| (id, peer.counted(now))).collect()
     }
 }
 

@@ -33,6 +33,6 @@ mod tests;
 pub mod wire;
 mod worker;
 
-pub use counters::{Counters, FlowBytes, Lag, PeerCounters, Received, State, outdate};
+pub use counters::{Counters, FlowBytes, Lag, PeerCounters, Progress, Received, State, outdate};
 pub use plan::View;
 pub use shell::{Replication, Settings, StartError, start};

@@ -14,7 +14,7 @@ use redirector_ebpf::tables::names::{Name, NameKey};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::counters::{Counters, FlowBytes, outdate};
+use super::counters::{Counters, FlowBytes, Progress, outdate};
 use super::events::{Changed, Heard, Ring};
 use super::live::Live;
 use super::machine::{Identity, Pace};
@@ -288,6 +288,11 @@ impl Replication {
         let mut receiver = lock(&self.shared.receiver);
         receiver.handle_connected(&self.shared.transport.connected());
         receiver.complete_from(version)
+    }
+
+    /// How far each peer is; it may be a tenth of a second old.
+    pub fn progress(&self) -> Vec<(u8, Progress)> {
+        lock(&self.shared.counters).peers.iter().map(|(&id, peer)| (id, peer.into())).collect()
     }
 
     /// What has happened so far; what is counted of peers may be a tenth of a second old.

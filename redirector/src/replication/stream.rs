@@ -43,6 +43,13 @@ pub(super) struct Pending {
     pub(super) owed: bool,
 }
 
+impl Pending {
+    /// Since when a peer should know of it.
+    fn since(&self) -> u64 {
+        self.changed.map_or(self.queued, |changed| changed.min(self.queued))
+    }
+}
+
 /// A batch that is under way.
 pub(super) struct Flight {
     pub(super) sequence: u64,
@@ -106,6 +113,8 @@ pub(super) struct Peer {
     pub(super) walk: Option<Walk>,
     walk_again: bool,
     lag: Histogram<u64>,
+    /// Its quantiles, and of how many flows they are: they are asked for more often than they change.
+    told_lag: (u64, Lag),
     pub(super) counters: PeerCounters,
 }
 
@@ -127,6 +136,7 @@ impl Peer {
             walk: None,
             walk_again: false,
             lag: Histogram::new_with_bounds(1, LAG_MAX, 2).expect("the bounds are constants that fit"),
+            told_lag: (0, Lag::default()),
             counters: PeerCounters::default(),
         }
     }
@@ -218,7 +228,7 @@ impl Peer {
 
     /// Whether its flows have waited long enough, or are as many as fill a batch.
     pub(super) fn is_ripe(&self, now: u64, flush: Duration, full: usize) -> bool {
-        let ripe = |first: &Pending| self.walk.is_some() || now >= first.queued + flush.as_nanos() as u64;
+        let ripe = |first: &Pending| self.walk.is_some() || now >= first.since() + flush.as_nanos() as u64;
         self.pending.len() >= full || self.pending.front().is_some_and(ripe)
     }
 
@@ -262,11 +272,14 @@ impl Peer {
     }
 
     /// What is counted of it.
-    pub(super) fn counted(&self, now: u64) -> PeerCounters {
+    pub(super) fn counted(&mut self, now: u64) -> PeerCounters {
+        if self.told_lag.0 != self.lag.len() {
+            self.told_lag = (self.lag.len(), Lag::of(&self.lag));
+        }
         let backlog = (self.pending.len() + self.under_way()) as u64;
         let flying = self.flight.as_ref().and_then(|flight| flight.flows.first()).map(|(flow, _)| flow.queued);
         let oldest = flying.into_iter().chain(self.pending.front().map(|flow| flow.queued)).min();
         let waiting_ms = oldest.map_or(0, |oldest| now.saturating_sub(oldest) / 1_000_000);
-        PeerCounters { state: self.state(), backlog, waiting_ms, lag: Lag::of(&self.lag), ..self.counters.clone() }
+        PeerCounters { state: self.state(), backlog, waiting_ms, lag: self.told_lag.1, ..self.counters.clone() }
     }
 }

@@ -47,7 +47,7 @@ impl Copies for Talk {
         let connected = |id: &u8| self.connected.contains(id);
         let complete_from: BTreeSet<u8> =
             self.receiver.complete_from(self.view_version).into_iter().filter(connected).collect();
-        Some(Delivered::of(self.peers.clone(), complete_from))
+        Some(Delivered::of(self.peers.iter().map(|(&id, peer)| (id, peer.into())), complete_from))
     }
 }
 

@@ -431,7 +431,7 @@ impl Agent {
         self.follow(plane, now);
         let memory = &plane.tables.memory;
         let idle = memory.image.node.idle;
-        memory.flows.sweep(&memory.image.node.hash_key, |flow| flows::is_over(flow, &idle, now));
+        memory.flows.sweep(&memory.image.node.hash_key, |flow| flows::is_over(flow, &idle, now), |_| ());
         plane.tables.memory.now.set(now);
         self.follower.look_for_old_flows(&plane.tables, &self.image).expect("memory can be read");
     }

@@ -31,6 +31,9 @@ pub enum Errand<A> {
 /// Milliseconds between attempts of a witness to have a node lead in its place.
 const YIELD: u64 = 10_000;
 
+/// Milliseconds between reports to one leader that say the same: well below the time that reports count for.
+const REPORT: u64 = 300;
+
 /// Who waits for a proposal.
 enum Waiting<A> {
     Someone(A),
@@ -45,6 +48,8 @@ pub struct Desk<D: Disk, A> {
     welcome: BTreeSet<u8>,
     vips: BTreeMap<String, Vec<u8>>,
     report: Report,
+    /// Which leader was told that last, and when.
+    reported: Option<(u8, u64)>,
     own: u8,
     cluster: u32,
     /// When a witness that leads has asked a node to lead.
@@ -64,6 +69,7 @@ impl<D: Disk, A> Desk<D, A> {
             welcome,
             vips: BTreeMap::new(),
             report,
+            reported: None,
             own,
             cluster,
             yielded: None,
@@ -97,7 +103,8 @@ impl<D: Disk, A> Desk<D, A> {
     pub fn handle_report(&mut self, report: Report, now: u64) {
         if report != self.report {
             self.report = report;
-            self.send_report(now);
+            self.reported = None;
+            self.send_report(&self.machine.status(), now);
         }
     }
 
@@ -163,8 +170,8 @@ impl<D: Disk, A> Desk<D, A> {
 
     /// Reports to whoever leads, and makes plans if this node does; to be called again and again.
     pub fn round(&mut self, now: u64) {
-        self.send_report(now);
         let status = self.machine.status();
+        self.send_report(&status, now);
         self.give_way(&status, now);
         let view = View {
             state: self.machine.state(),
@@ -247,9 +254,12 @@ impl<D: Disk, A> Desk<D, A> {
         }
     }
 
-    /// Tells the leader, who may be this node, what this node reports.
-    fn send_report(&mut self, now: u64) {
-        let status = self.machine.status();
+    /// Tells the leader, who may be this node, what this node reports, where it has not been told lately.
+    fn send_report(&mut self, status: &Status, now: u64) {
+        if self.reported.is_some_and(|(to, at)| Some(to) == status.leader && now - at < REPORT) {
+            return;
+        }
+        self.reported = status.leader.map(|leader| (leader, now));
         match status.leader {
             Some(leader) if leader == self.own && status.role == Role::Leader => {
                 self.planner.handle_report(self.own, self.report.clone(), now);

@@ -35,7 +35,9 @@ impl Planner {
         self.set_target(state, now);
         let wanted = |at: usize| self.next_ranks(state, &state.slots[at], self.target.ranks[at], now);
         let count = state.slots.len();
-        let first = (0..count).find(|&at| wanted(at) != state.slots[at].ranks)?;
+        // Those that are ranked as they should be stay as they are: nearly all of them, nearly always.
+        let is_wrong = |at: usize| state.slots[at].ranks != self.target.ranks[at];
+        let first = (0..count).find(|&at| is_wrong(at) && wanted(at) != state.slots[at].ranks)?;
         let ranks: Vec<Ranks> = (first..count.min(first + count.div_ceil(PARTS))).map(wanted).collect();
         Some(Command::Move { first: first as u32, ranks })
     }

@@ -370,8 +370,9 @@ impl World {
         self.node_mut(id).names = names(id);
     }
 
-    pub(super) fn counters(&self, id: u8, peer: u8) -> PeerCounters {
-        self.node(id).machine.counters(self.now)[&peer].clone()
+    pub(super) fn counters(&mut self, id: u8, peer: u8) -> PeerCounters {
+        let now = self.now;
+        self.node_mut(id).machine.counters(now)[&peer].clone()
     }
 
     pub(super) fn complete(&self, id: u8) -> BTreeSet<u8> {
