@@ -117,7 +117,10 @@ fn flows_off_their_hash_choice_outlive_any_node() -> Result<()> {
 /// The test of the test: it would find that copies are missing.
 #[test]
 fn without_copies_such_flows_break() -> Result<()> {
-    let long = each_dies_after_a_change(&mut scene("nocopies", false)?, false)?;
+    let mut scene = scene("nocopies", false)?;
+    let told = scene.done("n1", &["get", "nodes"])?;
+    ensure!(told.contains("not redundant: not all nodes have this one's flows"), "{told}");
+    let long = each_dies_after_a_change(&mut scene, false)?;
     ensure!(long.broken > 0, "nothing broke, though no flow was replicated: {long:#?}");
     Ok(())
 }

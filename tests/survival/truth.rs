@@ -215,6 +215,14 @@ fn vips_are_where_told(scene: &Scene, live: &[String]) -> Result<()> {
 
 /// Everything that nodes which serve say, of themselves and of one that may not.
 fn all_is_true(scene: &Scene, live: &[String], victim: Option<(&str, &str, &str)>) -> Result<()> {
+    if victim.is_none() {
+        let is_redundant = |by: &str| {
+            let seen = nodes(scene, by)?;
+            let own = seen.values().find(|node| node.is_self).and_then(|node| node.agreement.as_ref());
+            Ok(own.is_some_and(|agreement| agreement.redundant))
+        };
+        wait_until("all take a whole cluster for redundant", || every(live, is_redundant))?;
+    }
     for by in live {
         let (seen, owners) = while_nothing_changes(scene, by, || Ok((nodes(scene, by)?, owners_add_up(scene, by)?)))?;
         for node in seen.values() {
@@ -231,8 +239,6 @@ fn all_is_true(scene: &Scene, live: &[String], victim: Option<(&str, &str, &str)
         let agreement = seen.values().find(|node| node.is_self).and_then(|node| node.agreement.clone());
         let agreement = agreement.with_context(|| format!("{by} does not say how agreement stands"))?;
         ensure!(agreement.quorum, "{by} takes itself for cut off: {agreement:?}");
-        let whole = victim.is_none();
-        ensure!(agreement.redundant || !whole, "{by} takes a whole cluster for one that is not redundant");
     }
     vips_are_where_told(scene, live)?;
     live.iter().try_for_each(|node| packets_go_as_told(scene, node))

@@ -11,6 +11,7 @@ use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 
+use super::copies::Delivered;
 use super::follower::Follower;
 use super::liveness::Liveness;
 use super::talk::Talk;
@@ -78,6 +79,9 @@ pub struct AgreementStatus {
     pub quorum: bool,
     /// Whether any one node may fail, as far as this node can know.
     pub redundant: bool,
+    /// Whether all others that live have this node's flows that they should have.
+    #[serde(default)]
+    pub copied: bool,
     /// Whether a majority of the voters would be left without any one of those that are reached.
     #[serde(default)]
     pub spare: bool,
@@ -200,7 +204,8 @@ impl Agreement {
 
     /// Takes note of whether the log was lost meanwhile: then versions of before mean nothing.
     pub(super) fn notice_loss(&mut self) {
-        if self.state().is_none() && self.follower.followed().is_some() {
+        let was_given_up = self.handle.overview().borrow().counters.given_up > 0;
+        if self.state().is_none() && (self.follower.followed().is_some() || was_given_up) {
             self.follower.forget();
         }
     }
@@ -305,11 +310,14 @@ impl Agreement {
         }
     }
 
-    /// How it stands. `lives` says who is alive in this node's eyes.
-    pub(super) fn status(&self, lives: impl Fn(u8) -> bool) -> AgreementStatus {
+    /// How it stands. `lives` says who is alive in this node's eyes, `delivered` who has its flows, where they are copied.
+    pub(super) fn status(&self, lives: impl Fn(u8) -> bool, delivered: Option<&Delivered>) -> AgreementStatus {
         let reached = self.transport.connected();
         let state = self.state.borrow().clone();
-        let status = AgreementStatus::of(self.handle.overview().borrow().clone(), &state, &reached, lives);
+        let overview = self.handle.overview().borrow().clone();
+        let has_flows = |id: u8| id == overview.me || delivered.is_some_and(|delivered| delivered.to.contains(&id));
+        let copied = state.members.keys().all(|&id| !state.is_up(id) || !lives(id) || has_flows(id));
+        let status = AgreementStatus::of(overview, &state, &reached, lives, copied);
         AgreementStatus { applied: self.follower.installed(), ..status }
     }
 
@@ -322,7 +330,13 @@ impl Agreement {
 
 impl AgreementStatus {
     /// How it stands, where the agents of `reached` are reached besides this one's.
-    pub(super) fn of(overview: Overview, state: &State, reached: &[u8], lives: impl Fn(u8) -> bool) -> Self {
+    pub(super) fn of(
+        overview: Overview,
+        state: &State,
+        reached: &[u8],
+        lives: impl Fn(u8) -> bool,
+        copied: bool,
+    ) -> Self {
         let Overview { me, status, counters } = overview;
         let is_reached = |id: u8| id == me || reached.contains(&id);
         // Connections outlive who died without a word for a while.
@@ -354,7 +368,8 @@ impl AgreementStatus {
             last: status.last,
             version: state.specification.version,
             quorum: status.has_quorum,
-            redundant: status.is_redundant && state.has_two_owners_of(lives),
+            redundant: status.is_redundant && state.has_two_owners_of(lives) && copied,
+            copied,
             spare: status.has_quorum && there.saturating_sub(1) * 2 > voters,
             log: LogStatus {
                 damaged: counters.damaged,

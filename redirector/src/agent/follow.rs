@@ -12,6 +12,7 @@ use super::agreement::{Agreement, AgreementStatus, Durable, Proposal};
 use super::backup::Backup;
 use super::change::{Applied, ApplyError};
 use super::committed::{self, Committed};
+use super::copies::Copies as _;
 use super::liveness::Liveness;
 use super::node::{Node, compile, override_mode};
 use crate::config::{self, Config};
@@ -292,7 +293,8 @@ impl Node {
     pub(super) fn agreement(&self) -> Option<AgreementStatus> {
         let alive = self.liveness.as_ref().map(|liveness| liveness.maps().alive());
         let lives = |id| id == self.config.node.id || alive.is_none_or(|alive| alive.is_alive(id));
-        self.agreement.as_ref().map(|agreement| agreement.status(lives))
+        let delivered = self.talk.as_ref().and_then(|talk| talk.delivered());
+        self.agreement.as_ref().map(|agreement| agreement.status(lives, delivered.as_ref()))
     }
 }
 

@@ -141,7 +141,7 @@ impl Witness {
 
     fn status(&self) -> AgreementStatus {
         let overview = self.handle.overview().borrow().clone();
-        AgreementStatus::of(overview, &self.state(), &self.transport.connected(), |_| true)
+        AgreementStatus::of(overview, &self.state(), &self.transport.connected(), |_| true, true)
     }
 
     fn answer(&self, request: Request, answer: oneshot::Sender<Answer>) {

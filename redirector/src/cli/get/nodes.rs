@@ -253,6 +253,9 @@ fn in_words(agreement: &AgreementStatus) -> &'static str {
         AgreementStatus { redundant: true, .. } => {
             "redundant: any one node may fail; without one more voter nothing could be changed meanwhile"
         }
+        AgreementStatus { copied: false, .. } => {
+            "not redundant: not all nodes have this one's flows, and connections would break if it failed"
+        }
         _ => "not redundant: another fault may break connections or keep changes from being made",
     }
 }
