@@ -101,14 +101,18 @@ impl Thread {
             Input::Welcome(nodes) => self.desk.handle_welcome(nodes),
             Input::Vips(vips) => self.desk.handle_vips(vips),
             Input::Bootstrap { genesis, answer } => {
+                let done = self.desk.bootstrap(genesis);
+                self.act();
                 // Whoever asked may have gone away.
-                let _ = answer.send(self.desk.bootstrap(genesis));
+                let _ = answer.send(done);
             }
             Input::Greet => self.desk.greet(),
             Input::Survey => self.desk.survey(),
             Input::Recover { lost, answer } => {
+                let done = self.desk.recover(&lost);
+                self.act();
                 // Whoever asked may have gone away.
-                let _ = answer.send(self.desk.recover(&lost));
+                let _ = answer.send(done);
             }
             Input::Refetch(from) => self.desk.refetch(from),
             Input::Resign => self.desk.resign(),

@@ -4,12 +4,16 @@ use std::collections::BTreeSet;
 
 use super::{Member, Seat, State, slots};
 
+/// Configurations that those who are lost may have agreed on meanwhile: no two have the same version.
+const GAP: u64 = 1000;
+
 impl State {
     /// The state in which a cluster goes on with one voter: `me`, with a disk of a new UUID. Whoever is given up is a member
     /// no more. All others stay members and lose their seats, since what their disks promised was promised to others. No
     /// disk of before has a word in it.
     pub fn recover(&mut self, index: u64, me: u8, disk: u128, lost: &BTreeSet<u8>) {
         self.version = index;
+        self.specification.version += GAP;
         let seats = self.members.values().filter_map(|member| member.seat);
         self.given_up.extend(seats.map(|seat| seat.disk));
         for &id in lost.iter().filter(|id| **id != me) {
