@@ -20,8 +20,6 @@ const SECONDS: u64 = 10;
 const NODES: u8 = 5;
 /// Of the profile `fast`: who is silent for longer is suspected.
 const TIMEOUT_US: u64 = 30_000;
-/// What the hypervisor takes, beyond which no timeout is quiet.
-const STEAL_MAX: f64 = 1.0;
 
 /// What one node tells of the time.
 #[derive(Debug, Default)]
@@ -60,7 +58,7 @@ fn a_busy_machine_makes_no_suspects() -> Result<()> {
     let mut config = every_kind(&topology, &["l2"]);
     config.beats = Some("fast".to_owned());
     let scene = Scene::up(&topology, config)?;
-    let before = suspicions(&all_told(&scene)?);
+    let before = all_told(&scene)?;
     let cpu = CpuTime::now()?;
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -76,16 +74,18 @@ fn a_busy_machine_makes_no_suspects() -> Result<()> {
     });
     let stolen = CpuTime::now()?.stolen_since(cpu);
     let after = all_told(&scene)?;
-    let suspicions = suspicions(&after) - before;
+    let suspicions = suspicions(&after) - suspicions(&before);
     let gap = after.iter().map(|told| told.gap_max_us).max().unwrap_or(0);
-    let timer = after.iter().map(|told| told.timer_gap_max_us).max().unwrap_or(0);
+    // Of stalls from before only those count that were outdone meanwhile.
+    let grown = after.iter().zip(&before).filter(|(after, before)| after.timer_gap_max_us > before.timer_gap_max_us);
+    let timer = grown.map(|(after, _)| after.timer_gap_max_us).max().unwrap_or(0);
     println!(
         "{seconds} s, {NODES} nodes, fast: {suspicions} suspicions; largest beat gap {gap} us, largest gap of a kernel \
          timer {timer} us, steal {stolen:.2} %"
     );
     match suspicions {
         0 => Ok(()),
-        _ if stolen > STEAL_MAX || timer > TIMEOUT_US => {
+        _ if timer > TIMEOUT_US => {
             println!("inconclusive: the machine itself stalled for longer than the timeout");
             Ok(())
         }
