@@ -1,6 +1,7 @@
 //! A cluster that agrees: on its configuration, on who serves, and on when a pool's change has come to its end.
 
 use std::collections::BTreeSet;
+use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
 use redirector::dataplane::liveness::LivenessTables as _;
@@ -94,6 +95,31 @@ fn a_change_reaches_all_nodes_and_its_disputes_end() -> Result<()> {
     for node in scene.lab.nodes() {
         wait_until(&format!("the disputes of {node} end"), || Ok(disputed(&scene, &node)? == 0))?;
     }
+    of_two_changes_to_one_version_one_is_made(&mut scene)
+}
+
+/// Two operators change version 2 on two nodes at once.
+fn of_two_changes_to_one_version_one_is_made(scene: &mut Scene) -> Result<()> {
+    let files: Vec<String> =
+        ["n1", "n3"].iter().map(|node| scene.lab.config_file(node).display().to_string()).collect();
+    weigh(scene, 6)?;
+    let other = format!("{}.other", files[1]);
+    fs::copy(&files[1], &other)?;
+    weigh(scene, 7)?;
+    let scene = &*scene;
+    let apply = |node: &'static str, file: &str| scene.run(node, &["apply", file, "--expect", "2"]);
+    let (one, other) = thread::scope(|scope| {
+        let one = scope.spawn(|| apply("n1", &files[0]));
+        let other = apply("n3", &other);
+        (one.join().expect("it does not panic"), other)
+    });
+    let answers = [one?, other?];
+    let refused: Vec<String> = answers
+        .iter()
+        .filter(|answer| !answer.status.success())
+        .map(|answer| String::from_utf8_lossy(&answer.stderr).into_owned())
+        .collect();
+    ensure!(refused.len() == 1 && refused[0].contains("version 3 is in force, not 2"), "{answers:?}");
     Ok(())
 }
 
