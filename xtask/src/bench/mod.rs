@@ -96,12 +96,12 @@ impl Name {
     /// take less than ten minutes.
     fn time(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Packet => 60,
-            Self::Forward => 50,
-            Self::Replicate => 50,
-            Self::Rewrite => 20,
+            Self::Packet => 50,
+            Self::Forward => 60,
+            Self::Replicate => 45,
+            Self::Rewrite => 15,
             Self::Scale => 40,
-            Self::Cpu => 70,
+            Self::Cpu => 90,
             Self::Failover => 230,
         })
     }

@@ -27,6 +27,8 @@ const INK: RGBColor = RGBColor(55, 65, 81);
 const GRID: RGBColor = RGBColor(229, 231, 235);
 
 const WIDTH: u32 = 860;
+/// Of it, what names of lines take.
+const NAMES: u32 = 170;
 const BAR_HEIGHT: u32 = 22;
 const FONT: &str = "sans-serif";
 
@@ -99,7 +101,9 @@ pub(super) fn lines(x: &str, y: &str, series: &[Series], target: Option<f64>) ->
     let (least, most) = points().fold((f64::MAX, 1.0), |(least, most), (x, _)| (x.min(least), x.max(most)));
     svg(360, |area| {
         let height = room(points().map(|(_, y)| *y).chain(target));
-        let mut chart = ChartBuilder::on(area)
+        // Beside the lines, so that names cover none of them.
+        let (area, names) = area.split_horizontally(WIDTH - NAMES);
+        let mut chart = ChartBuilder::on(&area)
             .margin(14)
             .x_label_area_size(42)
             .y_label_area_size(56)
@@ -120,21 +124,13 @@ pub(super) fn lines(x: &str, y: &str, series: &[Series], target: Option<f64>) ->
             let line = [(least, target), (most, target)];
             chart.draw_series(DashedLineSeries::new(line, 6, 4, TARGET.stroke_width(1)))?;
         }
-        for Series { name, colour, points } in series {
+        for (Series { name, colour, points }, line) in series.iter().zip((24..).step_by(20)) {
             let colour = *colour;
-            chart
-                .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
-                .label(name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+            chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
             chart.draw_series(points.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
+            names.draw(&PathElement::new([(4, line), (22, line)], colour.stroke_width(2)))?;
+            names.draw(&Text::new(name.clone(), (28, line - 7), font(13)))?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
-            .border_style(GRID)
-            .background_style(WHITE.mix(0.9))
-            .label_font(font(13))
-            .draw()?;
         Ok(())
     })
 }

@@ -106,7 +106,9 @@ fn forward(rows: &[Value]) -> Result<Option<String>> {
             way if way.ends_with("owned") => OWNED,
             _ => SHARED,
         };
-        let plural = |count: f64, what: &str| format!("{count} {what}{}", if count == 1.0 { "" } else { "s" });
+        let plural = |count: f64, what: &str| {
+            format!("{} {what}{}", super::shape::number(count), if count == 1.0 { "" } else { "s" })
+        };
         Some(Bar {
             label: format!("{way}, {}, {}", plural(cores, "core"), plural(flows, "flow")),
             colour,
