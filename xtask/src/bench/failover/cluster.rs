@@ -16,6 +16,8 @@ use crate::traffic::{ECHO_PORT, HTTP_PORT, Stream};
 
 const LAB: &str = "failover";
 const CONNECTIONS: usize = 60;
+/// As many where a fabric is cut, which all of them go over.
+const CONNECTIONS_OVER_FABRICS: usize = 200;
 /// The lab's second VIP of each family is that of the owned services.
 const OWNED: u8 = 2;
 /// Ports that are tried for a flow of a certain owner.
@@ -91,7 +93,8 @@ impl Scene for Cluster {
         };
         let flows = (0..self.flows).map(flow).collect::<Result<_>>()?;
         let stream = Stream { per_second: self.rate, flows };
-        let shot = Shot { lab: &self.lab, node: &victim, stream: &stream, web: &self.web, connections: CONNECTIONS };
+        let connections = if fault == Fault::Path { CONNECTIONS_OVER_FABRICS } else { CONNECTIONS };
+        let shot = Shot { lab: &self.lab, node: &victim, stream: &stream, web: &self.web, connections };
         shot.fire(random, || fault.make(&self.lab, &victim), || fault.mend(&self.lab, &victim))
     }
 }

@@ -79,14 +79,17 @@ impl Fault {
     }
 
     /// What is aimed at, by figure: gaps in milliseconds, losses in datagrams.
-    pub(super) fn targets(self, profile: Profile) -> Option<(&'static str, f64)> {
+    pub(super) fn targets(self, profile: Profile) -> &'static [(&'static str, f64)] {
         match (self, profile) {
-            (Self::Owner, Profile::Fast) => Some(("gap_ms.p99", 35.0)),
-            (Self::Owner, Profile::Extreme) => Some(("gap_ms.p99", 12.0)),
-            (Self::VipHolder, Profile::Fast) => Some(("gap_ms.p99", 45.0)),
-            (Self::VipHolder, Profile::Extreme) => Some(("gap_ms.p99", 20.0)),
-            (Self::Agent | Self::Restart | Self::Replace | Self::Drain, _) => Some(("lost.max", 0.0)),
-            _ => None,
+            (Self::Owner, Profile::Fast) => &[("gap_ms.p99", 35.0)],
+            (Self::Owner, Profile::Extreme) => &[("gap_ms.p99", 12.0)],
+            (Self::VipHolder, Profile::Fast) => &[("gap_ms.p99", 45.0)],
+            (Self::VipHolder, Profile::Extreme) => &[("gap_ms.p99", 20.0)],
+            (Self::Path, Profile::Fast) => {
+                &[("gap_ms.p99", 45.0), ("broken_connections", 0.0), ("return_lost.max", 0.0)]
+            }
+            (Self::Agent | Self::Restart | Self::Replace | Self::Drain, _) => &[("lost.max", 0.0)],
+            _ => &[],
         }
     }
 

@@ -96,7 +96,7 @@ impl Outcome {
             return_lost: Spread::of_counts(each.iter().map(|kill| kill.return_lost))?,
             lateness_ms_max: each.iter().map(|kill| kill.lateness_ms).fold(0.0, f64::max),
             steal_pct: each.iter().map(|kill| kill.steal_pct).sum::<f64>() / each.len().max(1) as f64,
-            targets: fault.targets(profile).into_iter().collect(),
+            targets: fault.targets(profile).iter().copied().collect(),
             each,
         };
         let (fault, profile, kills) = (fault.name(), profile.name(), figures.each.len());
@@ -138,19 +138,21 @@ impl fmt::Display for Outcome {
 /// All outcomes, a line each.
 pub(super) fn table(out: &mut impl Write, outcomes: &[Outcome]) -> io::Result<()> {
     write!(out, "{:<12}{:>6}  {:>24}  {:>18}", "fault", "kills", "gap ms p50/p99/max", "lost p50/p99/max")?;
-    writeln!(out, "  {:>12}  {:>7}  {:>7}", "broken", "late ms", "steal %")?;
+    writeln!(out, "  {:>12}  {:>14}  {:>7}  {:>7}", "broken", "lost on return", "late ms", "steal %")?;
     for Outcome { fault, kills, figures, not_run, .. } in outcomes {
         let Some(figures) = figures else {
             writeln!(out, "{fault:<12}{kills:>6}  not run: {}", not_run.as_deref().unwrap_or_default())?;
             continue;
         };
-        let Figures { gap_ms, lost, connections, broken_connections, lateness_ms_max, steal_pct, .. } = figures;
+        let Figures { gap_ms, lost, connections, broken_connections, return_lost, lateness_ms_max, steal_pct, .. } =
+            figures;
         let gap = format!("{:.1}/{:.1}/{:.1}", gap_ms.p50, gap_ms.p99, gap_ms.max);
         let lost = format!("{}/{}/{}", lost.p50, lost.p99, lost.max);
         let broken = format!("{broken_connections} of {connections}");
+        let back = return_lost.max;
         writeln!(
             out,
-            "{fault:<12}{kills:>6}  {gap:>24}  {lost:>18}  {broken:>12}  {lateness_ms_max:>7.1}  {steal_pct:>7.1}"
+            "{fault:<12}{kills:>6}  {gap:>24}  {lost:>18}  {broken:>12}  {back:>14}  {lateness_ms_max:>7.1}  {steal_pct:>7.1}"
         )?;
     }
     Ok(())
