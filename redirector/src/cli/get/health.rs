@@ -2,8 +2,8 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::agent::HealthStatus;
 use crate::agent::control::{self, Answer, Request};
+use crate::agent::{HealthStatus, LoadStatus};
 use crate::cli::output::{Output, ago, text_pairs, text_table, yes};
 use crate::cli::target::Target;
 use crate::health::{Area, Verdict};
@@ -19,6 +19,14 @@ fn area(area: Area) -> &'static str {
 
 fn number(value: f64) -> String {
     if value >= f64::MAX { "-".to_owned() } else { format!("{value}") }
+}
+
+/// The shed level, and since when it holds where anything is shed.
+fn level(load: &LoadStatus) -> String {
+    match load.level {
+        0 => "0, nothing is shed".to_owned(),
+        level => format!("{level} for {}", ago(load.for_ms)),
+    }
 }
 
 fn text(health: &HealthStatus) -> String {
@@ -44,7 +52,7 @@ fn text(health: &HealthStatus) -> String {
                 parts.queue
             ),
         ),
-        ("shed level", format!("{} for {}", load.level, ago(load.for_ms))),
+        ("shed level", level(load)),
     ];
     pairs.extend(health.storage_failure.iter().map(|why| ("storage fails", why.clone())));
     let rows = health.figures.iter().map(|one| {
