@@ -17,6 +17,7 @@ use crate::scene::{PATIENCE, Scene, all_answered, every_kind, targets, wait_unti
 #[derive(Debug, Deserialize)]
 struct Backend {
     name: String,
+    share: f64,
     rows: usize,
     paths_alive: usize,
     health: Option<Health>,
@@ -183,5 +184,55 @@ fn flows_of_a_dead_backend_stay_go_to_others_or_are_reset() -> Result<()> {
     let (moves, stays) = (moves.finish()?, stays.finish()?);
     ensure!(stays.moved == 0 && stays.wrong == 0, "{stays:#?}");
     ensure!(moves.moved > 0 && moves.wrong == 0, "{moves:#?}");
+    Ok(())
+}
+
+/// New connections to all VIPs, and the share of them that b1 answered.
+fn share_of_b1(scene: &Scene) -> Result<f64> {
+    let load = requests(scene)?;
+    all_answered(&load)?;
+    let answers = |name: &str| load.backends.get(name).copied().unwrap_or_default() as f64;
+    Ok(answers("b1") / (answers("b1") + answers("b2")))
+}
+
+#[test]
+fn a_backend_that_comes_back_gets_its_share_step_by_step() -> Result<()> {
+    let topology = Topology { nodes: 2, backends: 2, between: true, ..Topology::for_test("warm") };
+    let mut config = every_kind(&topology, &["ipip"]).with_fabrics(&topology);
+    config.beats = Some("50ms x 3".into());
+    config.pool.iter_mut().for_each(|pool| pool.health.slow_start = Some("16s".into()));
+    let scene = Scene::up(&topology, config)?;
+    ["b1", "b2"].iter().try_for_each(|backend| wait_for_paths(&scene, backend, 3))?;
+    scene.lab.unplug("b1")?;
+    wait_for_rows(&scene, &["b2"])?;
+    scene.lab.heal()?;
+    wait_for_rows(&scene, &["b1", "b2"])?;
+    // What the tables give it, before and after, and what clients find meanwhile.
+    let mut seen: Vec<(f64, f64, f64)> = Vec::new();
+    let shown = |node: &str| -> Result<(f64, BTreeSet<String>)> {
+        let those: Vec<Backend> = backends(&scene, node)?.into_iter().filter(|backend| backend.name == "b1").collect();
+        let states = those.iter().filter_map(|backend| Some(backend.health.as_ref()?.state.clone())).collect();
+        Ok((those.iter().map(|backend| backend.share).sum::<f64>() / those.len() as f64, states))
+    };
+    wait_until("it has all of its share again", || {
+        let (before, states) = shown("n1")?;
+        let found = share_of_b1(&scene)?;
+        let (after, _) = shown("n1")?;
+        ensure!(before > 45.0 || states.contains("starting"), "{before} % and {states:?}");
+        seen.push((before, after, found * 100.0));
+        Ok(before > 45.0 && states == BTreeSet::from(["alive".to_owned()]))
+    })?;
+    println!("share by the tables before and after, and by new connections: {seen:?}");
+    ensure!(seen.iter().map(|(before, ..)| *before).is_sorted(), "it fell: {seen:?}");
+    let levels = seen.iter().map(|(before, ..)| *before as u64).collect::<BTreeSet<_>>();
+    ensure!(levels.len() >= 5, "too few steps: {seen:?}");
+    let first = seen.iter().filter(|(_, after, _)| *after < 25.0).map(|(.., found)| *found).collect::<Vec<_>>();
+    ensure!(!first.is_empty() && first.iter().all(|found| *found < 38.0), "too many at first: {seen:?}");
+    // 200 connections, of which half are due: fewer than 70 come once in a hundred thousand times.
+    let whole = share_of_b1(&scene)?;
+    ensure!((0.35..0.65).contains(&whole), "{whole}");
+    for node in scene.lab.nodes() {
+        wait_until("every node has the same", || Ok((shown(&node)?.0 - 50.0).abs() < 1.0))?;
+    }
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::incidents::Incidents;
 use super::node::Node;
 use super::paths::Paths;
 use crate::config::{BackendState, Config};
-use crate::consensus::state::State;
+use crate::consensus::state::{State, WARMTH};
 use crate::dataplane::flows::now;
 use crate::dataplane::image::{Image, PoolImage};
 use crate::dataplane::rows;
@@ -34,6 +34,8 @@ pub(super) struct Backends {
     in_force: Out,
     /// How often paths had changed when they were last looked at.
     looked: Option<u64>,
+    /// By pool, backends that have only part of their weight yet, and how many steps of it.
+    warming: BTreeMap<String, BTreeMap<String, u8>>,
     /// The version of what was agreed on that was last looked at.
     version: u64,
 }
@@ -43,9 +45,10 @@ pub(super) struct Backends {
 pub struct BackendStatus {
     /// Its id.
     pub backend: u16,
-    /// `alive`; `suspect`: this node finds it dead; `dead`: it gets no new flows; `panic`: it is dead and gets some anyway.
+    /// `alive`; `starting`: it is back and gets part of its share yet; `suspect`: this node finds it dead; `dead`: it gets no
+    /// new flows; `panic`: it is dead and gets some anyway.
     pub state: String,
-    /// Why it is not alive.
+    /// Why it is not alive, or how far it has started.
     pub why: Option<String>,
     /// How long it has been dead, milliseconds.
     pub for_ms: Option<u64>,
@@ -124,16 +127,22 @@ impl Backends {
             let (pool, backend) = name.split_once('/').unwrap_or_default();
             let since = self.dead.get(&id);
             let is_out = self.in_force.get(pool).is_some_and(|out| out.contains(backend));
+            let step =
+                self.warming.get(pool).and_then(|steps| steps.get(backend)).filter(|_| !is_out && since.is_none());
             let state = match since {
                 Some(_) if self.panicking.contains_key(pool) => "panic",
                 _ if is_out => "dead",
                 Some(_) => "suspect",
+                None if step.is_some() => "starting",
                 None => "alive",
             };
             BackendStatus {
                 backend: id,
                 state: state.to_owned(),
-                why: since.and_then(|_| paths.why_down(&row.paths)),
+                why: match step {
+                    Some(step) => Some(format!("slow start: it has {step} of {WARMTH} parts of its weight")),
+                    None => since.and_then(|_| paths.why_down(&row.paths)),
+                },
                 for_ms: since.map(|since| time.saturating_sub(*since).as_millis() as u64),
             }
         });
@@ -185,6 +194,7 @@ impl Node {
         if let Some(state) = self.agreement.as_ref().and_then(|agreement| agreement.state()) {
             if state.version != self.backends.version {
                 self.backends.version = state.version;
+                self.backends.warming.clone_from(&state.warming);
                 self.backends.put_in_force(agreed(&state), &self.incidents);
             }
             return;

@@ -47,6 +47,13 @@ pub fn vips(config: &Config) -> BTreeMap<String, Vec<u8>> {
     vip::plan::of(config).into_iter().map(|(vip, ranks)| (vip.to_string(), ranks)).collect()
 }
 
+/// How long backends that come back take to get all of their weight, in milliseconds, by pool; only of pools where that
+/// is not at once.
+pub fn slow_starts(config: &Config) -> BTreeMap<String, u64> {
+    let slow = config.pools.iter().filter(|pool| !pool.health.slow_start.is_zero());
+    slow.map(|pool| (pool.name.clone(), pool.health.slow_start.as_millis() as u64)).collect()
+}
+
 /// Who a node is, in this incarnation. The seed is another one with every start.
 pub fn machine(config: &Config, incarnation: u64, seed: u128) -> machine::Config {
     machine::Config {

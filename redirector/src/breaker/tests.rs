@@ -281,6 +281,24 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+#[test]
+fn openings_in_a_row_are_counted_until_it_closes() {
+    let mut machine = Machine::new(POLICY, s(0));
+    for _ in 0..3 {
+        let leave = machine.ask(s(1)).unwrap();
+        machine.failed(leave, s(1), "no");
+    }
+    assert_eq!((machine.opened, machine.in_a_row), (1, 1));
+    for trial in 2..6 {
+        let leave = machine.ask(s(trial * 10)).unwrap();
+        machine.failed(leave, s(trial * 10), "no");
+        assert_eq!((machine.opened, machine.in_a_row), (trial, trial));
+    }
+    let leave = machine.ask(s(100)).unwrap();
+    machine.succeeded(leave, s(100));
+    assert_eq!((machine.opened, machine.in_a_row, machine.state()), (5, 0, State::Closed));
+}
+
 proptest! {
     /// Whatever callers do: while it is not closed, never more than one call that it let through in that state is both
     /// unanswered and within its patience; and it is never stuck.

@@ -27,6 +27,8 @@ pub struct PoolHealth {
     pub bfd: bool,
     /// What becomes of the established flows of a backend that is dead.
     pub on_death: OnDeath,
+    /// How long a backend that was dead takes to get all of its weight again; zero: it gets it at once.
+    pub slow_start: Duration,
 }
 
 /// What becomes of the established flows of a backend that is dead.
@@ -50,6 +52,7 @@ impl Default for PoolHealth {
             panic: 50,
             bfd: true,
             on_death: OnDeath::Hold,
+            slow_start: Duration::ZERO,
         }
     }
 }
@@ -64,6 +67,7 @@ pub(super) fn health(mut r: Reader<'_>) -> PoolHealth {
         panic: r.number("panic", 0..=100).unwrap_or(default.panic),
         bfd: r.flag("bfd").unwrap_or(default.bfd),
         on_death: r.choice("on_death").unwrap_or(default.on_death),
+        slow_start: r.duration("slow_start", Duration::ZERO..=Duration::from_secs(3600)).unwrap_or(default.slow_start),
     };
     r.done();
     health

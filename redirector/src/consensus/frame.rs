@@ -46,7 +46,8 @@ impl Kind {
     /// The greatest version of the kind's format that is known here. What older versions understand is written in theirs.
     pub const fn version(self) -> u8 {
         match self {
-            Self::Snapshot | Self::Command | Self::Message => 2,
+            Self::Snapshot | Self::Command => 3,
+            Self::Message => 2,
             _ => 1,
         }
     }
@@ -54,8 +55,9 @@ impl Kind {
     /// Bytes that its newest format has at the end and an older one lacks: all zero where they say nothing.
     const fn lacking(self, version: u8) -> usize {
         match (self, version) {
-            // Disks that have lost their seats.
-            (Self::Snapshot, 0..=1) => 1,
+            // Backends that warm up, and before that disks that have lost their seats.
+            (Self::Snapshot, 0..=1) => 2,
+            (Self::Snapshot, 2) => 1,
             _ => 0,
         }
     }
@@ -185,7 +187,7 @@ mod tests {
         let checksum = crc32c::crc32c(&frame[..body]);
         frame[body..].copy_from_slice(&checksum.to_le_bytes());
         let refused = open::<u8>(Kind::Command, 0, &frame).unwrap_err();
-        assert_eq!(refused, FrameError::Newer { found: 9, known: 2 });
+        assert_eq!(refused, FrameError::Newer { found: 9, known: 3 });
         assert!(refused.to_string().contains("upgrade this node"));
     }
 }

@@ -174,8 +174,12 @@ impl Snapshot {
 
     /// Its form on the wire and on disk.
     pub fn seal(&self) -> Vec<u8> {
-        let is_new = !self.state.given_up.is_empty() || self.state.has_witness();
-        frame::seal_as(Kind::Snapshot, 1 + u8::from(is_new), self.index(), self)
+        let version = match &self.state {
+            state if !state.warming.is_empty() => 3,
+            state if !state.given_up.is_empty() || state.has_witness() => 2,
+            _ => 1,
+        };
+        frame::seal_as(Kind::Snapshot, version, self.index(), self)
     }
 
     /// Reads that form.

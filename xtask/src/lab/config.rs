@@ -124,6 +124,9 @@ pub struct Health {
     /// What becomes of a dead backend's flows: `hold` or `rehash`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_death: Option<String>,
+    /// How long a backend that was dead takes to get all of its weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<String>,
 }
 
 impl Health {

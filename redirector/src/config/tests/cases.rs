@@ -155,6 +155,12 @@ const CASES: &[(&str, &str, &str, &str)] = &[
         "pool[1].health.on_death",
         "\"hold\", \"rehash\", \"reset\"",
     ),
+    (
+        "settle = \"10s\"",
+        "settle = \"10s\"\n[pool.health]\nslow_start = \"2h\"",
+        "pool[1].health.slow_start",
+        "0s to 1h",
+    ),
     ("settle = \"10s\"", "settle = \"10s\"\n[pool.health]\npanic = 101", "pool[1].health.panic", "0 to 100"),
     ("settle = \"10s\"", "settle = \"10\"", "pool[1].settle", "is not a duration"),
     ("[[vip]]", "[timeouts]\nudp = \"3h\"\n[[vip]]", "timeouts.udp", "1s to 2h"),

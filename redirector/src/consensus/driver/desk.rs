@@ -47,6 +47,7 @@ pub struct Desk<D: Disk, A> {
     waiting: BTreeMap<ProposalId, Waiting<A>>,
     welcome: BTreeSet<u8>,
     vips: BTreeMap<String, Vec<u8>>,
+    slow_starts: BTreeMap<String, u64>,
     report: Report,
     /// Which leader was told that last, and when.
     reported: Option<(u8, u64)>,
@@ -68,6 +69,7 @@ impl<D: Disk, A> Desk<D, A> {
             waiting: BTreeMap::new(),
             welcome,
             vips: BTreeMap::new(),
+            slow_starts: BTreeMap::new(),
             report,
             reported: None,
             own,
@@ -116,6 +118,11 @@ impl<D: Disk, A> Desk<D, A> {
     /// Who should hold each VIP, and who after it.
     pub fn handle_vips(&mut self, vips: BTreeMap<String, Vec<u8>>) {
         self.vips = vips;
+    }
+
+    /// How long backends that come back take to get all of their weight, in milliseconds, by pool.
+    pub fn handle_slow_starts(&mut self, slow_starts: BTreeMap<String, u64>) {
+        self.slow_starts = slow_starts;
     }
 
     /// Begins a cluster of this node alone.
@@ -179,6 +186,7 @@ impl<D: Disk, A> Desk<D, A> {
             strangers: self.machine.strangers().collect(),
             welcome: &self.welcome,
             vips: &self.vips,
+            slow_starts: &self.slow_starts,
         };
         for (concern, command) in self.planner.plan(&view, now) {
             let proposal = self.machine.propose(&command);

@@ -272,6 +272,13 @@ impl Handle {
         }
     }
 
+    /// Says how long backends that come back take to get all of their weight, in milliseconds, by pool.
+    pub fn plan_slow_starts(&self, slow_starts: BTreeMap<String, u64>) {
+        if self.inputs.try_send(Input::SlowStarts(slow_starts)).is_err() {
+            tracing::warn!("agreement is behind: slow starts are as they were yet");
+        }
+    }
+
     /// Begins a cluster of this node alone, unless another node says that it is part of one.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ pub(super) enum Input {
     Report(Report),
     Welcome(BTreeSet<u8>),
     Vips(BTreeMap<String, Vec<u8>>),
+    SlowStarts(BTreeMap<String, u64>),
     Bootstrap { genesis: Genesis, answer: oneshot::Sender<Result<(), BootstrapError>> },
     Greet,
     Survey,
@@ -100,6 +101,7 @@ impl Thread {
             Input::Report(report) => self.desk.handle_report(report, now),
             Input::Welcome(nodes) => self.desk.handle_welcome(nodes),
             Input::Vips(vips) => self.desk.handle_vips(vips),
+            Input::SlowStarts(slow_starts) => self.desk.handle_slow_starts(slow_starts),
             Input::Bootstrap { genesis, answer } => {
                 let done = self.desk.bootstrap(genesis);
                 self.act();

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Planner, Report, note};
-use crate::consensus::state::{Command, Pool, State};
+use super::{Planner, Report, View, note};
+use crate::consensus::state::{Command, Phase, Pool, WARMTH};
 
 impl Planner {
     /// The pools whose backends that are out should be others.
-    pub(super) fn backends(&mut self, state: &State, now: u64) -> Option<Command> {
+    pub(super) fn backends(&mut self, view: &View<'_>, now: u64) -> Option<Command> {
+        let state = view.state;
         let present: Vec<u8> =
             state.members.iter().filter(|(_, member)| member.is_present()).map(|(&id, _)| id).collect();
         let fresh: Vec<u8> = present.iter().copied().filter(|&id| self.report(id, now).is_some()).collect();
@@ -25,7 +26,11 @@ impl Planner {
                 note(&mut self.dead_since, key.clone(), is_dead, now);
                 note(&mut self.alive_since, key.clone(), !is_dead, now);
                 let for_long = |since: Option<&u64>, long| since.is_some_and(|&at| now - at >= long);
-                let stays = pool.out.contains(backend) && !for_long(self.alive_since.get(&key), self.patience.back);
+                // Who starts slowly comes back with the first part of its weight, which has to be agreed on before.
+                let is_prepared = !view.slow_starts.contains_key(name)
+                    || state.warming.get(name).is_some_and(|steps| steps.contains_key(backend));
+                let is_back = is_prepared && for_long(self.alive_since.get(&key), self.patience.back);
+                let stays = pool.out.contains(backend) && !is_back;
                 if stays || for_long(self.dead_since.get(&key), self.patience.backend) {
                     out.insert(backend.clone());
                 }
@@ -41,5 +46,39 @@ impl Planner {
         self.dead_since.retain(|key, _| is_there(key));
         self.alive_since.retain(|key, _| is_there(key));
         (!next.is_empty()).then_some(Command::SetOut(next))
+    }
+
+    /// A pool of which a backend that is out is to begin with the first part of its weight, or one that is back is to have
+    /// the next. A part is given only after the one before is in force.
+    pub(super) fn warmth(&mut self, view: &View<'_>, now: u64) -> Option<Command> {
+        let state = view.state;
+        let is_warming = |(pool, backend): &(String, String)| {
+            state.warming.get(pool).is_some_and(|steps| steps.contains_key(backend))
+        };
+        self.warm_since.retain(|key, _| is_warming(key));
+        for (name, pool) in state.pools.iter().filter(|(_, pool)| pool.takes_change()) {
+            let before = state.warming.get(name).cloned().unwrap_or_default();
+            let Some(whole) = view.slow_starts.get(name) else {
+                if before.is_empty() {
+                    continue;
+                }
+                return Some(Command::Warm { pool: name.clone(), steps: BTreeMap::new() });
+            };
+            let mut steps = before.clone();
+            for (backend, &step) in &before {
+                let since = self.warm_since.entry((name.clone(), backend.clone())).or_insert((step, now));
+                if pool.out.contains(backend) || since.0 != step {
+                    *since = (step, now);
+                } else if pool.phase() != Phase::Announced && now - since.1 >= whole / u64::from(WARMTH) {
+                    steps.insert(backend.clone(), step + 1);
+                }
+            }
+            steps.extend(pool.out.iter().map(|backend| (backend.clone(), 1)));
+            steps.retain(|_, step| *step < WARMTH);
+            if steps != before {
+                return Some(Command::Warm { pool: name.clone(), steps });
+            }
+        }
+        None
     }
 }

@@ -10,6 +10,7 @@
 //! | a slot's previous owner has been asked for long enough | it is forgotten |
 //! | a draining node owns nothing, holds nothing and has been asked for long enough | it is drained |
 //! | most nodes have found a backend dead for a while, or no more | it gets no new flows, or gets some again |
+//! | a backend of a pool with a slow start is out, or has had a part of its weight for long enough | the first part, the next |
 //! | every node has installed a step of a pool's change | the next step |
 //! | VIPs are not planned as the leader's configuration has it, and all planned nodes are members | the plan |
 //! | a disk without a seat belongs to a member | the old seat is taken away, a learner's is given, then the vote |
@@ -145,6 +146,8 @@ pub enum Concern {
     Vips,
     /// Which backends are out.
     Backends,
+    /// How much of their weight those that come back have got.
+    Warmth,
     /// How pools change.
     Pools,
     /// Who has a seat.
@@ -153,13 +156,14 @@ pub enum Concern {
 
 impl Concern {
     /// All, in the order in which they are looked at.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Standing,
         Self::Slots,
         Self::Forwarding,
         Self::Draining,
         Self::Vips,
         Self::Backends,
+        Self::Warmth,
         Self::Pools,
         Self::Seats,
     ];
@@ -177,6 +181,9 @@ pub struct View<'a> {
     pub welcome: &'a BTreeSet<u8>,
     /// Who should hold each VIP, and who after it, by the configuration.
     pub vips: &'a BTreeMap<String, Vec<u8>>,
+    /// How long backends that come back take to get all of their weight, in milliseconds, by pool. Other pools' get it at
+    /// once.
+    pub slow_starts: &'a BTreeMap<String, u64>,
 }
 
 /// Entries that a learner may lack when it gets its vote.
@@ -198,6 +205,8 @@ pub struct Planner {
     /// By pool and backend.
     dead_since: BTreeMap<(String, String), u64>,
     alive_since: BTreeMap<(String, String), u64>,
+    /// By pool and backend: the step that it has got of its weight, and since when.
+    warm_since: BTreeMap<(String, String), (u8, u64)>,
 }
 
 impl Planner {
@@ -217,6 +226,7 @@ impl Planner {
             settled_at: BTreeMap::new(),
             dead_since: BTreeMap::new(),
             alive_since: BTreeMap::new(),
+            warm_since: BTreeMap::new(),
         }
     }
 
@@ -248,7 +258,8 @@ impl Planner {
                 Concern::Forwarding => self.forwarding.step(view.state, now, self.patience.forwarding),
                 Concern::Draining => self.draining(view.state, now),
                 Concern::Vips => self.vips(view, now),
-                Concern::Backends => self.backends(view.state, now),
+                Concern::Backends => self.backends(view, now),
+                Concern::Warmth => self.warmth(view, now),
                 Concern::Pools => self.pools(view.state, now),
                 Concern::Seats => seats(view),
             };

@@ -1,5 +1,5 @@
 use super::*;
-use crate::consensus::state::{Definition, Member, MemberState, Phase, Seat};
+use crate::consensus::state::{Definition, Member, MemberState, Phase, Seat, WARMTH};
 use crate::ownership::target;
 
 const SLOTS: u32 = 256;
@@ -10,6 +10,7 @@ struct World {
     planner: Planner,
     reports: BTreeMap<u8, Report>,
     vips: BTreeMap<String, Vec<u8>>,
+    slow_starts: BTreeMap<String, u64>,
     now: u64,
 }
 
@@ -30,7 +31,14 @@ impl World {
         state.apply(2, &Command::Move { first: 0, ranks }).unwrap();
         let report = Report { incarnation: 1, ..Report::default() };
         let reports = (1..=nodes).map(|id| (id, report.clone())).collect();
-        Self { state, planner: Planner::new(Patience::default()), reports, vips: BTreeMap::new(), now: 0 }
+        Self {
+            state,
+            planner: Planner::new(Patience::default()),
+            reports,
+            vips: BTreeMap::new(),
+            slow_starts: BTreeMap::new(),
+            now: 0,
+        }
     }
 
     fn status(&self) -> Status {
@@ -54,8 +62,9 @@ impl World {
             self.planner.handle_report(id, report.clone(), self.now);
         }
         let status = self.status();
-        let (welcome, vips) = (BTreeSet::new(), &self.vips);
-        let view = View { state: &self.state, status: &status, strangers: BTreeMap::new(), welcome: &welcome, vips };
+        let (welcome, vips, slow_starts) = (BTreeSet::new(), &self.vips, &self.slow_starts);
+        let (state, strangers) = (&self.state, BTreeMap::new());
+        let view = View { state, status: &status, strangers, welcome: &welcome, vips, slow_starts };
         let plans = self.planner.plan(&view, self.now);
         for (concern, command) in &plans {
             self.state.apply(self.state.version + 1, command).unwrap();
@@ -282,8 +291,8 @@ fn a_lost_disk_gets_another_seat_and_strangers_wait_to_be_welcome() {
         let (mut status, welcome) = (world.status(), welcome.iter().copied().collect());
         status.peers =
             vec![crate::consensus::machine::Peer { id, votes: false, matched: Some(status.last), is_heard: true }];
-        let (strangers, vips) = (BTreeMap::from([(id, &stranger)]), &BTreeMap::new());
-        seats(&View { state, status: &status, strangers, welcome: &welcome, vips })
+        let (strangers, vips, slow_starts) = (BTreeMap::from([(id, &stranger)]), &BTreeMap::new(), &BTreeMap::new());
+        seats(&View { state, status: &status, strangers, welcome: &welcome, vips, slow_starts })
     };
     let mut state = world.state.clone();
     assert_eq!(seats(&state, 9, &[]), None);
@@ -381,6 +390,88 @@ fn a_node_takes_as_much_as_its_health_allows_and_the_last_one_goes_on() {
     world.reports.values_mut().for_each(|report| report.share = 0);
     world.settle();
     assert_eq!(shares(&world), even);
+}
+
+#[test]
+fn a_backend_that_comes_back_gets_its_weight_step_by_step_and_moves_rows_to_itself_alone() {
+    let mut world = World::of(3);
+    world.settle();
+    let names = ["one", "two", "three", "four"].map(|name| (name.to_owned(), 3));
+    let pools = BTreeMap::from([("web".to_owned(), Definition(names.into()))]);
+    let apply = Command::Apply { text: "a".to_owned(), expect: None, pools };
+    world.state.apply(world.state.version + 1, &apply).unwrap();
+    world.slow_starts = BTreeMap::from([("web".to_owned(), 8_000)]);
+    let current = |world: &World| -> Vec<u16> {
+        let id = |name: &str| u16::from(name == "one") + 2 * u16::from(name == "two") + 4 * u16::from(name == "three");
+        world.state.pools["web"].rows(id).iter().map(|row| row.current()).collect()
+    };
+    let share = |rows: &[u16]| rows.iter().filter(|&&id| id == 1).count();
+    let live = |world: &mut World| {
+        world.catch_up();
+        for report in world.reports.values_mut() {
+            report.restless.insert("web".to_owned(), RowSet::default());
+        }
+        world.pass();
+    };
+    let find = |world: &mut World, dead: &[&str]| {
+        let dead: BTreeSet<String> = dead.iter().map(|name| (*name).to_owned()).collect();
+        world.reports.values_mut().for_each(|report| report.dead = BTreeMap::from([("web".to_owned(), dead.clone())]));
+    };
+    let whole = current(&world);
+    find(&mut world, &["one"]);
+    (0..50).for_each(|_| live(&mut world));
+    assert_eq!(share(&current(&world)), 0);
+    find(&mut world, &[]);
+    let (mut last, mut levels, mut began) = (current(&world), Vec::new(), 0);
+    for _ in 0..200 {
+        live(&mut world);
+        let now = current(&world);
+        if now != last {
+            began = if levels.is_empty() { world.now } else { began };
+            levels.push((share(&now), world.now - began));
+            let beside = last.iter().zip(&now).filter(|(old, new)| old != new && **new != 1).count();
+            assert!(beside * 25 < now.len(), "{beside} of {} rows moved between others", now.len());
+            last = now;
+        }
+    }
+    assert!(levels.is_sorted() && levels.len() == usize::from(WARMTH), "{levels:?}");
+    assert_eq!(last, whole, "in the end all is as before");
+    let due = |step: usize| whole.len() * step / (step + 3 * usize::from(WARMTH));
+    assert!(levels.iter().zip(1..).all(|((rows, _), step)| rows.abs_diff(due(step)) <= 8), "{levels:?}");
+    // A step's rows are current a round after it was agreed on; it counts from then on.
+    let (_, took) = levels[levels.len() - 1];
+    assert!((7_000..=9_500).contains(&took), "{took} ms");
+    assert!(world.state.warming.is_empty());
+}
+
+#[test]
+fn a_backend_that_dies_again_begins_again_and_without_a_slow_start_has_all_at_once() {
+    let mut world = World::of(1);
+    world.settle();
+    let names = ["one", "two", "three"].map(|name| (name.to_owned(), 1));
+    let pools = BTreeMap::from([("web".to_owned(), Definition(names.into()))]);
+    let apply = Command::Apply { text: "a".to_owned(), expect: None, pools };
+    world.state.apply(world.state.version + 1, &apply).unwrap();
+    world.slow_starts = BTreeMap::from([("web".to_owned(), 80_000)]);
+    let live = |world: &mut World, rounds: usize, dead: bool| {
+        for _ in 0..rounds {
+            world.catch_up();
+            let report = world.reports.get_mut(&1).unwrap();
+            report.restless.insert("web".to_owned(), RowSet::default());
+            let names = dead.then(|| "one".to_owned()).into_iter().collect();
+            report.dead = BTreeMap::from([("web".to_owned(), names)]);
+            world.pass();
+        }
+        world.state.warming.get("web").and_then(|steps| steps.get("one")).copied()
+    };
+    assert_eq!(live(&mut world, 50, true), Some(1));
+    assert_eq!(live(&mut world, 400, false), Some(4), "two seconds to be believed, and three steps");
+    assert_eq!(live(&mut world, 20, true), Some(1));
+    assert_eq!(live(&mut world, 50, false), Some(1));
+    world.slow_starts.clear();
+    assert_eq!(live(&mut world, 20, false), None);
+    let weights: BTreeSet<u32> = world.state.pools["web"].latest().0.values().copied().collect();
+    assert_eq!(weights, [1].into());
 }
 
 /// Two nodes and a witness, node 9, which never reports anything of nodes.

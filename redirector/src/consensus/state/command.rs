@@ -126,6 +126,14 @@ pub enum Command {
         /// Where its agent is reached.
         address: String,
     },
+    /// In this pool these backends have part of their weight, by steps of [`WARMTH`](super::WARMTH), and all others all of
+    /// it.
+    Warm {
+        /// The pool.
+        pool: String,
+        /// How many steps they have got.
+        steps: BTreeMap<String, u8>,
+    },
 }
 
 /// How a pool's change goes on.
@@ -188,8 +196,12 @@ pub enum Refusal {
 impl Command {
     /// Its form in the log.
     pub fn seal(&self) -> Vec<u8> {
-        let is_new = matches!(self, Self::SetOut(_) | Self::Witness { .. });
-        frame::seal_as(Kind::Command, 1 + u8::from(is_new), 0, self)
+        let version = match self {
+            Self::Warm { .. } => 3,
+            Self::SetOut(_) | Self::Witness { .. } => 2,
+            _ => 1,
+        };
+        frame::seal_as(Kind::Command, version, 0, self)
     }
 
     /// Reads the log's form.
@@ -227,11 +239,12 @@ pub(super) fn apply(state: &mut State, index: u64, command: &Command) -> Result<
         Command::SetOut(pools) => {
             for (name, out) in pools {
                 if let Some(pool) = state.pools.get_mut(name) {
-                    pool.set_out(out, index);
+                    pool.set_out(out, warming(&state.warming, name), index);
                 }
             }
             Ok(())
         }
+        Command::Warm { pool, steps } => warm(state, index, pool, steps),
         Command::Join { id, disk, address, weight, incarnation } => {
             let seat = Some(Seat { disk: *disk, votes: false });
             let (address, weight, incarnation) = (address.clone(), *weight, *incarnation);
@@ -276,9 +289,13 @@ fn specify(
         return Err(Refusal::Unsettled(name.clone()));
     }
     state.pools.retain(|name, _| pools.contains_key(name));
+    state.warming.retain(|name, steps| {
+        steps.retain(|backend, _| pools.get(name).is_some_and(|pool| pool.0.contains_key(backend)));
+        !steps.is_empty()
+    });
     for (name, definition) in pools {
         match state.pools.get_mut(name) {
-            Some(pool) => pool.change(definition, index),
+            Some(pool) => pool.change(definition, warming(&state.warming, name), index),
             None => drop(state.pools.insert(name.clone(), Pool::settled(definition.clone(), index))),
         }
     }
@@ -286,6 +303,26 @@ fn specify(
         state.specification.version += 1;
         text.clone_into(&mut state.specification.text);
     }
+    Ok(())
+}
+
+/// The steps that a pool's backends have got.
+fn warming<'a>(all: &'a BTreeMap<String, BTreeMap<String, u8>>, pool: &str) -> &'a BTreeMap<String, u8> {
+    static NONE: BTreeMap<String, u8> = BTreeMap::new();
+    all.get(pool).unwrap_or(&NONE)
+}
+
+fn warm(state: &mut State, index: u64, name: &str, steps: &BTreeMap<String, u8>) -> Result<(), Refusal> {
+    let pool = state.pools.get_mut(name).ok_or(Refusal::OutOfTurn)?;
+    if !pool.takes_change() {
+        return Err(Refusal::Unsettled(name.to_owned()));
+    }
+    if steps.is_empty() {
+        state.warming.remove(name);
+    } else {
+        state.warming.insert(name.to_owned(), steps.clone());
+    }
+    pool.lead(steps, index);
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
 
 pub use command::{Advance, Command, Refusal};
-pub use pool::{Definition, Phase, Pool, RowSet, Rows, Step};
+pub use pool::{Definition, Phase, Pool, RowSet, Rows, Step, WARMTH};
 pub use slots::Slot;
 
 use crate::ownership::Ranks;
@@ -35,8 +35,11 @@ pub struct State {
     pub pools: BTreeMap<String, Pool>,
     /// Who holds each VIP, and who after it.
     pub vips: BTreeMap<String, Vec<u8>>,
-    /// Disks that lost their seats when the cluster was recovered without them. The last field: older versions lack it.
+    /// Disks that lost their seats when the cluster was recovered without them. The oldest versions lack it.
     pub given_up: BTreeSet<u128>,
+    /// By pool, backends that have only part of their weight since they come back from death, and how many of the
+    /// [`WARMTH`] steps towards all of it they have got. The last field: older versions lack it.
+    pub warming: BTreeMap<String, BTreeMap<String, u8>>,
 }
 
 /// The configuration that all nodes have in common.
@@ -147,6 +150,7 @@ impl State {
             pools: pools.into_iter().map(|(name, definition)| (name, Pool::settled(definition, 1))).collect(),
             vips: BTreeMap::new(),
             given_up: BTreeSet::new(),
+            warming: BTreeMap::new(),
         }
     }
 

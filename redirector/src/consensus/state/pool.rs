@@ -15,6 +15,9 @@ use crate::pool::{self, Member, stable_hash, transition};
 /// A pool whose disputes have not ended for so many steps takes no further change.
 const STEPS_MAX: usize = 512;
 
+/// Steps in which a backend that comes back gets its weight. Each is a change of the pool, that moves rows to it alone.
+pub const WARMTH: u8 = 8;
+
 /// Backends by name and their weights: what a table is computed of.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Definition(
@@ -206,28 +209,36 @@ impl Pool {
     }
 
     /// Begins a change to what is configured now, unless it is none.
-    pub(super) fn change(&mut self, definition: &Definition, index: u64) {
+    pub(super) fn change(&mut self, definition: &Definition, warming: &BTreeMap<String, u8>, index: u64) {
         self.configured.clone_from(definition);
         self.out.retain(|backend| definition.0.contains_key(backend));
-        self.lead(index);
+        self.lead(warming, index);
     }
 
     /// Takes these backends out, and puts in all others that are configured.
-    pub(super) fn set_out(&mut self, out: &BTreeSet<String>, index: u64) {
+    pub(super) fn set_out(&mut self, out: &BTreeSet<String>, warming: &BTreeMap<String, u8>, index: u64) {
         self.out = out.iter().filter(|backend| self.configured.0.contains_key(*backend)).cloned().collect();
-        self.lead(index);
+        self.lead(warming, index);
     }
 
-    /// What its table should be.
-    fn target(&self) -> Definition {
-        let weight = |name: &String, weight: u32| if self.out.contains(name) { 0 } else { weight };
+    /// What its table should be. Weights count against each other alone: where one has only some of the steps, each of the
+    /// others has all of them.
+    fn target(&self, warming: &BTreeMap<String, u8>) -> Definition {
+        let is_warm = |name: &String| !warming.contains_key(name) || self.out.contains(name);
+        let whole = if self.configured.0.keys().all(is_warm) { 1 } else { u32::from(WARMTH) };
+        let weight = |name: &String, own: u32| match warming.get(name) {
+            _ if self.out.contains(name) => 0,
+            Some(&step) if whole > 1 => own.saturating_mul(step.clamp(1, WARMTH).into()),
+            _ => own.saturating_mul(whole),
+        };
         let target = self.configured.0.iter().map(|(name, &own)| (name.clone(), weight(name, own)));
         let target = Definition(target.collect());
         if target.0.values().all(|&weight| weight == 0) { self.configured.clone() } else { target }
     }
 
-    fn lead(&mut self, index: u64) {
-        let target = self.target();
+    /// Begins a change to what its table should be, unless it is that already.
+    pub(super) fn lead(&mut self, warming: &BTreeMap<String, u8>, index: u64) {
+        let target = self.target(warming);
         if *self.latest() != target {
             self.steps.push(Step::Announce(target));
             self.since = index;

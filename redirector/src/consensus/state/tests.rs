@@ -201,18 +201,52 @@ fn a_dead_backend_has_fallen_once_and_as_long_as_no_row_names_it() {
     let mut pool = Pool::settled(definition(&[("one", 1), ("two", 1), ("three", 1)]), 1);
     let fallen = |pool: &Pool| pool.fallen().cloned().collect::<Vec<_>>();
     let out = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    pool.set_out(&out(&["one"]), 2);
+    pool.set_out(&out(&["one"]), &BTreeMap::new(), 2);
     assert!(fallen(&pool).is_empty(), "its rows name it yet");
     pool.switch(3).unwrap();
     assert_eq!(fallen(&pool), ["one"]);
-    pool.set_out(&out(&["one", "two"]), 4);
+    pool.set_out(&out(&["one", "two"]), &BTreeMap::new(), 4);
     assert_eq!(fallen(&pool), ["one"]);
     pool.switch(5).unwrap();
     assert_eq!(fallen(&pool), ["one", "two"]);
-    pool.set_out(&out(&["two"]), 6);
+    pool.set_out(&out(&["two"]), &BTreeMap::new(), 6);
     assert_eq!(fallen(&pool), ["two"], "rows are about to name it again");
-    pool.set_out(&out(&["one", "two", "three"]), 7);
+    pool.set_out(&out(&["one", "two", "three"]), &BTreeMap::new(), 7);
     assert!(fallen(&pool).is_empty(), "where all are dead all are used");
+}
+
+#[test]
+fn who_warms_up_and_is_out_has_nothing_and_who_is_left_alone_has_all() {
+    let mut state = cluster(1);
+    apply_pools(&mut state, 3, &[("a", 2), ("bb", 3)]);
+    let weights = |state: &State| state.pools["web"].latest().0.values().copied().collect::<Vec<_>>();
+    let warm = |steps: &[(&str, u8)]| {
+        let steps = steps.iter().map(|(name, step)| ((*name).to_owned(), *step)).collect();
+        Command::Warm { pool: "web".to_owned(), steps }
+    };
+    let out = |names: &[&str]| {
+        Command::SetOut([("web".to_owned(), names.iter().map(|name| (*name).to_owned()).collect())].into())
+    };
+    for (index, command, expected) in [
+        (4, out(&["bb"]), [2, 0]),
+        (5, warm(&[("bb", 1)]), [2, 0]),
+        (6, out(&[]), [16, 3]),
+        (7, warm(&[("bb", 2)]), [16, 6]),
+        (8, out(&["a"]), [0, 6]),
+        (9, warm(&[("a", 1), ("bb", 7)]), [0, 21]),
+        (10, out(&["a", "bb"]), [2, 3]),
+        (11, warm(&[("bb", 7)]), [2, 3]),
+        (12, out(&[]), [16, 21]),
+        (13, warm(&[]), [2, 3]),
+    ] {
+        state.apply(index, &command).unwrap();
+        assert_eq!(weights(&state), expected, "{command:?}");
+    }
+    assert!(state.warming.is_empty());
+    state.apply(14, &warm(&[("bb", 7)])).unwrap();
+    apply_pools(&mut state, 15, &[("a", 2)]);
+    assert!(state.warming.is_empty(), "who is configured no more warms up no more");
+    assert_eq!(state.apply(16, &Command::Warm { pool: "x".to_owned(), steps: [].into() }), Err(Refusal::OutOfTurn));
 }
 
 #[test]
@@ -251,10 +285,39 @@ fn commands() -> impl Strategy<Value = Command> {
         }),
         (0u64..40, prop_oneof![Just(Advance::Switch), Just(Advance::Agree(Rows::All)), Just(Advance::Settle)])
             .prop_map(|(since, advance)| Command::PoolStep { pool: "web".to_owned(), since, advance }),
+        ("web|no", prop::collection::btree_map("[ab]", 1u8..9, 0..3))
+            .prop_map(|(pool, steps)| Command::Warm { pool, steps }),
+        prop::collection::btree_set("[ab]", 0..3)
+            .prop_map(|out| Command::SetOut(BTreeMap::from([("web".to_owned(), out)]))),
     ]
 }
 
 proptest! {
+    #[test]
+    fn each_part_of_a_weight_moves_rows_to_its_backend(weights in prop::collection::vec(1u32..=10, 2..30)) {
+        let names: Vec<String> = (0..weights.len()).map(|one| format!("b{one}")).collect();
+        let configured = Definition(names.iter().cloned().zip(weights).collect());
+        let whole = Pool::settled(configured, 1);
+        let id = |name: &str| name[1..].parse::<u16>().unwrap() + 1;
+        let rows = |pool: &Pool| -> Vec<u16> {
+            Pool::settled(pool.latest().clone(), 1).rows(id).iter().map(|row| row.current()).collect()
+        };
+        let mut pool = whole.clone();
+        pool.set_out(&[names[0].clone()].into(), &BTreeMap::new(), 2);
+        let mut last = rows(&pool);
+        for step in 1..=WARMTH {
+            let warming = if step < WARMTH { [(names[0].clone(), step)].into() } else { BTreeMap::new() };
+            pool.set_out(&BTreeSet::new(), &warming, 3);
+            let now = rows(&pool);
+            let beside = last.iter().zip(&now).filter(|(old, new)| old != new && **new != 1).count();
+            let share = |rows: &[u16]| rows.iter().filter(|&&one| one == 1).count();
+            prop_assert!(share(&now) >= share(&last).max(1), "step {step} takes from it");
+            prop_assert!(beside * 100 <= now.len() * 12, "step {step}: {beside} of {} beside", now.len());
+            last = now;
+        }
+        prop_assert_eq!(last, rows(&whole));
+    }
+
     #[test]
     fn the_same_log_gives_the_same_state(log in prop::collection::vec(commands(), 0..60)) {
         let (mut one, mut other) = (cluster(4), cluster(4));

@@ -239,10 +239,16 @@ fn what_older_versions_know_is_written_as_they_read_it() {
     assert_eq!(text("a").seal()[1], 1);
     let witness = Command::Witness { id: 3, disk: 1, address: String::new() };
     assert_eq!((witness.seal()[1], Command::open(&witness.seal())), (2, Ok(witness)));
+    let warm = Command::Warm { pool: "web".to_owned(), steps: [("one".to_owned(), 3)].into() };
+    assert_eq!((warm.seal()[1], Command::open(&warm.seal())), (3, Ok(warm)));
+    let mut warming = snapshot.clone();
+    warming.state.warming.insert("web".to_owned(), [("one".to_owned(), 3)].into());
+    let newest = warming.seal();
+    assert_eq!((newest[1], Snapshot::open(warming.index(), &newest)), (3, Ok(warming)));
     // An unknown format is told from damage, whatever it holds.
-    let future = frame::seal_as(Kind::Snapshot, 3, snapshot.index(), &snapshot);
+    let future = frame::seal_as(Kind::Snapshot, 4, snapshot.index(), &snapshot);
     let refused = Snapshot::open(snapshot.index(), &future).unwrap_err();
-    assert!(matches!(refused, FrameError::Newer { found: 3, known: 2 }) && refused.to_string().contains("upgrade"));
+    assert!(matches!(refused, FrameError::Newer { found: 4, known: 3 }) && refused.to_string().contains("upgrade"));
 }
 
 #[test]
