@@ -13,6 +13,7 @@ use xtask::lab::{Config, Fabric, Role, Topology};
 use crate::announced::{ROUTER, announces, hops, receives, sends_to, start_bird};
 use crate::holders::configure;
 use crate::scene::{Scene, wait_until, words};
+use crate::told::{Path, paths};
 
 /// What nodes are configured with, and BIRD: what holds differs from either.
 const OWN_MS: u64 = 100;
@@ -31,24 +32,8 @@ struct Session {
     downs: u64,
 }
 
-#[derive(Debug, Deserialize)]
-struct Path {
-    alive: bool,
-    health: Option<Health>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Health {
-    state: String,
-    why: Option<String>,
-}
-
 fn sessions(scene: &Scene, node: &str) -> Result<Vec<Session>> {
     Ok(serde_json::from_str(&scene.done(node, &["get", "bfd", "-o", "json"])?)?)
-}
-
-fn paths(scene: &Scene, node: &str) -> Result<Vec<Path>> {
-    Ok(serde_json::from_str(&scene.done(node, &["get", "paths", "-o", "json"])?)?)
 }
 
 /// Over a single hop with authentication, and over several without, as the router's BGP asks for: of both families.

@@ -34,6 +34,7 @@ mod scene;
 mod services;
 mod shedding;
 mod stranger;
+mod told;
 mod truth;
 mod unload;
 mod witness;

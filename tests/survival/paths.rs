@@ -11,32 +11,11 @@ use xtask::lab::{Between, Config, Place, Spoil, Topology, client_addresses};
 use xtask::traffic::{ECHO_PORT, HTTP_PORT, LongConnections, Stream};
 
 use crate::scene::{PATIENCE, Scene, every_kind, pool_of, targets, wait_until};
+use crate::told::{Path, paths};
 
 const CONNECTIONS: usize = 200;
 const PER_SECOND: u32 = 2000;
 const FLOWS: usize = 32;
-
-/// A path, as `get paths` tells of it.
-#[derive(Debug, Deserialize)]
-struct Path {
-    backend: String,
-    rank: u8,
-    alive: bool,
-    health: Option<Health>,
-    packets: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Health {
-    state: String,
-    why: Option<String>,
-    beats: Option<Beats>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Beats {
-    answered: u64,
-}
 
 /// What `why` says of a flow's way.
 #[derive(Debug, Deserialize)]
@@ -52,10 +31,6 @@ fn up(name: &str, modes: &[&str]) -> Result<Scene> {
     // These are about paths alone: no backend is taken out of its pool.
     config.pool.iter_mut().for_each(|pool| pool.health.panic = Some(100));
     Scene::up(&topology, config)
-}
-
-fn paths(scene: &Scene, node: &str) -> Result<Vec<Path>> {
-    Ok(serde_json::from_str(&scene.done(node, &["get", "paths", "-o", "json"])?)?)
 }
 
 /// Waits until on every node the paths of these ranks are alive, and no others, by the agent's words and by the bits.

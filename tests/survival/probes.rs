@@ -8,11 +8,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
 use xtask::lab::Topology;
 use xtask::traffic::{HTTP_PORT, Load};
 
 use crate::scene::{Scene, all_answered, every_kind, pool_of, targets, wait_until};
+use crate::told::{Health, Path, paths};
 
 /// Where the application's health is asked for, other than where it serves.
 const PORT: u16 = 8080;
@@ -58,27 +58,6 @@ impl Drop for Application {
     }
 }
 
-#[derive(Debug, Deserialize)]
-struct Path {
-    pool: String,
-    backend: String,
-    alive: bool,
-    health: Option<Health>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Health {
-    state: String,
-    why: Option<String>,
-    probe: Option<Probe>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Probe {
-    kind: String,
-    says: String,
-}
-
 /// What each pool is asked, and whether it is the application that answers.
 const PROBES: [(&str, bool); 4] = [
     ("kind = \"http\"\nport = 8080\npath = \"/health\"\nbody = \"healthy\"", true),
@@ -88,10 +67,6 @@ const PROBES: [(&str, bool); 4] = [
 ];
 const PACE: &str = "interval = \"200ms\"\ntimeout = \"200ms\"\nrise = 2\nfall = 3";
 
-fn paths(scene: &Scene) -> Result<Vec<Path>> {
-    Ok(serde_json::from_str(&scene.done("n1", &["get", "paths", "-o", "json"])?)?)
-}
-
 fn asks_application(path: &Path) -> bool {
     path.health.as_ref().and_then(|health| health.probe.as_ref()).is_some_and(|probe| probe.kind == "http")
 }
@@ -100,7 +75,7 @@ fn asks_application(path: &Path) -> bool {
 fn wait_for(scene: &Scene, what: &str, dead: impl Fn(&Path) -> bool) -> Result<()> {
     wait_until(what, || {
         let right = |path: &Path| {
-            let Some(Health { state, why, probe: Some(probe) }) = &path.health else { return false };
+            let Some(Health { state, why, probe: Some(probe), .. }) = &path.health else { return false };
             if path.backend == "b1" && dead(path) {
                 let says = why.as_deref().unwrap_or_default().starts_with("its probes fail: ");
                 !path.alive && state == "suspect" && probe.says == "bad" && says
@@ -108,7 +83,7 @@ fn wait_for(scene: &Scene, what: &str, dead: impl Fn(&Path) -> bool) -> Result<(
                 path.alive && state == "alive" && probe.says == "good"
             }
         };
-        Ok(paths(scene)?.iter().all(right))
+        Ok(paths(scene, "n1")?.iter().all(right))
     })
 }
 
@@ -142,7 +117,7 @@ fn paths_follow_what_probes_find_where_nothing_of_ours_runs() -> Result<()> {
 
     drop(one);
     wait_for(&scene, "the application's death is found", asks_application)?;
-    let dead = paths(&scene)?.into_iter().find(|path| path.backend == "b1" && asks_application(path));
+    let dead = paths(&scene, "n1")?.into_iter().find(|path| path.backend == "b1" && asks_application(path));
     let dead = dead.context("b1 has paths")?;
     let why = dead.health.and_then(|health| health.why).unwrap_or_default();
     ensure!(why.contains(":8080: Connection refused"), "{why}");

@@ -17,6 +17,8 @@ use std::time::Duration;
 use redirector_ebpf::tables::liveness::{Vitals, state};
 use serde::Serialize;
 
+use super::Damping;
+
 /// A peer whose agent has given no sign of life for so long is told apart: its data plane goes on.
 pub const AGENT_SILENT: Duration = Duration::from_secs(1);
 
@@ -27,8 +29,6 @@ const DAMPING_MAX: Duration = Duration::from_secs(30);
 /// How long a peer that fell has to answer again first: the flows that others owe it go out with its first answers, and this
 /// node knows only of its own.
 const SETTLING: Duration = Duration::from_millis(100);
-/// After so long without another suspicion, one is forgotten.
-const FORGIVEN: Duration = Duration::from_secs(60);
 
 /// What a peer is in this node's eyes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -92,10 +92,9 @@ pub struct Peer {
     /// Whether it was suspected after it was let in last.
     fallen: bool,
     incarnation: u32,
-    flaps: u32,
-    not_before: Duration,
     answers_since: Option<Duration>,
-    quiet_since: Duration,
+    #[serde(flatten)]
+    damping: Damping,
 }
 
 impl Peer {
@@ -108,19 +107,14 @@ impl Peer {
             false_suspicions: 0,
             fallen: false,
             incarnation: 0,
-            flaps: 0,
-            not_before: Duration::ZERO,
             answers_since: None,
-            quiet_since: now,
+            damping: Damping::new(now),
         }
     }
 
     /// Takes in what there is to see at a time; says what is to be done.
     pub fn observe(&mut self, now: Duration, seen: &Observation) -> Option<Action> {
-        if self.flaps > 0 && now.saturating_sub(self.quiet_since) >= FORGIVEN {
-            self.flaps -= 1;
-            self.quiet_since = now;
-        }
+        self.damping.pass(now);
         if !seen.allowed {
             self.enter(State::Away, now);
             return std::mem::take(&mut self.admitted).then_some(Action::Dismiss);
@@ -146,7 +140,7 @@ impl Peer {
         let ready = matches!(seen.vitals.state, state::ACTIVE | state::DRAINING) && seen.delivered && seen.agreed;
         let answers_since = *self.answers_since.get_or_insert(now);
         let settles = self.fallen && now.saturating_sub(answers_since) < SETTLING;
-        if !ready || settles || now < self.not_before {
+        if !ready || settles || self.damping.holds(now) {
             self.enter(State::Returning, now);
             return None;
         }
@@ -169,9 +163,7 @@ impl Peer {
     fn suspected(&mut self, now: Duration) {
         (self.admitted, self.fallen, self.answers_since) = (false, true, None);
         self.suspicions += 1;
-        self.not_before = now + (DAMPING * 2u32.saturating_pow(self.flaps.min(16))).min(DAMPING_MAX);
-        self.flaps += 1;
-        self.quiet_since = now;
+        self.damping.fall(now, DAMPING, DAMPING_MAX);
         self.enter(State::Suspect, now);
     }
 

@@ -9,6 +9,7 @@
 //! the [`Detector`] decides when. Nothing here goes by the wall clock.
 
 mod asker;
+mod damping;
 mod detector;
 mod figures;
 pub mod frame;
@@ -19,6 +20,9 @@ mod socket;
 mod tests;
 
 pub use asker::{Asker, Changes, LinkPlan, Plan};
+pub use damping::Damping;
+#[cfg(test)]
+pub(crate) use damping::FORGIVEN;
 pub use detector::{AGENT_SILENT, Action, Detector, Observation, Own, Peer, State};
 pub use figures::{Figures, LinkFigures, SenderFigures, Spread};
 pub use legs::{FarEnd, FarPlan, LegFigures};

@@ -14,10 +14,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::liveness::Damping;
+
 /// The longest that a path is held down, in times of what is configured.
-const DOUBLINGS_MAX: u32 = 7;
-/// After so long without another fall, one is forgotten.
-const FORGIVEN: Duration = Duration::from_secs(60);
+const HELD_DOWN_MAX: u32 = 128;
 
 /// What a path is in this node's eyes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,24 +94,13 @@ pub struct Path {
     pub admitted: bool,
     /// How often it fell.
     pub falls: u64,
-    flaps: u32,
-    not_before: Duration,
-    quiet_since: Duration,
+    damping: Damping,
 }
 
 impl Path {
     /// A path of which nothing is known; it is to be let in.
     pub fn new(now: Duration) -> Self {
-        Self {
-            state: State::Assumed,
-            since: now,
-            why: None,
-            admitted: true,
-            falls: 0,
-            flaps: 0,
-            not_before: Duration::ZERO,
-            quiet_since: now,
-        }
+        Self { state: State::Assumed, since: now, why: None, admitted: true, falls: 0, damping: Damping::new(now) }
     }
 
     /// An agent that starts finds a path that was turned off, or was not let in.
@@ -121,10 +110,7 @@ impl Path {
 
     /// Takes in what there is to see at a time; says what is to be done.
     pub fn observe(&mut self, now: Duration, rules: &Rules, seen: &Observation) -> Option<Action> {
-        if self.flaps > 0 && now.saturating_sub(self.quiet_since) >= FORGIVEN {
-            self.flaps -= 1;
-            self.quiet_since = now;
-        }
+        self.damping.pass(now);
         let bad = bad(seen);
         if self.admitted {
             let off = (!seen.on).then_some(if seen.carrier { "its beats went unanswered" } else { NO_CARRIER });
@@ -144,7 +130,7 @@ impl Path {
             self.enter(State::Suspect, now);
             return None;
         }
-        if seen.streak.is_some_and(|streak| streak < rules.rise) || now < self.not_before {
+        if seen.streak.is_some_and(|streak| streak < rules.rise) || self.damping.holds(now) {
             self.enter(State::Returning, now);
             return None;
         }
@@ -156,9 +142,7 @@ impl Path {
     fn fall(&mut self, now: Duration, rules: &Rules, why: &'static str) {
         (self.admitted, self.why) = (false, Some(why));
         self.falls += 1;
-        self.not_before = now + rules.hold_down * 2u32.pow(self.flaps.min(DOUBLINGS_MAX));
-        self.flaps += 1;
-        self.quiet_since = now;
+        self.damping.fall(now, rules.hold_down, rules.hold_down.saturating_mul(HELD_DOWN_MAX));
         self.enter(State::Suspect, now);
     }
 
@@ -194,6 +178,7 @@ fn bad(seen: &Observation) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::liveness::FORGIVEN;
 
     /// What there is to see, in kinds.
     const GOOD: Observation = Observation {
