@@ -128,8 +128,11 @@ pub fn build(toolchain: &Toolchain, object: &str, workspace: &Path, target: &Pat
         // A stable compiler builds `core` and accepts the BPF assembly feature only so.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", [&arch, "-Cdebuginfo=2", "-Clink-arg=--btf"].join("\x1f"));
-    // What an outer cargo, clippy or rustup sets for its own compiler would lead this one astray.
-    for variable in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC", "RUSTFLAGS", "RUSTUP_TOOLCHAIN"] {
+    // What an outer cargo, clippy or rustup sets for its own compiler would lead this one astray; built by increments, programs
+    // have twice as many instructions to verify.
+    for variable in
+        ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC", "RUSTFLAGS", "RUSTUP_TOOLCHAIN", "CARGO_INCREMENTAL"]
+    {
         cargo.env_remove(variable);
     }
     let output = cargo.output().with_context(|| format!("run {cargo:?}"))?;
