@@ -118,6 +118,11 @@ impl Audit {
         Ok(Held { slots: digest(&slots), pools: digest_of_pools(&pools, &image.registry), wrong })
     }
 
+    /// Another configuration is in force: rows may follow otherwise from the same state.
+    pub fn forget(&mut self) {
+        self.expected = None;
+    }
+
     fn expect(&mut self, state: &State, follower: &Follower, image: &Image) -> &Expected {
         let is_current = |expected: &Expected| expected.slots == state.slots && expected.pools == state.pools;
         let kept = self.expected.take().filter(is_current);

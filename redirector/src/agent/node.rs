@@ -510,6 +510,7 @@ impl Node {
         self.condition.was_written(image.node.shed_level);
         (self.config, self.image, self.committed) = (next, image, on_disk);
         self.backends.forget();
+        self.audit.forget();
         if let Some(liveness) = &mut self.liveness {
             liveness.configure(&self.config, self.key, &self.image)?;
         }
