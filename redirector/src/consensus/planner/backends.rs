@@ -27,7 +27,8 @@ impl Planner {
                 note(&mut self.alive_since, key.clone(), !is_dead, now);
                 let for_long = |since: Option<&u64>, long| since.is_some_and(|&at| now - at >= long);
                 // Who starts slowly comes back with the first part of its weight, which has to be agreed on before.
-                let is_prepared = !view.slow_starts.contains_key(name)
+                let is_prepared = !pool.has_room()
+                    || !view.slow_starts.contains_key(name)
                     || state.warming.get(name).is_some_and(|steps| steps.contains_key(backend));
                 let is_back = is_prepared && for_long(self.alive_since.get(&key), self.patience.back);
                 let stays = pool.out.contains(backend) && !is_back;
@@ -58,7 +59,8 @@ impl Planner {
         self.warm_since.retain(|key, _| is_warming(key));
         for (name, pool) in state.pools.iter().filter(|(_, pool)| pool.takes_change()) {
             let before = state.warming.get(name).cloned().unwrap_or_default();
-            let Some(whole) = view.slow_starts.get(name) else {
+            // A pool that long flows keep from settling is short of room for parts: deaths matter more.
+            let Some(whole) = view.slow_starts.get(name).filter(|_| pool.has_room()) else {
                 if before.is_empty() {
                     continue;
                 }

@@ -474,6 +474,40 @@ fn a_backend_that_dies_again_begins_again_and_without_a_slow_start_has_all_at_on
     assert_eq!(weights, [1].into());
 }
 
+#[test]
+fn a_pool_that_never_settles_takes_deaths_when_it_has_no_room_for_slow_starts() {
+    let mut world = World::of(1);
+    world.settle();
+    let names = ["one", "two", "three"].map(|name| (name.to_owned(), 1));
+    let pools = BTreeMap::from([("web".to_owned(), Definition(names.into()))]);
+    let apply = Command::Apply { text: "a".to_owned(), expect: None, pools };
+    world.state.apply(world.state.version + 1, &apply).unwrap();
+    world.slow_starts = BTreeMap::from([("web".to_owned(), 800)]);
+    let every_row: RowSet = (0..world.state.pools["web"].rows(|_| 1).len()).collect();
+    let live = |world: &mut World, dead: bool| {
+        for _ in 0..if dead { 8 } else { 40 } {
+            world.catch_up();
+            let report = world.reports.get_mut(&1).unwrap();
+            report.restless.insert("web".to_owned(), every_row.clone());
+            let names = dead.then(|| "one".to_owned()).into_iter().collect();
+            report.dead = BTreeMap::from([("web".to_owned(), names)]);
+            world.pass();
+        }
+        world.state.pools["web"].out.contains("one")
+    };
+    let mut returns = 0;
+    while world.state.pools["web"].has_room() {
+        assert!(live(&mut world, true) && !live(&mut world, false), "after {returns} returns");
+        returns += 1;
+        assert!(returns < 200, "steps were to add up, or nothing is tried");
+    }
+    for _ in 0..3 {
+        assert!(live(&mut world, true) && !live(&mut world, false), "after {returns} returns");
+    }
+    let weights: BTreeSet<u32> = world.state.pools["web"].latest().0.values().copied().collect();
+    assert_eq!((world.state.warming.len(), weights), (0, [1].into()));
+}
+
 /// Two nodes and a witness, node 9, which never reports anything of nodes.
 fn with_witness() -> World {
     let mut world = World::of(2);

@@ -317,12 +317,15 @@ fn warm(state: &mut State, index: u64, name: &str, steps: &BTreeMap<String, u8>)
     if !pool.takes_change() {
         return Err(Refusal::Unsettled(name.to_owned()));
     }
+    // A backend may have been taken away since this was proposed.
+    let there = steps.iter().filter(|(backend, _)| pool.configured.0.contains_key(*backend));
+    let steps: BTreeMap<String, u8> = there.map(|(backend, step)| (backend.clone(), *step)).collect();
+    pool.lead(&steps, index);
     if steps.is_empty() {
         state.warming.remove(name);
     } else {
-        state.warming.insert(name.to_owned(), steps.clone());
+        state.warming.insert(name.to_owned(), steps);
     }
-    pool.lead(steps, index);
     Ok(())
 }
 

@@ -245,6 +245,11 @@ impl Pool {
         }
     }
 
+    /// Whether it takes many more changes before those of before are settled, and so small ones too.
+    pub fn has_room(&self) -> bool {
+        self.steps.len() < STEPS_MAX / 2
+    }
+
     /// Whether it takes a change.
     pub fn takes_change(&self) -> bool {
         self.steps.len() < STEPS_MAX
