@@ -319,7 +319,9 @@ impl Agreement {
         let state = self.state.borrow().clone();
         let overview = self.handle.overview().borrow().clone();
         let has_flows = |id: u8| id == overview.me || delivered.is_some_and(|delivered| delivered.to.contains(&id));
-        let copied = state.members.keys().all(|&id| !state.is_up(id) || !lives(id) || has_flows(id));
+        // Who owns nothing is to have nobody's flows.
+        let is_owed = |id: u8| state.is_up(id) && !state.owns_nothing(id) && lives(id);
+        let copied = state.members.keys().all(|&id| !is_owed(id) || has_flows(id));
         let status = AgreementStatus::of(overview, &state, &reached, lives, copied);
         AgreementStatus { applied: self.follower.installed(), ..status }
     }
