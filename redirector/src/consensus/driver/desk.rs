@@ -32,7 +32,7 @@ pub enum Errand<A> {
 const YIELD: u64 = 10_000;
 
 /// Milliseconds between reports to one leader that say the same: well below the time that reports count for.
-const REPORT: u64 = 300;
+const REPORT: u64 = 200;
 
 /// Who waits for a proposal.
 enum Waiting<A> {
