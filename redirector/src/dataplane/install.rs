@@ -280,8 +280,14 @@ pub fn settle(maps: &mut Maps, image: &mut Image) -> Result<Settled, MapsError> 
 fn release(maps: &mut Maps, image: &mut Image, named: &HashSet<u16>) -> Result<usize, MapsError> {
     let mut registry: Registry = maps.registry()?;
     let mut released = 0;
-    let backends: Vec<u16> = registry.of(kind::BACKEND).into_iter().map(|(id, _)| id as u16).collect();
-    for id in backends.into_iter().filter(|id| !named.contains(id)) {
+    let backends = registry.of(kind::BACKEND).into_iter().map(|(id, _)| id as u16);
+    let mut unnamed: HashSet<u16> = backends.filter(|id| !named.contains(id)).collect();
+    if !unnamed.is_empty() {
+        // A flow may have begun on one while its row was not settled yet, where the sweep had gone by already.
+        let flows: HashSet<u16> = maps.flows.iter(&image.node.hash_key).map(|flow| flow.entry.backend()).collect();
+        unnamed.retain(|id| !flows.contains(id));
+    }
+    for id in unnamed {
         maps.backends.set(u32::from(id), Backend::default(), 0).map_err(written("BACKENDS"))?;
         registry.backends.remove(&id);
         forget(maps, &mut registry, kind::BACKEND, u32::from(id))?;
