@@ -234,12 +234,11 @@ impl Agreement {
         }
     }
 
-    /// Tells the leader what this node sees and has done, where that has changed; and now and then where it has not, since
-    /// the thread may have been too far behind to take it.
+    /// Tells the leader what this node sees and has done, where that has changed or was not taken; and now and then where it
+    /// was.
     pub(super) fn report(&mut self, report: Report) {
         let is_known = |(known, at): &(Report, Instant)| *known == report && at.elapsed() < REPORT;
-        if !self.reported.as_ref().is_some_and(is_known) {
-            self.handle.report(report.clone());
+        if !self.reported.as_ref().is_some_and(is_known) && self.handle.report(report.clone()) {
             self.reported = Some((report, Instant::now()));
         }
     }

@@ -252,10 +252,10 @@ impl Handle {
         }
     }
 
-    /// Tells the leader what this node sees and has done; the last report holds until there is another.
-    pub fn report(&self, report: Report) {
-        // A thread that is behind has an older report, and gets a newer one soon.
-        let _ = self.inputs.try_send(Input::Report(report));
+    /// Tells the leader what this node sees and has done; the last report holds until there is another. Says whether it was
+    /// taken: a thread that is behind has an older report, and wants a newer one soon.
+    pub fn report(&self, report: Report) -> bool {
+        self.inputs.try_send(Input::Report(report)).is_ok()
     }
 
     /// Says who may become a member.
