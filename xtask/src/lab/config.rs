@@ -121,7 +121,7 @@ pub struct Health {
     /// Share of healthy weight below which all backends are used, per cent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub panic: Option<u8>,
-    /// What becomes of a dead backend's flows: `hold` or `rehash`.
+    /// What becomes of a dead backend's flows: `hold`, `rehash` or `reset`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_death: Option<String>,
     /// How long a backend that was dead takes to get all of its weight.

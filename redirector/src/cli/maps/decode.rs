@@ -231,7 +231,9 @@ impl Decoder {
                 let previous = self.names.backend_if(row.previous());
                 entry(
                     format!("{number}/{at}"),
-                    json!({"current": current, "previous": previous, "disputed": row.disputed()}),
+                    json!({
+                        "current": current, "previous": previous, "disputed": row.disputed(), "severed": row.is_severed(0),
+                    }),
                 )
             }));
         }

@@ -67,6 +67,8 @@ pub(super) struct Row {
     pub(super) current: Option<String>,
     pub(super) previous: Option<String>,
     pub(super) disputed: bool,
+    /// Whether TCP flows of the previous backend, which is dead, are reset.
+    pub(super) severed: bool,
 }
 
 /// A node in its slot's order.
@@ -151,6 +153,7 @@ impl Answer {
                 current: names.backend_if(place.row.current()),
                 previous: names.backend_if(place.row.previous()),
                 disputed: place.row.disputed(),
+                severed: place.row.is_severed(0),
             }),
             slot: slot_number,
             version: (slot != Slot::default()).then_some(slot.version),
@@ -269,6 +272,9 @@ fn notes(tables: &MemoryTables, answer: &Answer, elsewhere: bool) -> Vec<String>
     let disputed = answer.row.as_ref().is_some_and(|row| row.disputed);
     if let (true, Some(owner), Some(backend)) = (elsewhere, &answer.owner, &answer.backend) {
         let old = match &answer.row {
+            Some(Row { previous: Some(previous), severed: true, .. }) => {
+                format!("; a TCP flow from before is reset, since {previous} is dead")
+            }
             Some(Row { previous: Some(previous), .. }) if disputed => {
                 format!("; a flow from before the pool's change stays on {previous}")
             }

@@ -29,8 +29,12 @@ impl Answer {
         if let (Some(service), Some(affinity), Some(class)) = (&self.service, self.affinity, self.class) {
             lines.push(("service", format!("{service} ({affinity}, {class}), pool {}", or_none(&self.pool))));
         }
-        if let Some(Row { index, current, previous, disputed }) = &self.row {
-            let dispute = if *disputed { ", disputed" } else { "" };
+        if let Some(Row { index, current, previous, disputed, severed }) = &self.row {
+            let dispute = match (disputed, severed) {
+                (_, true) => ", disputed, the previous one dead",
+                (true, false) => ", disputed",
+                (false, false) => "",
+            };
             let (current, previous) = (or_none(current), or_none(previous));
             lines.push(("row", format!("{index}: current {current}, previous {previous}{dispute}")));
         }
