@@ -1,0 +1,159 @@
+//! Backends that die, that come back, and that start slowly.
+
+use super::*;
+use crate::consensus::state::WARMTH;
+
+/// A cluster with one pool, `web`, whose backends start within so many milliseconds.
+fn with_slow_start(nodes: u8, backends: &[&str], weight: u32, ms: u64) -> World {
+    let mut world = World::of(nodes);
+    world.settle();
+    let backends = backends.iter().map(|name| ((*name).to_owned(), weight)).collect();
+    let pools = BTreeMap::from([("web".to_owned(), Definition(backends))]);
+    let apply = Command::Apply { text: "a".to_owned(), expect: None, pools };
+    world.state.apply(world.state.version + 1, &apply).unwrap();
+    world.slow_starts = BTreeMap::from([("web".to_owned(), ms)]);
+    world
+}
+
+#[test]
+fn a_backend_is_out_when_most_nodes_find_it_dead_for_a_while_and_in_when_they_do_not() {
+    let mut world = World::of(3);
+    world.settle();
+    let names = ["one", "two"].map(|name| (name.to_owned(), 1));
+    let pools = BTreeMap::from([("web".to_owned(), Definition(names.into()))]);
+    let apply = Command::Apply { text: "a".to_owned(), expect: None, pools };
+    world.state.apply(world.state.version + 1, &apply).unwrap();
+    let out = |world: &World| world.state.pools["web"].out.iter().cloned().collect::<Vec<_>>();
+    let find = |world: &mut World, nodes: &[u8], backends: &[&str]| {
+        for (id, report) in &mut world.reports {
+            let dead = backends.iter().filter(|_| nodes.contains(id)).map(|name| (*name).to_owned());
+            report.dead = BTreeMap::from([("web".to_owned(), dead.collect())]);
+        }
+    };
+    let live = |world: &mut World| {
+        for _ in 0..300 {
+            world.catch_up();
+            for report in world.reports.values_mut() {
+                report.restless.insert("web".to_owned(), RowSet::default());
+            }
+            world.pass();
+        }
+    };
+    find(&mut world, &[1], &["one"]);
+    live(&mut world);
+    assert!(out(&world).is_empty(), "one node alone says so");
+    find(&mut world, &[1, 3], &["one"]);
+    world.pass();
+    assert!(out(&world).is_empty(), "not for a while yet");
+    live(&mut world);
+    assert_eq!((out(&world), world.state.pools["web"].phase()), (vec!["one".to_owned()], Phase::Settled));
+    let rows = world.state.pools["web"].rows(|name| u16::from(name == "one") + 1);
+    assert!(rows.iter().all(|row| row.current() == 1), "all rows are the other one's");
+    find(&mut world, &[1, 2, 3], &["one", "two"]);
+    live(&mut world);
+    let rows = world.state.pools["web"].rows(|name| u16::from(name == "one") + 1);
+    assert!(rows.iter().any(|row| row.current() == 2), "where all are dead all are used");
+    find(&mut world, &[2], &["two"]);
+    live(&mut world);
+    assert!(out(&world).is_empty(), "most find them alive");
+    let rows = world.state.pools["web"].rows(|name| u16::from(name == "one") + 1);
+    assert!(rows.iter().any(|row| row.current() == 2) && rows.iter().any(|row| row.current() == 1));
+}
+
+#[test]
+fn a_backend_that_comes_back_gets_its_weight_step_by_step_and_moves_rows_to_itself_alone() {
+    let mut world = with_slow_start(3, &["one", "two", "three", "four"], 3, 8_000);
+    let current = |world: &World| -> Vec<u16> {
+        let id = |name: &str| u16::from(name == "one") + 2 * u16::from(name == "two") + 4 * u16::from(name == "three");
+        world.state.pools["web"].rows(id).iter().map(|row| row.current()).collect()
+    };
+    let share = |rows: &[u16]| rows.iter().filter(|&&id| id == 1).count();
+    let live = |world: &mut World| {
+        world.catch_up();
+        for report in world.reports.values_mut() {
+            report.restless.insert("web".to_owned(), RowSet::default());
+        }
+        world.pass();
+    };
+    let find = |world: &mut World, dead: &[&str]| {
+        let dead: BTreeSet<String> = dead.iter().map(|name| (*name).to_owned()).collect();
+        world.reports.values_mut().for_each(|report| report.dead = BTreeMap::from([("web".to_owned(), dead.clone())]));
+    };
+    let whole = current(&world);
+    find(&mut world, &["one"]);
+    (0..50).for_each(|_| live(&mut world));
+    assert_eq!(share(&current(&world)), 0);
+    find(&mut world, &[]);
+    let (mut last, mut levels, mut began) = (current(&world), Vec::new(), 0);
+    for _ in 0..200 {
+        live(&mut world);
+        let now = current(&world);
+        if now != last {
+            began = if levels.is_empty() { world.now } else { began };
+            levels.push((share(&now), world.now - began));
+            let beside = last.iter().zip(&now).filter(|(old, new)| old != new && **new != 1).count();
+            assert!(beside * 25 < now.len(), "{beside} of {} rows moved between others", now.len());
+            last = now;
+        }
+    }
+    assert!(levels.is_sorted() && levels.len() == usize::from(WARMTH), "{levels:?}");
+    assert_eq!(last, whole, "in the end all is as before");
+    let due = |step: usize| whole.len() * step / (step + 3 * usize::from(WARMTH));
+    assert!(levels.iter().zip(1..).all(|((rows, _), step)| rows.abs_diff(due(step)) <= 8), "{levels:?}");
+    // A step's rows are current a round after it was agreed on; it counts from then on.
+    let (_, took) = levels[levels.len() - 1];
+    assert!((7_000..=9_500).contains(&took), "{took} ms");
+    assert!(world.state.warming.is_empty());
+}
+
+#[test]
+fn a_backend_that_dies_again_begins_again_and_without_a_slow_start_has_all_at_once() {
+    let mut world = with_slow_start(1, &["one", "two", "three"], 1, 80_000);
+    let live = |world: &mut World, rounds: usize, dead: bool| {
+        for _ in 0..rounds {
+            world.catch_up();
+            let report = world.reports.get_mut(&1).unwrap();
+            report.restless.insert("web".to_owned(), RowSet::default());
+            let names = dead.then(|| "one".to_owned()).into_iter().collect();
+            report.dead = BTreeMap::from([("web".to_owned(), names)]);
+            world.pass();
+        }
+        world.state.warming.get("web").and_then(|steps| steps.get("one")).copied()
+    };
+    assert_eq!(live(&mut world, 50, true), Some(1));
+    assert_eq!(live(&mut world, 400, false), Some(4), "two seconds to be believed, and three steps");
+    assert_eq!(live(&mut world, 20, true), Some(1));
+    assert_eq!(live(&mut world, 50, false), Some(1));
+    world.slow_starts.clear();
+    assert_eq!(live(&mut world, 20, false), None);
+    let weights: BTreeSet<u32> = world.state.pools["web"].latest().0.values().copied().collect();
+    assert_eq!(weights, [1].into());
+}
+
+#[test]
+fn a_pool_that_never_settles_takes_deaths_when_it_has_no_room_for_slow_starts() {
+    let mut world = with_slow_start(1, &["one", "two", "three"], 1, 800);
+    let every_row: RowSet = (0..world.state.pools["web"].rows(|_| 1).len()).collect();
+    let live = |world: &mut World, dead: bool| {
+        for _ in 0..if dead { 8 } else { 40 } {
+            world.catch_up();
+            let report = world.reports.get_mut(&1).unwrap();
+            report.restless.insert("web".to_owned(), every_row.clone());
+            let names = dead.then(|| "one".to_owned()).into_iter().collect();
+            report.dead = BTreeMap::from([("web".to_owned(), names)]);
+            world.pass();
+        }
+        world.state.pools["web"].out.contains("one")
+    };
+    let mut returns = 0;
+    while world.state.pools["web"].has_room() {
+        assert!(live(&mut world, true) && !live(&mut world, false), "after {returns} returns");
+        returns += 1;
+        assert!(returns < 200, "steps were to add up, or nothing is tried");
+    }
+    for _ in 0..3 {
+        assert!(live(&mut world, true) && !live(&mut world, false), "after {returns} returns");
+    }
+    let weights: BTreeSet<u32> = world.state.pools["web"].latest().0.values().copied().collect();
+    assert_eq!((world.state.warming.len(), weights), (0, [1].into()));
+}
