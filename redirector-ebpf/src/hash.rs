@@ -135,7 +135,13 @@ impl FlowHash {
     /// Where the flow's entry lives: its bucket (bits 0..32, below a mask of `buckets - 1`) and its 31-bit tag (bits 32..63).
     #[inline(always)]
     pub fn entry(self, mask: u32) -> (u32, u32) {
-        let flow = mix(self.sum, FLOW.0, FLOW.1);
+        let flow = self.own();
         (flow as u32 & mask, (flow >> 32) as u32 & crate::tables::flow::TAG_MAX)
+    }
+
+    /// 64 bits that have nothing to do with the flow's place.
+    #[inline(always)]
+    pub fn own(self) -> u64 {
+        mix(self.sum, FLOW.0, FLOW.1)
     }
 }

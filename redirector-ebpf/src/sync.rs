@@ -50,6 +50,22 @@ impl Word {
         false
     }
 
+    /// Adds to the value.
+    #[inline(always)]
+    pub fn add(&self, more: u64) {
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: BPF_ADD with BPF_ATOMIC changes the word alone, which is valid and aligned.
+        unsafe {
+            core::arch::asm!("lock *(u64 *)({p} + 0) += {n}", p = in(reg) self.0.get(), n = in(reg) more);
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        {
+            use core::sync::atomic::{AtomicU64, Ordering};
+            // SAFETY: as in `replace`.
+            unsafe { AtomicU64::from_ptr(self.0.get()) }.fetch_add(more, Ordering::Relaxed);
+        }
+    }
+
     /// Puts `new` in place if the value is still `old`; says whether it did.
     #[inline(always)]
     pub fn replace(&self, old: u64, new: u64) -> bool {

@@ -15,7 +15,9 @@ use redirector::dataplane::image::Image;
 use redirector::dataplane::install::Settled;
 use redirector::dataplane::liveness::{LivenessMaps, LivenessTables as _};
 use redirector::dataplane::memory::MemoryTables;
+use redirector::dataplane::paths::PathMaps;
 use redirector::dataplane::{batch, install, load, maps::Maps};
+use redirector::paths::signals::Counts;
 use redirector_ebpf::abi::PORTS;
 use redirector_ebpf::decap::Settings;
 use redirector_ebpf::hash::HashKey;
@@ -30,6 +32,7 @@ pub(crate) struct Kernel {
     ebpf: Ebpf,
     maps: Maps,
     liveness: LivenessMaps,
+    paths: PathMaps,
     hash_key: HashKey,
 }
 
@@ -86,9 +89,10 @@ impl Kernel {
         load::data_plane(&mut ebpf, 0).unwrap_or_else(|error| panic!("{error:?}"));
         let mut maps = Maps::open(&directory).unwrap_or_else(|error| panic!("{error:?}"));
         let liveness = LivenessMaps::open(&directory).unwrap_or_else(|error| panic!("{error:?}"));
+        let paths = PathMaps::open(&directory).unwrap_or_else(|error| panic!("{error:?}"));
         std::fs::remove_dir_all(&pins).expect("the maps live on without their pins");
         install::install(&mut maps, &host.image).unwrap_or_else(|error| panic!("{error:?}"));
-        let mut kernel = Self { ebpf, maps, liveness, hash_key: host.image.node.hash_key };
+        let mut kernel = Self { ebpf, maps, liveness, paths, hash_key: host.image.node.hash_key };
         kernel.bend(host);
         kernel
     }
@@ -119,6 +123,7 @@ impl Kernel {
             maps.pool_tables.set(table, &rows, 0).expect("put a table in place");
             maps.pools.set(u32::from(id), Pool { table, ..*pool }, 0).expect("set a pool");
         }
+        self.paths.set_rules(&host.leg_rules).expect("set the rules of paths");
         self.watch(host);
     }
 
@@ -163,6 +168,11 @@ impl Kernel {
         let mut refused: Vec<_> = refused.map(|(key, count)| (key.parts(), count)).collect();
         refused.sort_unstable_by_key(|(key, _)| (key.0, key.1, key.2 as u8));
         refused
+    }
+
+    /// What flows have said of the path of this rank to a backend.
+    pub(crate) fn signals(&self, backend: u16, rank: u8) -> Counts {
+        self.paths.signals(backend, rank)
     }
 
     /// What was told of flows since it was last asked.

@@ -14,6 +14,7 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use redirector::dataplane::memory::MemoryTables;
+use redirector_ebpf::abi::PATHS;
 use redirector_ebpf::reason::{Action, Reason};
 use redirector_ebpf::tables::Row;
 use redirector_ebpf::tables::flow::Entry;
@@ -128,6 +129,7 @@ fn compare(seed: u64, reached: &mut HashSet<&'static str>) -> usize {
     (config.tables.flows4, config.tables.flows6) = (1 << 18, 1 << 18);
     let mut host = node::tables_of(node::image(&config), &config);
     bend(&mut host, &mut Random::new(seed));
+    host.leg_rules.noted = 1 + seed as u8 % 2;
     let kernel = Kernel::load(&config, &host);
     let mut source = Source::new(seed, family, me);
     let mut counted = vec![0u64; Reason::ALL.len()];
@@ -145,6 +147,12 @@ fn compare(seed: u64, reached: &mut HashSet<&'static str>) -> usize {
     let mut refused: Vec<_> = host.refused.borrow().iter().map(|(key, count)| (key.parts(), *count)).collect();
     refused.sort_unstable_by_key(|(key, _)| (key.0, key.1, key.2 as u8));
     assert_eq!(kernel.refused(), refused, "seed {seed}: refused packets by service, class and reason");
+    for (&id, rank) in host.image.backends.keys().flat_map(|id| (0..PATHS as u8).map(move |rank| (id, rank))) {
+        let (there, here) = (kernel.signals(id, rank), &host.signals[usize::from(id)][usize::from(rank)]);
+        // What comes again depends on the clock.
+        let here = (here.opened.load(), here.resets.load());
+        assert_eq!((there.opened, there.resets), here, "seed {seed}: signals of path {rank} of backend {id}");
+    }
     let of = |v6| host.entries(v6).into_iter().map(move |(_, word)| fields((v6, Entry(word))));
     let mut flows: Vec<_> = of(false).chain(of(true)).collect();
     flows.sort_unstable();

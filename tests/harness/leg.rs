@@ -28,7 +28,7 @@ pub enum Carried {
 pub fn node(family: Family) -> MemoryTables {
     let mut tables = node::node_in(family, 1);
     tables.watch = watch(1);
-    tables.leg_rules = LegRules { key: PATH_KEY, paths: 0, key_id: 5, pad: [0; 3] };
+    tables.leg_rules = LegRules { key: PATH_KEY, paths: 0, key_id: 5, noted: 1, pad: [0; 2] };
     tables
 }
 

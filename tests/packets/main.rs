@@ -13,6 +13,7 @@ mod owners;
 mod protocols;
 mod refusals;
 mod services;
+mod signals;
 mod vips;
 
 use redirector::dataplane::memory::MemoryTables;

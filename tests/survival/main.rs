@@ -20,6 +20,7 @@ mod kills;
 mod liveness;
 mod million;
 mod partition;
+mod passive;
 mod paths;
 mod pmtu;
 mod probes;

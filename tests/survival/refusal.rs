@@ -31,6 +31,8 @@ const OF_PACKETS: &[&str] = &[
     "PULSE",
     "LEG_SENT",
     "LEG_HEARD",
+    "SIGHTINGS",
+    "SIGNALS",
     "link-",
 ];
 

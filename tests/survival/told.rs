@@ -23,6 +23,21 @@ pub(crate) struct Health {
     pub(crate) why: Option<String>,
     pub(crate) beats: Option<Beats>,
     pub(crate) probe: Option<Probe>,
+    pub(crate) flows: Option<Flows>,
+}
+
+/// What its flows say.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Flows {
+    pub(crate) recent: Counts,
+    pub(crate) complaint: Option<String>,
+}
+
+/// What was counted of them lately.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Counts {
+    pub(crate) opened: u64,
+    pub(crate) again: u64,
 }
 
 /// What is measured of its beats.

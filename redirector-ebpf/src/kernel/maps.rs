@@ -16,10 +16,11 @@ use redirector_ebpf::tables::event::FlowEvent;
 use redirector_ebpf::tables::leg::{LEGS, LegHeard, LegRules, LegSent};
 use redirector_ebpf::tables::liveness::{Condition, Heard, LINKS, Latch, Pulse, Sent, Watch, Watched};
 use redirector_ebpf::tables::names::{Name, NameKey};
+use redirector_ebpf::tables::signal::SIGHTINGS as CELLS_OF_SYNS;
 use redirector_ebpf::tables::trace::{Captured, TraceFilter, Traced};
 use redirector_ebpf::tables::{
     AliveNodes, BUDGETS as BUDGET_COUNT, Backend, Bucket, FragmentKey, NeighbourKey, Node, Path, Pool, Port, Record4,
-    Record6, Row, Service, ServiceKey, Slot, Traffic, Vip,
+    Record6, Row, Service, ServiceKey, Signals, Slot, Traffic, Vip,
 };
 
 use super::timer::Clock;
@@ -182,6 +183,14 @@ pub(crate) static WATCHED_PATHS: Array<Word, 16384, MMAPABLE> = Array::new();
 /// Verdicts on paths, by id. The timer.
 #[btf_map]
 pub(crate) static PATH_LATCHES: Array<Latch, 16384, MMAPABLE> = Array::new();
+
+/// What flows say of paths, by backend and rank; the fourth is unused. XDP.
+#[btf_map]
+pub(crate) static SIGNALS: Array<[Signals; 4], 8192, MMAPABLE> = Array::new();
+
+/// SYNs that were seen: [`redirector_ebpf::tables::signal::Sighting`]. XDP.
+#[btf_map]
+pub(crate) static SIGHTINGS: Array<Word, CELLS_OF_SYNS> = Array::new();
 
 /// MAC addresses of neighbours, whole words. Agent, and XDP from the answers that it sees: the last one counts.
 #[btf_map]

@@ -11,6 +11,7 @@ use redirector_ebpf::packet::{Address, Frame, Packet, Tuple};
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::Journey;
 use redirector_ebpf::stations::neighbour::{self, Question};
+use redirector_ebpf::stations::path;
 use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::flow::{Entry, Instant, Record, Record4, Record6};
 use redirector_ebpf::tables::liveness::Pulse;
@@ -18,8 +19,8 @@ use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::trace::switch;
 use redirector_ebpf::tables::{
     AliveNodes, Backend, Bucket, Budget, Cells, Condition, FragmentKey, Heard, LegHeard, LegRules, LegSent, Mark,
-    NeighbourKey, Node, Path, Pool, Port, RefusedKey, Row, Sent, Service, ServiceKey, Slot, Tables, Traffic, Vip,
-    Watch,
+    NeighbourKey, Node, Path, Pool, Port, RefusedKey, Row, Sent, Service, ServiceKey, Signals, Slot, Tables, Traffic,
+    Vip, Watch,
 };
 
 use super::frame::XdpFrame;
@@ -106,6 +107,22 @@ fn count_refused(key: u32) -> bool {
         // A full table counts no more kinds; the verdict's own counter still does.
         None => maps::REFUSED.insert(key, 1, 0).is_ok(),
     }
+}
+
+/// What a packet says of its path. A function of its own, as few packets say anything.
+#[inline(never)]
+fn note(ctx: &XdpContext, bits: u64, place: u32, tcp_flags: u32) -> u32 {
+    path::note(&MapTables::new(ctx), bits, (place >> 2) as u16, place as u8 & 3, tcp_flags as u8);
+    0
+}
+
+/// Likewise of the packet in hand.
+#[inline(never)]
+fn note_journey(ctx: &XdpContext) -> u32 {
+    let Some(journey) = maps::JOURNEY.get_ptr(0) else { return 0 };
+    // SAFETY: a per-CPU value that no other program uses.
+    path::note_journey(&MapTables::new(ctx), unsafe { &*journey });
+    0
 }
 
 const REQUEST: u32 = 1;
@@ -398,6 +415,26 @@ impl Tables for MapTables<'_> {
     #[inline(always)]
     fn leg_heard(&self, leg: u32) -> Option<&LegHeard> {
         maps::LEG_HEARD.get(leg)
+    }
+
+    #[inline(always)]
+    fn signals(&self, backend: u16, rank: u8) -> Option<&Signals> {
+        maps::SIGNALS.get(u32::from(backend)).map(|ranks| &ranks[usize::from(rank & 3)])
+    }
+
+    #[inline(always)]
+    fn sighting(&self, cell: u32) -> Option<&Word> {
+        maps::SIGHTINGS.get(cell)
+    }
+
+    #[inline(always)]
+    fn note(&self, bits: u64, backend: u16, rank: u8, tcp_flags: u8) {
+        note(self.ctx, bits, u32::from(backend) << 2 | u32::from(rank), u32::from(tcp_flags));
+    }
+
+    #[inline(always)]
+    fn note_journey(&self, _: &Journey) {
+        note_journey(self.ctx);
     }
 
     #[inline(always)]

@@ -399,6 +399,9 @@ fn send<F: Frame, T: Tables>(
             }
             if journey.backend != 0 {
                 tables.count_backend(journey.backend, journey.rank, u64::from(packet.l3_len));
+                if path::speaks(packet) {
+                    tables.note_journey(journey);
+                }
             }
             Ok(Verdict { reason, port })
         }

@@ -1,7 +1,13 @@
 //! Station 9: the backend's best-ranked path whose alive bit is set; if none is, the least bad. The backend stays.
+//!
+//! What packets say of the path that they take is noted: that they open a flow, once more maybe, or end one by a reset.
 
+use super::Journey;
 use crate::abi::PATHS;
+use crate::hash::FlowHash;
+use crate::packet::{Kind, Packet, protocol, tcp};
 use crate::reason::{Reason, Station};
+use crate::tables::signal::{SIGHTINGS, Sight, Sighting, place};
 use crate::tables::{Backend, Tables};
 
 /// A path that was chosen.
@@ -33,4 +39,46 @@ pub fn choose<T: Tables>(tables: &T, backend: &Backend) -> Station<Choice> {
         0 => Err(Reason::NoPath),
         path => Ok(Choice { path, rank: 0, alive: false }),
     }
+}
+
+/// Whether a packet says anything of its path.
+#[inline(always)]
+pub fn speaks(packet: &Packet) -> bool {
+    packet.tcp_flags & (tcp::SYN | tcp::RST) != 0 && packet.tuple.protocol == protocol::TCP
+}
+
+/// Takes note of a TCP packet that [`speaks`], by bits of its flow's hash, the path that it takes, and its flags.
+#[inline(always)]
+pub fn note<T: Tables>(tables: &T, bits: u64, backend: u16, rank: u8, tcp_flags: u8) {
+    if !tables.leg_rules().is_some_and(|rules| rules.notes(bits)) {
+        return;
+    }
+    let Some(signals) = tables.signals(backend, rank) else { return };
+    if tcp_flags & tcp::RST != 0 {
+        signals.resets.add(1);
+        return;
+    }
+    if tcp_flags & tcp::ACK != 0 {
+        return;
+    }
+    let Some(cell) = tables.sighting(bits as u32 & (SIGHTINGS as u32 - 1)) else { return };
+    let seen = Sighting::new((bits >> 32) as u32, place(backend, rank), tables.instant().milliseconds);
+    match seen.after(cell.load()) {
+        Sight::Doubled => return,
+        Sight::New => signals.opened.add(1),
+        Sight::Again => signals.again.add(1),
+    }
+    cell.store(seen.word());
+}
+
+/// Takes note of a journey's packet, if it speaks of its path.
+#[inline(always)]
+pub fn note_journey<T: Tables>(tables: &T, journey: &Journey) {
+    let packet = &journey.packet;
+    if !matches!(packet.kind, Kind::Whole) || !speaks(packet) {
+        return;
+    }
+    let Some(node) = tables.node() else { return };
+    let bits = FlowHash::of(&node.hash_key, &packet.tuple, packet.v6).own();
+    note(tables, bits, journey.backend, journey.rank, packet.tcp_flags);
 }

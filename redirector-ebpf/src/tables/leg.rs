@@ -27,8 +27,19 @@ pub struct LegRules {
     pub paths: u32,
     /// Number of the key; 0: no beats go to far ends.
     pub key_id: u8,
+    /// One in how many flows is asked what it says of its path, as a power of two, and one more; 0: none is.
+    pub noted: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
+}
+
+impl LegRules {
+    /// Whether the flow of these bits of its hash is asked; the cells of [`super::signal`] take others.
+    #[inline(always)]
+    pub const fn notes(&self, bits: u64) -> bool {
+        let mask = (1u64 << (self.noted.wrapping_sub(1) & 15)) - 1;
+        self.noted != 0 && bits >> 16 & mask == 0
+    }
 }
 
 /// The requests that were sent over a leg, and how soon they should be answered.
@@ -108,4 +119,4 @@ impl PathAdmission {
 
 const _: () = assert!(core::mem::size_of::<LegSent>() == (8 + REMEMBERED) * 8);
 const _: () = assert!(core::mem::size_of::<LegHeard>() == (4 + REMEMBERED) * 8);
-super::no_padding! { LegRules = 16 + 4 + 1 + 3 }
+super::no_padding! { LegRules = 16 + 4 + 1 + 1 + 2 }

@@ -12,6 +12,7 @@ pub mod liveness;
 pub mod names;
 pub mod path;
 pub mod service;
+pub mod signal;
 pub mod trace;
 
 use crate::abi::{NODES, RANKS};
@@ -19,6 +20,7 @@ use crate::hash::HashKey;
 use crate::packet::{Address, Frame};
 use crate::reason::Reason;
 use crate::stations::neighbour::{self, Question};
+use crate::stations::path::{note, note_journey};
 use crate::sync::Word;
 
 pub use cell::Cells;
@@ -27,6 +29,7 @@ pub use leg::{LegHeard, LegRules, LegSent};
 pub use liveness::{Condition, Heard, Sent, Watch};
 pub use path::{Backend, NeighbourKey, Path, Port};
 pub use service::{Pool, Row, Service, ServiceKey, Vip};
+pub use signal::Signals;
 
 /// What the stations ask. The XDP programs answer from maps, tests and `why` from memory.
 pub trait Tables {
@@ -129,6 +132,24 @@ pub trait Tables {
     fn leg_sent(&self, leg: u32) -> Option<&LegSent>;
     /// What was heard over a leg.
     fn leg_heard(&self, leg: u32) -> Option<&LegHeard>;
+    /// What flows say of the path of this rank to a backend.
+    fn signals(&self, backend: u16, rank: u8) -> Option<&Signals>;
+    /// The cell in which a SYN is remembered.
+    fn sighting(&self, cell: u32) -> Option<&Word>;
+    /// [`path::note`](crate::stations::path::note). A method, as [`Tables::hear`] is.
+    fn note(&self, bits: u64, backend: u16, rank: u8, tcp_flags: u8)
+    where
+        Self: Sized,
+    {
+        note(self, bits, backend, rank, tcp_flags);
+    }
+    /// [`path::note_journey`](crate::stations::path::note_journey), likewise.
+    fn note_journey(&self, journey: &crate::stations::Journey)
+    where
+        Self: Sized,
+    {
+        note_journey(self, journey);
+    }
     /// Monotonic time in nanoseconds, as fine as the clock is: for beats alone.
     fn fine_now(&self) -> u64;
     /// Tells what was decided, where `trace` asks for it.

@@ -27,6 +27,7 @@ mod next_hops;
 mod node;
 mod paths;
 pub mod pulse;
+mod signals;
 mod talk;
 pub mod terms;
 mod verify;
@@ -49,6 +50,7 @@ pub(crate) use liveness::boot_id;
 pub use liveness::{LinkStatus, LivenessStatus, PeerStatus};
 pub use node::{Node, load_alone};
 pub use paths::PathStatus;
+pub use signals::FlowSigns;
 
 use follow::Change;
 

@@ -1,7 +1,7 @@
 //! Paths within the agent: keeps the kernel's list of paths and legs in step with the configuration, feeds the machines with
 //! what the maps say, and lets paths be alive where they say so.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +13,16 @@ use serde::{Deserialize, Serialize};
 
 use super::liveness::boot_id;
 use super::lookout::{GRACE_DIVISOR, GRACE_MIN};
+use super::signals::{self, FlowSigns, Flows};
 use crate::breaker::Breakers;
 use crate::config::Config;
 use crate::dataplane::flows::now;
 use crate::dataplane::image::{Image, Leg};
 use crate::dataplane::paths::PathMaps;
 use crate::liveness::{FarEnd, FarPlan, LegFigures};
-use crate::paths::health::{Action, Observation, PROBES_FAIL, Path, Rules, Sign, State};
+use crate::paths::health::{Action, FLOWS_DIE, Observation, PROBES_FAIL, Path, Rules, Sign, State};
 use crate::paths::probes::{ProbeStatus, Probed, Prober};
+use crate::paths::signals::TICK;
 
 /// Beats that all legs together get in a second at most; more of them are asked less often.
 const BEATS_A_SECOND: u64 = 50_000;
@@ -39,6 +41,9 @@ pub(super) struct Paths {
     breakers: Breakers,
     /// What BFD sessions say, in the order of the configuration.
     sessions: Vec<Sign>,
+    rules: LegRules,
+    /// When flows were asked last.
+    asked: Duration,
 }
 
 /// One path.
@@ -51,6 +56,7 @@ struct Watch {
     rules: Rules,
     health: Path,
     probed: Option<Arc<Probed>>,
+    flows: Flows,
 }
 
 impl Watch {
@@ -65,8 +71,12 @@ impl Watch {
     /// Why it is not used, or was not last.
     fn why(&self) -> Option<String> {
         let why = self.health.why?;
-        let probed = self.probed.as_ref().filter(|_| why == PROBES_FAIL).and_then(|probed| probed.why());
-        Some(probed.map_or_else(|| why.to_owned(), |probed| format!("{why}: {probed}")))
+        let detail = match why {
+            PROBES_FAIL => self.probed.as_ref().and_then(|probed| probed.why()),
+            FLOWS_DIE => self.flows.fault(),
+            _ => None,
+        };
+        Some(detail.map_or_else(|| why.to_owned(), |detail| format!("{why}: {detail}")))
     }
 }
 
@@ -88,6 +98,9 @@ pub struct PathStatus {
     /// What its probe says; none where there is none.
     #[serde(default)]
     pub probe: Option<ProbeStatus>,
+    /// What its flows say; none where they are not asked.
+    #[serde(default)]
+    pub flows: Option<FlowSigns>,
 }
 
 impl Paths {
@@ -102,6 +115,8 @@ impl Paths {
             prober: Prober::new(),
             breakers: breakers.clone(),
             sessions: Vec::new(),
+            rules: LegRules::default(),
+            asked: Duration::ZERO,
         })
     }
 
@@ -120,7 +135,10 @@ impl Paths {
                 self.maps.set_admission(watch.row, PathAdmission::default());
             }
         }
+        let places = signals::places(image);
         for (&id, watched) in &image.watched {
+            let Some(place) = places.get(&id) else { continue };
+            let flows = Flows::new(&self.maps, id, *place, watched.passive, clock);
             let leg = watched.leg.as_ref().and_then(|leg| self.legs.get(leg).copied());
             let Some(row) = image.paths.get(&id) else { continue };
             let rules = Rules { rise: watched.rise, hold_down: watched.hold_down };
@@ -144,9 +162,12 @@ impl Paths {
                 sent.down.store(u64::from(self.down.contains(&row.port)));
             }
             match self.paths.get_mut(&id) {
-                Some(watch) => (watch.leg, watch.rules) = (leg, rules),
+                Some(watch) => {
+                    (watch.leg, watch.rules) = (leg, rules);
+                    watch.flows.configure(flows);
+                }
                 None => {
-                    let watch = self.adopt(id, leg, row.port, rules, clock)?;
+                    let watch = self.adopt(id, leg, row.port, rules, flows, clock)?;
                     self.paths.insert(id, watch);
                 }
             }
@@ -158,8 +179,9 @@ impl Paths {
             self.maps.set_admission(watch.row, admission(id, watch));
         }
         let rows = self.paths.values().map(|watch| watch.row as u32 + 1).max().unwrap_or(0);
-        let rules = LegRules { key: key.0, paths: rows, key_id: key.1, pad: [0; 3] };
-        self.maps.set_rules(&rules).context("paths")?;
+        let noted = signals::pace(self.rules.noted, self.paths.values().map(|watch| &watch.flows));
+        self.rules = LegRules { key: key.0, paths: rows, key_id: key.1, noted, pad: [0; 2] };
+        self.maps.set_rules(&self.rules).context("paths")?;
         let ends = ends.into_values().collect();
         Ok(FarPlan { node: config.node.id, cluster: config.cluster.id, boot_id: boot_id(), key, ends })
     }
@@ -192,7 +214,7 @@ impl Paths {
     }
 
     /// A path that this agent does not know yet: as its predecessor left it, or a new one.
-    fn adopt(&self, id: u16, leg: Option<u16>, port: u8, rules: Rules, clock: Duration) -> Result<Watch> {
+    fn adopt(&self, id: u16, leg: Option<u16>, port: u8, rules: Rules, flows: Flows, clock: Duration) -> Result<Watch> {
         let rows = self.maps.rows();
         let own: Vec<usize> = self.paths.values().map(|watch| watch.row).collect();
         let there = (0..rows).find(|row| self.maps.admission(*row).path == id);
@@ -208,7 +230,7 @@ impl Paths {
                 term
             }
         };
-        Ok(Watch { row, term, leg, port, session: None, rules, health, probed: None })
+        Ok(Watch { row, term, leg, port, session: None, rules, health, probed: None, flows })
     }
 
     /// A port lost its carrier, or has it again.
@@ -234,6 +256,8 @@ impl Paths {
     pub(super) fn step(&mut self) {
         let time = now();
         let clock = Duration::from_nanos(time);
+        self.ask_flows(clock);
+        let kept_out = self.kept_out(clock);
         for (&id, watch) in &mut self.paths {
             let seen = Observation {
                 on: watch.term != 0 && self.maps.latch(id).term.load() != u64::from(watch.term),
@@ -241,7 +265,7 @@ impl Paths {
                 streak: watch.leg.and_then(|leg| streak(&self.maps, leg, time)),
                 probes: watch.probes(),
                 session: watch.session.and_then(|at| self.sessions.get(at).copied()).unwrap_or_default(),
-                ..Observation::default()
+                flows: if kept_out.contains(&id) { Sign::Bad } else { Sign::None },
             };
             let before = watch.health.state;
             let action = watch.health.observe(clock, &watch.rules, &seen);
@@ -257,6 +281,34 @@ impl Paths {
                 tracing::info!(path = id, from = ?before, to = ?watch.health.state, why, "a path changed");
             }
         }
+    }
+
+    /// Hears what flows say of paths, once in a while.
+    fn ask_flows(&mut self, clock: Duration) {
+        if clock.saturating_sub(self.asked) < TICK {
+            return;
+        }
+        self.asked = clock;
+        signals::judge(&self.maps, self.paths.iter_mut().map(|(&id, watch)| (id, &mut watch.flows)));
+        let is_fit = |watch: &Watch| watch.health.admitted && watch.flows.complaint().is_none();
+        let fit: BTreeSet<u16> = self.paths.iter().filter(|(_, watch)| is_fit(watch)).map(|(&id, _)| id).collect();
+        for watch in self.paths.values_mut().filter(|watch| watch.health.admitted) {
+            watch.flows.take_out(clock, |other| fit.contains(&other));
+        }
+        let noted = signals::pace(self.rules.noted, self.paths.values().map(|watch| &watch.flows));
+        if noted != self.rules.noted {
+            self.rules.noted = noted;
+            if let Err(error) = self.maps.set_rules(&self.rules) {
+                tracing::error!("how many flows are asked cannot be changed: {:#}", anyhow::Error::new(error));
+            }
+        }
+    }
+
+    /// Paths that stay out since their flows died: never a backend's last.
+    fn kept_out(&self, clock: Duration) -> Vec<u16> {
+        let admitted = |path: u16| self.paths.get(&path).is_some_and(|watch| watch.health.admitted);
+        let out = self.paths.iter().filter(|(_, watch)| watch.flows.keep_out(clock, admitted));
+        out.map(|(&id, _)| id).collect()
     }
 
     /// Whether there are paths among these, and none of them is used.
@@ -287,6 +339,7 @@ impl Paths {
             falls: health.falls,
             beats: leg.and_then(|leg| figures.get(&leg).copied()),
             probe: probed.as_ref().map(|probed| probed.status()),
+            flows: watch.flows.status(self.rules.noted),
         });
         told.collect()
     }

@@ -27,8 +27,22 @@ pub struct PoolHealth {
     pub bfd: bool,
     /// What becomes of the established flows of a backend that is dead.
     pub on_death: OnDeath,
+    /// What is made of it when flows die on a path.
+    pub passive: Passive,
     /// How long a backend that was dead takes to get all of its weight again; zero: it gets it at once.
     pub slow_start: Duration,
+}
+
+/// What is made of it when flows die on a path whose beats and probes are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Passive {
+    /// Nothing.
+    Off,
+    /// It is shown.
+    Show,
+    /// The path is taken out too, while its backend has another one that is alive.
+    Out,
 }
 
 /// What becomes of the established flows of a backend that is dead.
@@ -52,6 +66,7 @@ impl Default for PoolHealth {
             panic: 50,
             bfd: true,
             on_death: OnDeath::Hold,
+            passive: Passive::Show,
             slow_start: Duration::ZERO,
         }
     }
@@ -67,6 +82,7 @@ pub(super) fn health(mut r: Reader<'_>) -> PoolHealth {
         panic: r.number("panic", 0..=100).unwrap_or(default.panic),
         bfd: r.flag("bfd").unwrap_or(default.bfd),
         on_death: r.choice("on_death").unwrap_or(default.on_death),
+        passive: r.choice("passive").unwrap_or(default.passive),
         slow_start: r.duration("slow_start", Duration::ZERO..=Duration::from_secs(3600)).unwrap_or(default.slow_start),
     };
     r.done();

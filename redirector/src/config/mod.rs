@@ -36,7 +36,7 @@ use toml::de::DeTable;
 pub use bfd::Bfd;
 pub use condition::{Health, Refused, Shedding};
 pub use diff::{Change, Kind, What, diff};
-pub use health::{OnDeath, PoolHealth};
+pub use health::{OnDeath, Passive, PoolHealth};
 pub use mistake::{Mistake, Mistakes};
 pub use prefix::Prefix;
 pub use probe::{Bytes, Probe, Question, Statuses};

@@ -17,7 +17,7 @@ use siphasher::sip128::SipHasher24;
 use super::address::{address, ip, mac_word, mapped};
 use super::registry::{Full, Registry};
 use crate::config::{
-    Affinity, BackendState, Beats, Bfd, Config, Echo, Forward, MemberLink, Mode, OnDeath, Pool as PoolConfig,
+    Affinity, BackendState, Beats, Bfd, Config, Echo, Forward, MemberLink, Mode, OnDeath, Passive, Pool as PoolConfig,
     PortRange, Prefix, Protocol, Refused, Unmatched,
 };
 use crate::ownership;
@@ -82,6 +82,8 @@ pub struct Watched {
     pub hold_down: Duration,
     /// What its far end is asked besides.
     pub probe: Option<Target>,
+    /// What is made of it when its flows die.
+    pub passive: Passive,
     /// The BFD session that it goes by, as its place in the configuration.
     pub session: Option<usize>,
 }
@@ -424,6 +426,7 @@ impl Image {
                 is_tagged: row.vlan != 0,
                 mac: links.get(interface).map_or([0; 6], |link| link.mac),
             }),
+            passive: pool.health.passive,
             session: config.bfds.iter().position(session).filter(|_| pool.health.bfd),
         }
     }

@@ -55,6 +55,8 @@ pub const PINNED: &[&str] = &[
     "LEG_HEARD",
     "WATCHED_PATHS",
     "PATH_LATCHES",
+    "SIGNALS",
+    "SIGHTINGS",
     "NEIGHBOURS",
     "NEIGHBOUR_IDS",
     "HELD4",
@@ -221,6 +223,7 @@ fn sizes(config: &Config) -> Vec<(&'static str, u32)> {
         ("FRAGMENTS", tables.fragments),
         ("SERVICE_TRAFFIC", tables.services),
         ("BACKEND_TRAFFIC", tables.backends),
+        ("SIGNALS", tables.backends),
     ]
 }
 
@@ -279,7 +282,7 @@ pub fn open_decap(directory: &Path) -> Result<Ebpf, LoadError> {
     let mut loader = EbpfLoader::new();
     let of_a_node =
         ["FLOWS4", "FLOWS6", "TUPLES4", "TUPLES6", "SERVICE_TRAFFIC", "BACKEND_TRAFFIC", "SOURCES", "PATHS"];
-    let of_paths = ["PATH_ALIVE", "LEG_SENT", "LEG_HEARD", "WATCHED_PATHS", "PATH_LATCHES"];
+    let of_paths = ["PATH_ALIVE", "LEG_SENT", "LEG_HEARD", "WATCHED_PATHS", "PATH_LATCHES", "SIGNALS", "SIGHTINGS"];
     for name in of_a_node.into_iter().chain(of_paths) {
         loader.map_max_entries(name, 1);
     }

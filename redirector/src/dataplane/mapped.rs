@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 
 use aya::maps::MapData;
 use redirector_ebpf::sync::Word;
+use redirector_ebpf::tables::Signals;
 use redirector_ebpf::tables::leg::{LegHeard, LegSent};
 use redirector_ebpf::tables::liveness::{Condition, Heard, Latch, Pulse, Sent, Watched};
 
@@ -130,6 +131,8 @@ unsafe impl Shared for Word {}
 unsafe impl Shared for LegSent {}
 // SAFETY: words.
 unsafe impl Shared for LegHeard {}
+// SAFETY: words.
+unsafe impl Shared for [Signals; 4] {}
 
 impl<V: Shared> Mapped<V> {
     /// A value, by an index within the size that was asked for; a greater one gives the last.

@@ -16,9 +16,10 @@ use redirector_ebpf::tables::flow::{Entry, Record, WAYS};
 use redirector_ebpf::tables::leg::{LegHeard, LegRules, LegSent};
 use redirector_ebpf::tables::liveness::{Condition, Heard, LINKS, Sent, Watch};
 use redirector_ebpf::tables::path::RESOLVED;
+use redirector_ebpf::tables::signal::SIGHTINGS;
 use redirector_ebpf::tables::{
     AliveNodes, BUDGETS, Backend, Bucket, Budget, Cells, FragmentKey, Mark, NeighbourKey, Node, Path, Pool, Port,
-    RefusedKey, Row, Service, ServiceKey, Slot, Tables, Vip,
+    RefusedKey, Row, Service, ServiceKey, Signals, Slot, Tables, Vip,
 };
 
 use super::address::ip;
@@ -37,6 +38,9 @@ pub struct MemoryFrame {
 
 /// Legs of tables in memory: nobody has more there.
 const LEGS_HERE: usize = 16;
+
+/// Backends of tables in memory, likewise.
+const BACKENDS_HERE: usize = 64;
 
 /// Room before a packet (the kernel's `XDP_PACKET_HEADROOM`).
 const HEADROOM: usize = 256;
@@ -153,6 +157,9 @@ pub struct MemoryTables {
     pub leg_sent: Vec<LegSent>,
     /// What was heard, by leg.
     pub leg_heard: Vec<LegHeard>,
+    /// What flows have said, by backend and rank.
+    pub signals: Vec<[Signals; 4]>,
+    sightings: Vec<Word>,
     fragments: RefCell<HashMap<FragmentKey, u64>>,
     budgets: [Word; BUDGETS as usize],
     sources: Vec<Word>,
@@ -184,6 +191,8 @@ impl MemoryTables {
             leg_rules: LegRules::default(),
             leg_sent: (0..LEGS_HERE).map(|_| LegSent::default()).collect(),
             leg_heard: (0..LEGS_HERE).map(|_| LegHeard::default()).collect(),
+            signals: (0..BACKENDS_HERE).map(|_| Default::default()).collect(),
+            sightings: (0..SIGHTINGS).map(|_| Word::new(0)).collect(),
             fragments: RefCell::default(),
             budgets: [const { Word::new(0) }; BUDGETS as usize],
             sources: (0..SOURCE_CELLS).map(|_| Word::new(0)).collect(),
@@ -386,6 +395,14 @@ impl Tables for MemoryTables {
 
     fn leg_heard(&self, leg: u32) -> Option<&LegHeard> {
         self.leg_heard.get(leg as usize)
+    }
+
+    fn signals(&self, backend: u16, rank: u8) -> Option<&Signals> {
+        self.signals.get(usize::from(backend)).map(|ranks| &ranks[usize::from(rank & 3)])
+    }
+
+    fn sighting(&self, cell: u32) -> Option<&Word> {
+        self.sightings.get(cell as usize)
     }
 
     fn fine_now(&self) -> u64 {

@@ -6,9 +6,11 @@ use aya::maps::{Array, MapData};
 use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::leg::{LEGS, LegHeard, LegRules, LegSent, PathAdmission};
 use redirector_ebpf::tables::liveness::Latch;
+use redirector_ebpf::tables::signal::{Sighting, Signals};
 
 use super::mapped::Mapped;
 use super::maps::{MapsError, open_array, read, written};
+use crate::paths::signals::Counts;
 
 /// What beats to far ends and the timer go by, and what they leave behind.
 pub struct PathMaps {
@@ -18,6 +20,8 @@ pub struct PathMaps {
     watched: Mapped<Word>,
     latches: Mapped<Latch>,
     bits: Mapped<Word>,
+    signals: Mapped<[Signals; 4]>,
+    sightings: Array<MapData, u64>,
 }
 
 impl PathMaps {
@@ -33,6 +37,8 @@ impl PathMaps {
             watched: Mapped::open(directory, "WATCHED_PATHS")?,
             latches: Mapped::open(directory, "PATH_LATCHES")?,
             bits: Mapped::open(directory, "PATH_ALIVE")?,
+            signals: Mapped::open(directory, "SIGNALS")?,
+            sightings: open_array(directory, "SIGHTINGS")?,
         })
     }
 
@@ -70,6 +76,18 @@ impl PathMaps {
     /// Whether a path's alive bit is set.
     pub fn is_alive(&self, path: u16) -> bool {
         self.bits.shared(usize::from(path)).load() != 0
+    }
+
+    /// What the flows of the path of this rank to a backend have said since the data plane was loaded.
+    pub fn signals(&self, backend: u16, rank: u8) -> Counts {
+        let of_rank = &self.signals.shared(usize::from(backend))[usize::from(rank & 3)];
+        Counts { opened: of_rank.opened.load(), again: of_rank.again.load(), resets: of_rank.resets.load() }
+    }
+
+    /// SYNs that are remembered, by cell.
+    pub fn sightings(&self) -> impl Iterator<Item = Result<(u32, Sighting), MapsError>> + '_ {
+        let sightings = (0..).zip(self.sightings.iter());
+        sightings.map(|(cell, word)| Ok((cell, Sighting::from(word.map_err(read("SIGHTINGS"))?))))
     }
 
     /// Rows that the list of paths has room for.

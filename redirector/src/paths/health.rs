@@ -157,6 +157,9 @@ impl Path {
 /// Why a path is not used whose probes say that it is bad.
 pub const PROBES_FAIL: &str = "its probes fail";
 
+/// Why a path is not used whose flows say that it is bad.
+pub const FLOWS_DIE: &str = "its flows die";
+
 const NO_CARRIER: &str = "its port has no carrier";
 
 /// Whether anything answers there.
@@ -170,7 +173,7 @@ fn bad(seen: &Observation) -> Option<&'static str> {
         (!seen.carrier, NO_CARRIER),
         (seen.probes == Sign::Bad, PROBES_FAIL),
         (seen.session == Sign::Bad, "its BFD session is down"),
-        (seen.flows == Sign::Bad, "its flows get no answers"),
+        (seen.flows == Sign::Bad, FLOWS_DIE),
     ];
     signs.into_iter().find(|(is_bad, _)| *is_bad).map(|(_, why)| why)
 }

@@ -11,3 +11,4 @@
 pub mod backends;
 pub mod health;
 pub mod probes;
+pub mod signals;

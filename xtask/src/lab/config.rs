@@ -124,6 +124,9 @@ pub struct Health {
     /// What becomes of a dead backend's flows: `hold`, `rehash` or `reset`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_death: Option<String>,
+    /// What is made of it when flows die on a path: `off`, `show` or `out`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passive: Option<String>,
     /// How long a backend that was dead takes to get all of its weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<String>,

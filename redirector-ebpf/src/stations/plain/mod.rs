@@ -95,6 +95,9 @@ fn steer<F: Frame, T: Tables>(
         To::New(place, id, version) => flow::record(tables, node, &place, packet, &service, id, version),
         To::Backend(_) | To::Node(_) => {}
     }
+    if backend != 0 && path::speaks(packet) {
+        tables.note(hash.own(), backend, rank, packet.tcp_flags);
+    }
     if carry::send(frame, packet, path, &link, hash, v6).is_none() {
         tables.count(Reason::NoRoom);
         return Some(Verdict { reason: Reason::NoRoom, port: ingress });

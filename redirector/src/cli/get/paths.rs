@@ -7,13 +7,14 @@ use redirector_ebpf::tables::path::kind;
 use serde::Serialize;
 
 use super::{ANSWER, View};
-use crate::agent::PathStatus;
 use crate::agent::control::{self, Answer, Request};
+use crate::agent::{FlowSigns, PathStatus};
 use crate::cli::output::{Output, Row, cell, mode, yes};
 use crate::cli::target::Target;
 use crate::dataplane::address::ip;
 use crate::dataplane::maps::MapsError;
 use crate::paths::health::State;
+use crate::paths::signals::Counts;
 
 #[derive(Serialize)]
 pub(super) struct Path {
@@ -51,6 +52,7 @@ impl Row for Path {
             "ALIVE",
             "STATE",
             "RTT",
+            "FLOWS",
             "WHY",
             "PACKETS",
             "BYTES",
@@ -73,7 +75,8 @@ impl Row for Path {
             yes(self.alive),
             cell(self.health.as_ref().map(|health| state(health.state))),
             cell(beats.map(|beats| format!("{:.0} us", beats.round_trip_us))),
-            cell(health.and_then(|health| health.why.as_deref()).filter(|_| !self.alive)),
+            cell(health.and_then(|health| health.flows.as_ref()).map(flows)),
+            cell(health.and_then(|health| why(health, self.alive))),
             self.packets.to_string(),
             self.bytes.to_string(),
         ]
@@ -101,6 +104,17 @@ fn state(state: State) -> &'static str {
         State::Suspect => "suspect",
         State::Returning => "returning",
     }
+}
+
+/// What flows have said lately.
+fn flows(FlowSigns { recent: Counts { opened, again, resets }, .. }: &FlowSigns) -> String {
+    format!("{opened} new, {again} again, {resets} reset")
+}
+
+/// Why a path is not used, or what speaks against one that is.
+fn why(health: &PathStatus, alive: bool) -> Option<&str> {
+    let complaint = || health.flows.as_ref().and_then(|flows| flows.complaint.as_deref());
+    if alive { complaint() } else { health.why.as_deref() }
 }
 
 fn list(view: &View, told: &HashMap<u16, PathStatus>) -> Result<Vec<Path>, MapsError> {

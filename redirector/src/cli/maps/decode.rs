@@ -123,7 +123,7 @@ impl Decoder {
                     json!({"service": service, "class": class(kind), "reason": why.reason().name(), "packets": count}),
                 )
             })),
-            "LEG_RULES" | "LEG_SENT" | "LEG_HEARD" | "WATCHED_PATHS" | "PATH_LATCHES" => {
+            "LEG_RULES" | "LEG_SENT" | "LEG_HEARD" | "WATCHED_PATHS" | "PATH_LATCHES" | "SIGNALS" | "SIGHTINGS" => {
                 Box::new(paths::entries(&maps.path_health, names, name)?.into_iter())
             }
             "PEERS" => array("PEERS", maps.peers.iter(), |at, path: Path| {

@@ -1,5 +1,6 @@
 //! The maps of paths' health in words.
 
+use redirector_ebpf::abi::PATHS;
 use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::leg::{LEGS, NO_LEG};
 use redirector_ebpf::tables::names::kind;
@@ -11,6 +12,7 @@ use crate::cli::output::Names;
 use crate::dataplane::flows::now;
 use crate::dataplane::maps::MapsError;
 use crate::dataplane::paths::PathMaps;
+use crate::paths::signals::Counts;
 
 /// The entries of one of the maps. The key of beats is a secret.
 pub(super) fn entries(maps: &PathMaps, names: &Names, name: &str) -> Result<Vec<Entry>, MapsError> {
@@ -55,6 +57,24 @@ pub(super) fn entries(maps: &PathMaps, names: &Names, name: &str) -> Result<Vec<
                 })
                 .collect()
         }
+        "SIGNALS" => {
+            let ranks = |id: u16| (0..PATHS as u8).map(move |rank| (id, rank));
+            let places = names.registry.backends.keys().flat_map(|id| ranks(*id));
+            places
+                .map(|(id, rank)| (id, rank, maps.signals(id, rank)))
+                .filter(|(.., counts)| *counts != Counts::default())
+                .map(|(id, rank, counts)| entry(names.path_of(id, rank), json!(counts)))
+                .collect()
+        }
+        "SIGHTINGS" => maps
+            .sightings()
+            .filter(|sighting| sighting.as_ref().map_or(true, |(_, sighting)| sighting.word() != 0))
+            .map(|sighting| {
+                let (cell, sighting) = sighting?;
+                let (tag, place, ago) = sighting.parts(now() / 1_000_000);
+                Ok(entry(cell, json!({"tag": tag, "path": names.path_of(place >> 2, place as u8 & 3), "ms_ago": ago})))
+            })
+            .collect::<Result<_, MapsError>>()?,
         _ => Vec::new(),
     })
 }

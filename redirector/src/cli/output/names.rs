@@ -80,6 +80,11 @@ impl Names {
         self.name(kind::PATH, u32::from(id))
     }
 
+    /// The name of the path of a rank to a backend.
+    pub(in crate::cli) fn path_of(&self, backend: u16, rank: u8) -> String {
+        format!("{}/{}", self.name(kind::BACKEND, u32::from(backend)), rank + 1)
+    }
+
     /// A port's interface. Ports count from 0, names from 1.
     pub(in crate::cli) fn port(&self, number: u8) -> String {
         self.name(kind::PORT, u32::from(number) + 1)

@@ -196,6 +196,8 @@ impl Answer {
             for (rank, told) in (1..).zip(ways).filter_map(|(rank, way)| Some((rank, paths.get(&way)?))) {
                 if let (false, Some(why)) = (matches!(told.state, Health::Alive | Health::Assumed), &told.why) {
                     notes.push(format!("path {rank} of {name} is out: {why}"));
+                } else if let Some(complaint) = told.flows.as_ref().and_then(|flows| flows.complaint.as_ref()) {
+                    notes.push(format!("path {rank} of {name} is doubted: {complaint}"));
                 }
             }
         }

@@ -157,6 +157,12 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "settle = \"10s\"",
+        "settle = \"10s\"\n[pool.health]\npassive = \"on\"",
+        "pool[1].health.passive",
+        "\"off\", \"show\", \"out\"",
+    ),
+    (
+        "settle = \"10s\"",
         "settle = \"10s\"\n[pool.health]\nslow_start = \"2h\"",
         "pool[1].health.slow_start",
         "0s to 1h",
