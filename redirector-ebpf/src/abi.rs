@@ -1,7 +1,7 @@
 //! Versions and limits that both sides are built with.
 
 /// Version of the pinned maps' shapes and meanings. It stands in the pin path; maps of another version are never adopted.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Interfaces that one node attaches to. A program instance serves one of them, its *port*.
 pub const PORTS: usize = 16;

@@ -5,9 +5,12 @@
 //! passed in a round that comes late (answers may wait to be taken), while my own agent makes no progress, and, for the
 //! time of one timeout, when most peers fall silent at once: that is more likely my own fault.
 //!
+//! Packets to a peer leave by the port that is first for it, or by another one where it answers while it is silent there.
+//!
 //! Off is latched: the agent alone lets a peer be alive again, by a new term, when the peer has the flows that it is to own.
 
 use crate::abi::PORTS;
+use crate::sync::Word;
 use crate::tables::liveness::{Admission, Condition, Heard, Latch, Pulse, Sent, Watch, Watched, link};
 
 /// Nanoseconds between two rounds.
@@ -32,6 +35,8 @@ pub trait Watching {
     fn heard(&self, link: u32) -> Option<&Heard>;
     /// The verdict on a node.
     fn latch(&self, node: u8) -> Option<&Latch>;
+    /// The port that packets to a node leave by.
+    fn way(&self, node: u8) -> Option<&Word>;
 }
 
 /// Whether as many requests as count are unanswered on a link, and for as long as it takes.
@@ -88,18 +93,22 @@ pub fn open<W: Watching>(watching: &W, now: u64) -> Option<bool> {
 pub fn look<W: Watching>(watching: &W, index: u32) -> Option<()> {
     let (watch, pulse) = (watching.watch()?, watching.pulse()?);
     let watched = watching.watched(index)?;
-    let Admission { node, ports, term } = Admission::of(watched.word.load());
+    let Admission { node, ports, first, term } = Admission::of(watched.word.load());
     if node == 0 || term == 0 || watching.latch(node)?.term.load() == u64::from(term) {
         return Some(());
     }
     let now = pulse.now.load();
-    let mut silent = true;
+    let (mut silent, mut way) = (true, first);
     let mut lost = false;
     let mut port = 0;
     while port < PORTS as u8 {
         if ports >> port & 1 == 1 {
             let (sent, heard) = (watching.sent(link(node, port))?, watching.heard(link(node, port))?);
-            silent &= is_silent(watch, sent, heard, now);
+            let is_heard = !is_silent(watch, sent, heard, now);
+            if is_heard && (silent || port == first) {
+                way = port;
+            }
+            silent &= !is_heard;
             let incarnation = heard.incarnation.load();
             lost |= incarnation != 0 && incarnation != watched.incarnation.load();
         }
@@ -111,6 +120,11 @@ pub fn look<W: Watching>(watching: &W, index: u32) -> Option<()> {
     }
     if silent || lost {
         set(&pulse.falling, node);
+    }
+    let place = watching.way(node)?;
+    // What is right already is not touched, under packets that read it.
+    if !silent && place.load() != u64::from(way) {
+        place.store(u64::from(way));
     }
     Some(())
 }

@@ -2,6 +2,7 @@
 
 use redirector_ebpf::abi::NODES;
 use redirector_ebpf::liveness::Watching;
+use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::liveness::{Condition, Heard, LINKS, Latch, Pulse, Sent, Watch, Watched};
 
 /// What the timer has in its maps, for every node.
@@ -20,6 +21,8 @@ pub struct Maps {
     pub heard: Vec<Heard>,
     /// The verdicts, by node.
     pub latches: Vec<Latch>,
+    /// The ports that packets leave by, by node.
+    pub ways: Vec<Word>,
 }
 
 impl Maps {
@@ -33,6 +36,7 @@ impl Maps {
             sent: (0..LINKS).map(|_| Sent::default()).collect(),
             heard: (0..LINKS).map(|_| Heard::default()).collect(),
             latches: (0..NODES).map(|_| Latch::default()).collect(),
+            ways: (0..NODES).map(|_| Word::default()).collect(),
         }
     }
 }
@@ -64,5 +68,9 @@ impl Watching for Maps {
 
     fn latch(&self, node: u8) -> Option<&Latch> {
         self.latches.get(usize::from(node))
+    }
+
+    fn way(&self, node: u8) -> Option<&Word> {
+        self.ways.get(usize::from(node))
     }
 }

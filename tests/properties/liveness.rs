@@ -26,6 +26,8 @@ struct Watcher {
 }
 
 const INCARNATION: u64 = 7;
+/// The port that packets to all peers prefer.
+const FIRST: u8 = 1;
 
 impl Watcher {
     /// All peers answer, and have been let in.
@@ -65,7 +67,7 @@ impl Watcher {
     fn admit(&mut self, peer: u8, term: u32) {
         let row = &self.maps.watched[usize::from(peer) - 2];
         row.incarnation.store(INCARNATION);
-        row.word.store(Admission { node: peer, ports: 0b11, term }.word());
+        row.word.store(Admission { node: peer, ports: 0b11, first: FIRST, term }.word());
     }
 
     fn ask(&mut self, link: (u8, u8)) -> u64 {
@@ -244,6 +246,34 @@ fn a_lost_carrier_is_silence_at_once() {
     watcher.sent((2, 1)).down.store(1);
     watcher.pass(ROUND);
     assert!(!watcher.is_on(2));
+}
+
+/// Packets leave by the port that comes first, while it answers or nobody does, and else by the other one.
+#[test]
+fn packets_turn_to_the_link_that_answers() {
+    let all = Watcher::new(2, 3).answering;
+    let all_but = |gone: &[(u8, u8)]| all.iter().copied().filter(|link| !gone.contains(link)).collect();
+    let other = 1 - FIRST;
+    let mut watcher = Watcher::new(2, 3);
+    for (gone, way) in [
+        (vec![], FIRST),
+        (vec![(2, other)], FIRST),
+        (vec![(2, FIRST)], other),
+        (vec![], FIRST),
+        (vec![(2, FIRST)], other),
+        // Nobody answers: what was right last stays.
+        (vec![(2, FIRST), (2, other)], other),
+    ] {
+        watcher.answering = all_but(&gone);
+        watcher.pass(5 * INTERVAL);
+        assert_eq!(watcher.maps.ways[2].load(), u64::from(way), "without {gone:?}");
+        assert_eq!(watcher.maps.ways[3].load(), u64::from(FIRST), "its peer's links are its own");
+        assert_eq!(watcher.is_on(2), gone.len() < 2, "without {gone:?}");
+    }
+    let mut carrier = Watcher::new(1, 3);
+    carrier.sent((2, FIRST)).down.store(1);
+    carrier.pass(ROUND);
+    assert_eq!(carrier.maps.ways[2].load(), u64::from(other), "at once");
 }
 
 #[test]

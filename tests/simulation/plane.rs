@@ -16,6 +16,7 @@ use redirector_ebpf::hash::HashKey;
 use redirector_ebpf::liveness::{Watching, round};
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::{self, Journey};
+use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::liveness::{Condition, Heard, Latch, Pulse, Sent, Watch, Watched, link};
 use redirector_ebpf::tables::names::kind;
 use redirector_ebpf::tables::{AliveNodes, Pool, Row, Slot};
@@ -32,6 +33,7 @@ pub struct Board {
     heard: Arc<[Heard]>,
     watched: Vec<Watched>,
     latches: Vec<Latch>,
+    ways: Vec<Word>,
     pulse: Pulse,
 }
 
@@ -101,6 +103,10 @@ impl Watching for Timer<'_> {
     fn latch(&self, node: u8) -> Option<&Latch> {
         self.0.latches.get(usize::from(node))
     }
+
+    fn way(&self, node: u8) -> Option<&Word> {
+        self.0.ways.get(usize::from(node))
+    }
 }
 
 /// A data plane.
@@ -148,6 +154,7 @@ impl Plane {
             heard: memory.heard.clone(),
             watched: (0..NODES).map(|_| Watched::default()).collect(),
             latches: (0..NODES).map(|_| Latch::default()).collect(),
+            ways: (0..NODES).map(|_| Word::default()).collect(),
             pulse: Pulse::default(),
         };
         Self { tables: Steered { memory, flaw }, board, me: config.node.id }

@@ -17,6 +17,7 @@ mod floods;
 mod guarded;
 mod holders;
 mod kills;
+mod links;
 mod liveness;
 mod million;
 mod partition;

@@ -144,9 +144,13 @@ pub(crate) static PULSE: Array<Pulse, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub(crate) static CLOCK: Array<Clock, 1> = Array::new();
 
-/// Ways to the other nodes, by id. Agent.
+/// Ways to the other nodes, by link. Agent.
 #[btf_map]
-pub(crate) static PEERS: Array<Path, NODES> = Array::new();
+pub(crate) static PEERS: Array<Path, LINKS> = Array::new();
+
+/// The port of the way that is taken to a node, by its id. The timer; the agent, where it names no way.
+#[btf_map]
+pub(crate) static WAYS: Array<Word, NODES, MMAPABLE> = Array::new();
 
 /// Marks that source MAC addresses are. Agent.
 #[btf_map]

@@ -14,7 +14,7 @@ use redirector_ebpf::stations::neighbour::{self, Question};
 use redirector_ebpf::stations::path;
 use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::flow::{Entry, Instant, Record, Record4, Record6};
-use redirector_ebpf::tables::liveness::Pulse;
+use redirector_ebpf::tables::liveness::{Pulse, link};
 use redirector_ebpf::tables::path::RESOLVED;
 use redirector_ebpf::tables::trace::switch;
 use redirector_ebpf::tables::{
@@ -222,7 +222,8 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn peer(&self, node: u8) -> Option<&Path> {
-        maps::PEERS.get(u32::from(node))
+        let port = maps::WAYS.get(u32::from(node))?.load();
+        maps::PEERS.get(link(node, port as u8))
     }
 
     #[inline(always)]

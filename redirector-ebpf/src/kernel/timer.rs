@@ -59,6 +59,11 @@ impl Watching for MapWatching {
     fn latch(&self, node: u8) -> Option<&Latch> {
         maps::LATCHES.get(u32::from(node))
     }
+
+    #[inline(always)]
+    fn way(&self, node: u8) -> Option<&Word> {
+        maps::WAYS.get(u32::from(node))
+    }
 }
 
 impl Judging for MapWatching {

@@ -185,8 +185,9 @@ pub fn slot(ring: &[Word; REMEMBERED], number: u64) -> &Word {
 #[repr(C)]
 #[derive(Default)]
 pub struct Watched {
-    /// Node id (8 bits), ports that it is reached over as a mask (16 bits from bit 8 on), and from bit 32 on the *term*: 0
-    /// while the agent does not let the peer be alive; a new one each time that it lets it be alive again.
+    /// Node id (8 bits), ports that it is reached over as a mask (16 bits from bit 8 on), the port that packets to it leave
+    /// by while it answers there (8 bits from bit 24 on), and from bit 32 on the *term*: 0 while the agent does not let the
+    /// peer be alive; a new one each time that it lets it be alive again.
     pub word: Word,
     /// The incarnation that the term was given to. It is written before the term.
     pub incarnation: Word,
@@ -199,6 +200,8 @@ pub struct Admission {
     pub node: u8,
     /// Ports by bit.
     pub ports: u16,
+    /// The port that packets to it leave by while it answers there.
+    pub first: u8,
     /// Term.
     pub term: u32,
 }
@@ -207,13 +210,13 @@ impl Admission {
     /// As a word.
     #[inline(always)]
     pub const fn word(self) -> u64 {
-        self.node as u64 | (self.ports as u64) << 8 | (self.term as u64) << 32
+        self.node as u64 | (self.ports as u64) << 8 | (self.first as u64) << 24 | (self.term as u64) << 32
     }
 
     /// Of a word.
     #[inline(always)]
     pub const fn of(word: u64) -> Self {
-        Self { node: word as u8, ports: (word >> 8) as u16, term: (word >> 32) as u32 }
+        Self { node: word as u8, ports: (word >> 8) as u16, first: (word >> 24) as u8, term: (word >> 32) as u32 }
     }
 }
 

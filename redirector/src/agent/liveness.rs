@@ -166,6 +166,11 @@ impl Liveness {
         self.lookout.drains()
     }
 
+    /// Of the peers that answer, and that have several links, how many do so on the first.
+    pub(super) fn heard_first(&self) -> (usize, usize) {
+        self.lookout.heard_first(&self.maps, now())
+    }
+
     /// Whether this node hands everything over for its health.
     pub(super) fn hands_over(&self) -> bool {
         self.lookout.hands_over()

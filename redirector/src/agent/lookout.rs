@@ -44,6 +44,8 @@ pub struct Lookout {
     detector: Detector,
     allowed: BTreeMap<u8, bool>,
     links: Vec<(u8, u8)>,
+    /// The port that packets to each peer leave by while it answers there.
+    first: BTreeMap<u8, u8>,
     timeout: u64,
     me: u8,
     incarnation: u32,
@@ -111,6 +113,7 @@ impl Lookout {
             detector: Detector::default(),
             allowed: BTreeMap::new(),
             links: Vec::new(),
+            first: BTreeMap::new(),
             timeout: 0,
             me,
             incarnation: 0,
@@ -147,6 +150,8 @@ impl Lookout {
         for (node, port) in image.links.keys() {
             *ports.entry(*node).or_default() |= 1 << port;
         }
+        let first = |node: &u8| image.peers.get(node).map_or(0, |path| path.port);
+        let listed: Vec<_> = ports.iter().map(|(node, ports)| (*node, *ports, first(node))).collect();
         let nodes: Vec<u8> = ports.keys().copied().collect();
         let interval = config.cluster.beats.interval;
         let (keys, key_ids) = keys(config, key);
@@ -162,7 +167,7 @@ impl Lookout {
             multiplier: config.cluster.beats.multiplier,
             key_ids,
             pad: 0,
-            peers: maps.list(&ports.into_iter().collect::<Vec<_>>()),
+            peers: maps.list(&listed),
         };
         maps.set_watch(&watch).context("liveness")?;
         if before.incarnation == 0 {
@@ -172,6 +177,7 @@ impl Lookout {
         self.timeout = config.cluster.beats.timeout().as_nanos() as u64 + watch.grace;
         self.detector.set_peers(&nodes, Duration::from_nanos(host.time));
         self.links = image.links.keys().copied().collect();
+        self.first = image.peers.iter().map(|(node, path)| (*node, path.port)).collect();
         maps.condition().slots.store(digest(&image.slots));
         let link = |((node, port), path): (&(u8, u8), &redirector_ebpf::tables::Path)| LinkPlan {
             node: *node,
@@ -260,6 +266,16 @@ impl Lookout {
         for (node, _) in self.links.iter().filter(|(_, link)| *link == port) {
             maps.sent(*node, port).down.store(u64::from(!carrier));
         }
+    }
+
+    /// Of the peers that answer, and that have several links, how many do so on the first.
+    pub fn heard_first(&self, maps: &impl LivenessTables, time: u64) -> (usize, usize) {
+        let ports = |node: u8| self.links.iter().filter(move |(link, _)| *link == node).map(|(_, port)| *port);
+        let is_heard =
+            |node, port| answered(maps, node, port).is_some_and(|at| time.saturating_sub(at) <= self.timeout);
+        let several = self.first.iter().filter(|(node, _)| ports(**node).count() > 1);
+        let heard = several.filter(|(node, _)| ports(**node).any(|port| is_heard(**node, port)));
+        heard.fold((0, 0), |(first, all), (&node, &port)| (first + usize::from(is_heard(node, port)), all + 1))
     }
 
     /// Looks at all peers, and lets in who may be. `delivered` is none where flows are not replicated.
@@ -417,12 +433,8 @@ impl Lookout {
         };
         let mut latest = 0;
         for (_, port) in self.links.iter().filter(|(link, _)| *link == node) {
+            let Some(came) = answered(maps, node, *port) else { continue };
             let heard = maps.heard(node, *port);
-            let answered = heard.answered.load();
-            if answered == 0 {
-                continue;
-            }
-            let came = slot(&heard.times, answered).load();
             seen.answers |= time.saturating_sub(came) <= self.timeout;
             if heard.at.load() >= latest {
                 latest = heard.at.load();
@@ -454,6 +466,13 @@ impl Lookout {
         };
         view
     }
+}
+
+/// When a peer answered last on a link; none if it never did.
+fn answered(maps: &impl LivenessTables, node: u8, port: u8) -> Option<u64> {
+    let heard = maps.heard(node, port);
+    let number = heard.answered.load();
+    (number != 0).then(|| slot(&heard.times, number).load())
 }
 
 /// Whether a node serves, as this incarnation: in another one it has lost what it knew.

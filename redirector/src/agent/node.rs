@@ -303,6 +303,7 @@ impl Node {
         if let Err(error) = self.condition.observe(&self.config, &mut self.maps, self.talk.as_ref(), time) {
             tracing::error!("the shed level does not follow the load: {:#}", anyhow::Error::new(error));
         }
+        self.health.host.heard_first = self.liveness.as_ref().map(Liveness::heard_first).unwrap_or_default();
         self.health.observe(&self.config.health, PULSE, time);
         let (load, shed) = (self.condition.load(), self.condition.level(&self.config));
         let (health, share) = (self.health.score(), self.health.share(&self.config.health));

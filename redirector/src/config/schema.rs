@@ -333,7 +333,7 @@ pub struct Member {
     pub weight: u32,
     /// Whether it may be alive at all; what it is, beats find out.
     pub alive: bool,
-    /// Further ways to it, for beats.
+    /// Further ways to it: for beats, and for packets while it is silent on the first.
     #[serde(rename = "link")]
     pub links: Vec<MemberLink>,
 }

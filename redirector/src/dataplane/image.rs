@@ -121,7 +121,10 @@ pub struct Image {
     /// How paths are watched.
     pub watched: BTreeMap<u16, Watched>,
     pub neighbours: BTreeMap<u32, NextHop>,
+    /// Ways to other nodes, those that come first.
     pub peers: BTreeMap<u8, Path>,
+    /// All ways that packets may take to them, by node and port.
+    pub ways: BTreeMap<(u8, u8), Path>,
     /// Ways that beats take, by node and port.
     pub links: BTreeMap<(u8, u8), Path>,
     pub slots: Vec<Slot>,
@@ -321,10 +324,16 @@ impl Image {
                 ..Path::default()
             };
             self.peers.insert(member.id, path);
+            self.ways.insert((member.id, port), path);
             self.links.insert((member.id, port), path);
             for further in &member.links {
-                let link = self.member_link(further, links)?;
+                let is_marked = peer.is_some() && further.next_hop == further.address;
+                let link = self.member_link(further, links, peer.filter(|_| is_marked))?;
                 self.links.insert((member.id, link.port), link);
+                // Across routers a node takes packets at one address, by whichever interface they come.
+                let kind = if is_marked { carried::L2 } else { carried::HOP };
+                let way = Path { kind, outer_v6: path.outer_v6, local: path.local, remote: path.remote, ..link };
+                self.ways.insert((member.id, link.port), Path { remote_port: path.remote_port, ..way });
             }
         }
         weights.sort_unstable();
@@ -334,9 +343,9 @@ impl Image {
         Ok(())
     }
 
-    /// A further way to a node.
-    fn member_link(&mut self, member: &MemberLink, links: &Links) -> Result<Path, ImageError> {
-        let neighbour = self.neighbour(&member.interface, member.next_hop, None)?;
+    /// A further way to a node, as beats take it. `peer` is the node, where packets are marked by MAC address.
+    fn member_link(&mut self, member: &MemberLink, links: &Links, peer: Option<u8>) -> Result<Path, ImageError> {
+        let neighbour = self.neighbour(&member.interface, member.next_hop, peer)?;
         let (port, row) = self.port(&member.interface)?;
         Ok(Path {
             port,

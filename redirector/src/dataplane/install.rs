@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
+use redirector_ebpf::tables::liveness::link;
 use redirector_ebpf::tables::names::{NameKey, kind};
 use redirector_ebpf::tables::path::{FINAL_BIT, RESOLVED};
 use redirector_ebpf::tables::{Backend, Mark, Path, Pool};
@@ -31,9 +32,7 @@ pub fn install(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
     names(maps, image)?;
     neighbour_ids(maps, image)?;
     ports(maps, image)?;
-    for (&id, path) in &image.peers {
-        maps.peers.set(u32::from(id), path, 0).map_err(written("PEERS"))?;
-    }
+    ways(maps, image)?;
     maps.node.set(0, image.node, 0).map_err(written("NODE"))?;
     alive(maps, image)?;
     rows::slots(maps, image)?;
@@ -49,6 +48,20 @@ pub fn install(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
     rows::pools(maps, image)?;
     vips_and_services(maps, image)?;
     remove_old_names(maps, image)
+}
+
+/// Ways to other nodes. Which of them is taken is the timer's to say, unless what it said is there no more.
+fn ways(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
+    for (&(id, port), path) in &image.ways {
+        maps.peers.set(link(id, port), path, 0).map_err(written("PEERS"))?;
+    }
+    for (&id, first) in &image.peers {
+        let taken = maps.ways.get(&u32::from(id), 0).map_err(read("WAYS"))?;
+        if !image.ways.contains_key(&(id, taken as u8)) {
+            maps.ways.set(u32::from(id), u64::from(first.port), 0).map_err(written("WAYS"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Alive bits as they are configured, where no timer runs that would write them.

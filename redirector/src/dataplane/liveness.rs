@@ -56,21 +56,21 @@ pub trait LivenessTables {
         term != 0 && self.latch(node).term.load() != term
     }
 
-    /// Makes the list hold these nodes, each reached over its ports. Who is in it already keeps row and term. Says how many
-    /// rows count.
-    fn list(&self, nodes: &[(u8, u16)]) -> u32 {
+    /// Makes the list hold these nodes, each reached over its ports, of which packets prefer the one that is named. Who is in
+    /// it already keeps row and term. Says how many rows count.
+    fn list(&self, nodes: &[(u8, u16, u8)]) -> u32 {
         for row in 0..NODES {
             let present = Admission::of(self.watched(row).word.load());
-            if present.node != 0 && !nodes.iter().any(|(node, _)| *node == present.node) {
+            if present.node != 0 && !nodes.iter().any(|(node, ..)| *node == present.node) {
                 self.watched(row).word.store(0);
             }
         }
-        for &(node, ports) in nodes {
+        for &(node, ports, first) in nodes {
             let free = || (0..NODES).find(|row| self.watched(*row).word.load() == 0);
             let present = self.admission(node);
             let Some(row) = present.map(|(row, _)| row).or_else(free) else { continue };
             let term = present.map_or(0, |(_, admission)| admission.term);
-            self.watched(row).word.store(Admission { node, ports, term }.word());
+            self.watched(row).word.store(Admission { node, ports, first, term }.word());
         }
         (0..NODES).rev().find(|row| self.watched(*row).word.load() != 0).map_or(0, |row| row as u32 + 1)
     }

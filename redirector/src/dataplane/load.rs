@@ -46,6 +46,7 @@ pub const PINNED: &[&str] = &[
     "PULSE",
     "CLOCK",
     "PEERS",
+    "WAYS",
     "PEER_MACS",
     "BACKENDS",
     "PATHS",

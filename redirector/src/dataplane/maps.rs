@@ -9,6 +9,7 @@ use aya::maps::xdp::DevMap;
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use redirector_ebpf::packet::Address;
 use redirector_ebpf::tables::cell::{Cells, SETS};
+use redirector_ebpf::tables::liveness::link;
 use redirector_ebpf::tables::names::{Name, NameKey};
 use redirector_ebpf::tables::trace::TraceFilter;
 use redirector_ebpf::tables::{
@@ -92,6 +93,7 @@ pub struct Maps {
     pub(super) known_slots: Mutex<Option<Vec<Slot>>>,
     pub alive: Array<MapData, AliveNodes>,
     pub peers: Array<MapData, Path>,
+    pub ways: Array<MapData, u64>,
     pub peer_macs: HashMap<MapData, u64, u32>,
     pub backends: Array<MapData, Backend>,
     pub paths: Array<MapData, Path>,
@@ -159,6 +161,7 @@ impl Maps {
             known_slots: Mutex::default(),
             alive: open(directory, "ALIVE", Map::Array)?,
             peers: open(directory, "PEERS", Map::Array)?,
+            ways: open(directory, "WAYS", Map::Array)?,
             peer_macs: open(directory, "PEER_MACS", Map::HashMap)?,
             backends: open(directory, "BACKENDS", Map::Array)?,
             paths: open(directory, "PATHS", Map::Array)?,
@@ -190,6 +193,15 @@ impl Maps {
         let mut counts: Vec<(RefusedKey, u64)> = counts.collect::<Result<_, _>>().map_err(read("REFUSED"))?;
         counts.sort_by_key(|(key, _)| key.parts().0);
         Ok(counts)
+    }
+
+    /// The way that packets take to another node at present; the default where it is no member.
+    ///
+    /// # Errors
+    /// [`MapsError::Use`].
+    pub fn peer(&self, node: u8) -> Result<Path, MapsError> {
+        let port = self.ways.get(&u32::from(node), 0).map_err(read("WAYS"))?;
+        self.peers.get(&link(node, port as u8), 0).map_err(read("PEERS"))
     }
 
     /// What is named, and the rows of backends and paths behind the names.

@@ -20,6 +20,8 @@ pub struct Host {
     pub links: Option<(usize, usize)>,
     /// Next hops, and how many of them have a MAC address.
     pub next_hops: (usize, usize),
+    /// Of the peers that answer, and that have several links, how many do so on the first.
+    pub heard_first: (usize, usize),
     /// The longest time that the agent's main task was held up since the last reading.
     pub delay: Duration,
 }
@@ -102,6 +104,14 @@ impl Probes {
         if before > 0 && came > 0 {
             let share = dropped.saturating_sub(lost) as f64 * 100.0 / came as f64;
             readings.push(reading(Area::Network, "receive-overruns-%", share, 1.0, 50.0));
+        }
+        // With a single peer it is not known whose fault it is. A node that no packets can come to from the others is alive to
+        // them, by its other links, and must hand over by itself what it has.
+        let (first, heard) = host.heard_first;
+        if heard > 1 {
+            let share = first as f64 * 100.0 / heard as f64;
+            let on_first = reading(Area::Network, "answers-on-first-link-%", share, 50.0, 0.0);
+            readings.push(Reading { is_vital: true, ..on_first });
         }
         let (hops, known) = host.next_hops;
         if hops > 0 {

@@ -40,9 +40,15 @@ pub struct Config {
     /// Whether beats go to the far ends of paths.
     #[serde(skip)]
     pub path_key: bool,
+    /// Fabrics over which nodes reach each other too, besides the segment of all.
+    #[serde(skip)]
+    pub links: Vec<Between>,
     /// How long a node is suspected before it is down, if other than usual.
     #[serde(skip)]
     pub down_after: Option<String>,
+    /// How long a node's agent is silent before its slots are given to others, if other than usual.
+    #[serde(skip)]
+    pub silent_after: Option<String>,
     /// Further tables, as TOML.
     #[serde(skip)]
     pub more: String,
@@ -281,6 +287,7 @@ impl Config {
                 beats_anyway: true,
                 path_key: self.key(),
                 down_after: self.down_after.as_deref(),
+                silent_after: self.silent_after.as_deref(),
                 ca: lab.join(PKI).join("ca.crt").display().to_string(),
                 certificate: lab.join(PKI).join(format!("node-{node}.crt")).display().to_string(),
                 private_key: lab.join(PKI).join(format!("node-{node}.key")).display().to_string(),
@@ -298,6 +305,7 @@ impl Config {
                     next_hop: if routed { Role::Fabric } else { Role::Node(id) }.v4().into(),
                     forward: if routed { "udp" } else { "mac" },
                     alive: true,
+                    link: self.links.iter().map(|between| Link::to(id, *between)).collect(),
                 })
                 .collect(),
             replication: Replication { enabled: !self.unreplicated, flush: self.flush.as_deref() },
@@ -405,6 +413,8 @@ struct Cluster<'a> {
     beats_anyway: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     down_after: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    silent_after: Option<&'a str>,
     ca: String,
     certificate: String,
     private_key: String,
@@ -437,4 +447,18 @@ struct Member {
     next_hop: IpAddr,
     forward: &'static str,
     alive: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    link: Vec<Link>,
+}
+
+#[derive(Serialize)]
+struct Link {
+    address: IpAddr,
+    interface: &'static str,
+}
+
+impl Link {
+    fn to(node: u8, between: Between) -> Self {
+        Self { address: Role::Node(node).addresses_on(between)[0], interface: between.interface() }
+    }
 }

@@ -281,7 +281,7 @@ fn list(view: &View) -> Result<Vec<Node>, MapsError> {
     let alive = view.maps.alive.get(&0, 0).map_err(read("ALIVE"))?;
     let mut nodes = Vec::new();
     for id in 1..=254u8 {
-        let path = view.maps.peers.get(&u32::from(id), 0).map_err(read("PEERS"))?;
+        let path = view.maps.peer(id)?;
         let is_self = id == view.node.id;
         let is_peer = path != Path::default();
         if !is_self && !is_peer && !slots.iter().any(|slot| slot.ranks.contains(&id)) {

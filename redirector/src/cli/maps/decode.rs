@@ -6,6 +6,7 @@ use std::path::{Path as FilePath, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use aya::Pod;
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
+use redirector_ebpf::abi::PORTS;
 use redirector_ebpf::packet::Address;
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::tables::cell::Cell;
@@ -127,8 +128,12 @@ impl Decoder {
                 Box::new(paths::entries(&maps.path_health, names, name)?.into_iter())
             }
             "PEERS" => array("PEERS", maps.peers.iter(), |at, path: Path| {
-                let node = names.node(at as u8);
+                let node = names.node((at as usize / PORTS) as u8);
                 some(path != Path::default(), || self.path(Some(node), &path))
+            })?,
+            "WAYS" => array("WAYS", maps.ways.iter(), |at, port: u64| {
+                let is_member = maps.peer(at as u8).is_ok_and(|path| path != Path::default());
+                some(is_member, || json!({"node": names.node(at as u8), "port": names.port(port as u8)}))
             })?,
             "PEER_MACS" => hash("PEER_MACS", maps.peer_macs.iter(), |word, mark| {
                 let mark = Mark(mark);

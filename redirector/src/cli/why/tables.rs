@@ -58,7 +58,7 @@ fn image(maps: &Maps, names: &Names, node: Node) -> Result<Image, MapsError> {
     let services = maps.services.iter().collect::<Result<_, _>>().map_err(reading("SERVICES"))?;
     let mut peers = BTreeMap::new();
     for id in 1..=254u8 {
-        let path = maps.peers.get(&u32::from(id), 0).map_err(reading("PEERS"))?;
+        let path = maps.peer(id)?;
         if path != Path::default() {
             peers.insert(id, path);
         }

@@ -1,0 +1,211 @@
+//! Nodes with two links to each other. One of them may fail: nobody is suspected, and what nodes send each other takes the
+//! other one. Where both fail, a node is suspected.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use redirector_ebpf::reason::Reason;
+use serde::Deserialize;
+use xtask::lab::{Between, Cut, Place, Topology, VIPS4, VIPS6};
+
+use crate::kills::{Traffic, nothing_broke};
+use crate::scene::{Scene, every_kind, wait_until};
+use crate::truth::every;
+
+/// Which links are cut: the segment of all, where packets to nodes go first, and the other one.
+const FIRST: &str = "eth0";
+const OTHER: &str = "eth1";
+/// Longer than any timeout: who is silent for so long would be suspected.
+const SILENT_MS: u64 = 1500;
+
+/// A node, as `get nodes` tells of it.
+#[derive(Debug, Deserialize)]
+struct Node {
+    name: String,
+    state: String,
+    primary_slots: usize,
+    /// What packets to it leave by.
+    interface: Option<String>,
+    links: Vec<Link>,
+    measured: Option<Measured>,
+}
+
+/// The last answers on a link.
+#[derive(Debug, Deserialize)]
+struct Link {
+    interface: String,
+    answered: u64,
+    round_trip_us: Option<u64>,
+    silent_ms: Option<u64>,
+}
+
+/// What the agent that is asked has counted.
+#[derive(Debug, Deserialize)]
+struct Measured {
+    suspicions: u64,
+}
+
+/// The other nodes in the eyes of one.
+fn peers(scene: &Scene, by: &str) -> Result<BTreeMap<String, Node>> {
+    let nodes: Vec<Node> = scene.lab.ask(by, &["get", "nodes"])?;
+    Ok(nodes.into_iter().filter(|node| node.name != by).map(|node| (node.name.clone(), node)).collect())
+}
+
+fn suspicions(scene: &Scene) -> Result<u64> {
+    let mut sum = 0;
+    for by in scene.lab.nodes() {
+        let counted = |peer: &Node| peer.measured.as_ref().map(|measured| measured.suspicions);
+        let all: Option<u64> = peers(scene, &by)?.values().map(counted).sum();
+        sum += all.with_context(|| format!("the agent of {by} tells nothing of a peer"))?;
+    }
+    Ok(sum)
+}
+
+fn nobody_was_suspected(scene: &Scene) -> Result<()> {
+    let count = suspicions(scene)?;
+    ensure!(count == 0, "{count} suspicions of nodes that answer over one of their links");
+    Ok(())
+}
+
+/// Whether a link of a peer has been silent for long, or is not at all.
+fn is_silent(peer: &Node, interface: &str, silent: bool) -> bool {
+    let mut links = peer.links.iter().filter(|link| link.interface == interface);
+    links.any(|link| link.silent_ms.is_some_and(|ms| (ms >= SILENT_MS) == silent))
+}
+
+/// Waits until packets of one node to another leave by an interface.
+fn goes_by(scene: &Scene, from: &str, to: &str, interface: &str) -> Result<()> {
+    wait_until(&format!("{from} reaches {to} by {interface}"), || {
+        Ok(peers(scene, from)?.get(to).is_some_and(|peer| peer.interface.as_deref() == Some(interface)))
+    })
+}
+
+#[test]
+fn one_of_two_links_may_fail_and_nobody_is_suspected() -> Result<()> {
+    let topology = Topology { between: true, ..Topology::for_test("links") };
+    let mut config = every_kind(&topology, &["l2"]);
+    config.links = vec![Between::A];
+    config.more = "[health]\ndwell = \"500ms\"\n[shedding]\nsoftirq = false\n".into();
+    let scene = Scene::up(&topology, config)?;
+    each_link_is_told_of(&scene)?;
+    the_second_is_not_missed(&scene)?;
+    packets_turn_to_the_second(&scene)?;
+    nobody_was_suspected(&scene)?;
+    without_its_first_a_node_hands_over(&scene)?;
+    nobody_was_suspected(&scene)?;
+    without_either_a_node_falls(&scene)
+}
+
+/// Round trips by interface, in the table and in JSON.
+fn each_link_is_told_of(scene: &Scene) -> Result<()> {
+    let shown = scene.done("n1", &["get", "nodes"])?;
+    let (_, links) = shown.split_once("RTT-MIN").with_context(|| format!("no links are shown: {shown}"))?;
+    for (name, peer) in peers(scene, "n1")? {
+        for interface in [FIRST, OTHER] {
+            let told = peer.links.iter().find(|link| link.interface == interface && link.answered > 0);
+            ensure!(told.is_some_and(|link| link.round_trip_us.is_some()), "{name} by {interface}: {peer:#?}");
+            let line = links.lines().find(|line| line.contains(&name) && line.contains(interface));
+            ensure!(line.is_some_and(|line| line.contains(" us")), "{name} by {interface} is not in:\n{shown}");
+        }
+    }
+    Ok(())
+}
+
+fn the_second_is_not_missed(scene: &Scene) -> Result<()> {
+    let nodes = scene.lab.nodes();
+    let is = |silent| every(&nodes, |by| Ok(peers(scene, by)?.values().all(|peer| is_silent(peer, OTHER, silent))));
+    let traffic = Traffic::start(scene)?;
+    scene.lab.cut(&Place::fabric(Between::A))?;
+    wait_until("nobody answers over the second link", || is(true))?;
+    nobody_was_suspected(scene)?;
+    scene.lab.heal()?;
+    wait_until("all answer over the second link", || is(false))?;
+    let (stream, long) = traffic.finish()?;
+    nothing_broke(&long)?;
+    ensure!(stream.lost == 0 && stream.wrong == 0 && stream.moved == 0, "{stream:#?}");
+    Ok(())
+}
+
+/// Nodes 1 and 2 cannot reach each other on the segment any more, where all others reach both.
+fn packets_turn_to_the_second(scene: &Scene) -> Result<()> {
+    let traffic = Traffic::start(scene)?;
+    wait_until("answers come to every flow", || Ok(traffic.flows()))?;
+    scene.lab.partition(&["n1"], &["n2"], Cut::BothWays)?;
+    for (from, to) in [("n1", "n2"), ("n2", "n1")] {
+        goes_by(scene, from, to, OTHER)?;
+        goes_by(scene, from, "n3", FIRST)?;
+    }
+    wait_until("all flows outlive the first link", || Ok(traffic.flows()))?;
+    let (stream, long) = traffic.finish()?;
+    nothing_broke(&long)?;
+    println!("{} of {} datagrams were lost until the second link was taken", stream.lost, stream.sent);
+    ensure!(stream.wrong == 0 && stream.moved == 0, "{stream:#?}");
+
+    // All that comes in at node 1, of which node 2 owns a third; then over the first link again.
+    [VIPS4, VIPS6].iter().try_for_each(|vips| scene.lab.steer(vips, &["n1"]))?;
+    let forwarded = scene.count("n1", Reason::Forwarded)?;
+    let traffic = Traffic::start(scene)?;
+    wait_until("packets are forwarded over the second link", || {
+        Ok(traffic.flows() && scene.count("n1", Reason::Forwarded)? > forwarded + 2000)
+    })?;
+    nobody_was_suspected(scene)?;
+    scene.lab.heal()?;
+    goes_by(scene, "n1", "n2", FIRST)?;
+    goes_by(scene, "n2", "n1", FIRST)?;
+    let (stream, long) = traffic.finish()?;
+    nothing_broke(&long)?;
+    ensure!(stream.lost == 0 && stream.wrong == 0 && stream.moved == 0, "{stream:#?}");
+    Ok(())
+}
+
+/// Nothing of node 3 comes out of the interface that leads to clients and backends too. It lives, by its other one, and has
+/// to give away by itself what it cannot serve.
+fn without_its_first_a_node_hands_over(scene: &Scene) -> Result<()> {
+    let others = ["n1", "n2"];
+    [VIPS4, VIPS6].iter().try_for_each(|vips| scene.lab.steer(vips, &others))?;
+    let share = peers(scene, "n1")?["n3"].primary_slots;
+    let traffic = Traffic::start(scene)?;
+    wait_until("answers come to every flow", || Ok(traffic.flows()))?;
+    scene.lab.cut(&"n3".parse().map_err(anyhow::Error::msg)?)?;
+    for by in others {
+        wait_until(&format!("by {by} n3 has handed over"), || {
+            let n3 = &peers(scene, by)?["n3"];
+            Ok(n3.state == "draining" && n3.primary_slots == 0)
+        })?;
+    }
+    wait_until("all flows have owners that serve them", || Ok(traffic.flows()))?;
+    let health = scene.done("n3", &["get", "health"])?;
+    ensure!(health.contains("answers-on-first-link-%"), "{health}");
+    scene.lab.heal()?;
+    wait_until("n3 has its share again", || {
+        every(&others, |by| Ok(peers(scene, by)?["n3"].primary_slots.abs_diff(share) <= 3))
+    })?;
+    let (stream, long) = traffic.finish()?;
+    nothing_broke(&long)?;
+    println!("{} of {} datagrams were lost until n3 had handed over", stream.lost, stream.sent);
+    ensure!(stream.wrong == 0 && stream.moved == 0, "{stream:#?}");
+    Ok(())
+}
+
+fn without_either_a_node_falls(scene: &Scene) -> Result<()> {
+    let others = ["n1", "n2"];
+    [VIPS4, VIPS6].iter().try_for_each(|vips| scene.lab.steer(vips, &others))?;
+    let traffic = Traffic::start(scene)?;
+    wait_until("answers come to every flow", || Ok(traffic.flows()))?;
+    scene.lab.partition(&others, &["n3"], Cut::BothWays)?;
+    for by in others {
+        goes_by(scene, by, "n3", OTHER)?;
+        ensure!(peers(scene, by)?["n3"].state == "alive", "{by} suspects n3, which it reaches");
+    }
+    scene.lab.cut(&"n3-a".parse().map_err(anyhow::Error::msg)?)?;
+    for by in others {
+        wait_until(&format!("{by} suspects n3"), || Ok(peers(scene, by)?["n3"].state == "suspect"))?;
+    }
+    wait_until("all flows outlive n3", || Ok(traffic.flows()))?;
+    scene.lab.heal()?;
+    scene.lab.whole()?;
+    let (stream, long) = traffic.finish()?;
+    nothing_broke(&long)?;
+    ensure!(stream.wrong == 0 && stream.moved == 0, "{stream:#?}");
+    Ok(())
+}
