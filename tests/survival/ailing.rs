@@ -17,7 +17,7 @@ use crate::disk::own;
 use crate::scene::{PATIENCE, Scene, all_answered, every_kind, targets, wait_until, words};
 
 /// A small file system of its own. It is thawed and taken away when dropped.
-struct Disk {
+pub(crate) struct Disk {
     mounted: PathBuf,
     image: PathBuf,
 }
@@ -29,7 +29,7 @@ fn done(program: &str, args: &[&str]) -> Result<()> {
 }
 
 impl Disk {
-    fn mount(at: &Path) -> Result<Self> {
+    pub(crate) fn mount(at: &Path) -> Result<Self> {
         let disk = Self { mounted: at.to_owned(), image: at.with_extension("image") };
         let (image, at) = (disk.image.display().to_string(), at.display().to_string());
         File::create(&image)?.set_len(32 << 20)?;
@@ -47,7 +47,7 @@ impl Disk {
     }
 
     /// Leaves no byte free, also of what has become free since.
-    fn fill(&self) -> Result<()> {
+    pub(crate) fn fill(&self) -> Result<()> {
         let mut file = File::options().create(true).append(true).open(self.mounted.join("filler"))?;
         for size in [1 << 20, 1 << 12, 1] {
             while file.write_all(&vec![0; size]).is_ok() {}
@@ -55,7 +55,7 @@ impl Disk {
         Ok(())
     }
 
-    fn empty(&self) -> Result<()> {
+    pub(crate) fn empty(&self) -> Result<()> {
         Ok(fs::remove_file(self.mounted.join("filler"))?)
     }
 }

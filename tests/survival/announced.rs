@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use serde_json::Value;
 use xtask::lab::{Config, Fabric, Host, Role, Topology, VIPS4, VIPS6, vip4, vip6};
 use xtask::traffic::{HTTP_PORT, Load};
 
+use crate::ailing::Disk;
 use crate::holders::configure;
-use crate::scene::{Scene, all_answered, targets, wait_until, words};
+use crate::scene::{PATIENCE, Scene, all_answered, targets, wait_until, words};
 
 pub(crate) const ROUTER: Role = Role::Fabric;
 
@@ -23,7 +25,9 @@ fn a_router_sends_to_the_nodes_whose_routes_are_announced() -> Result<()> {
     let mut config = Config::standard(&topology);
     config.vip.retain(|vip| [vip4(1).to_string(), vip6(1).to_string()].contains(&vip.address));
     config.service.retain(|service| config.vip.iter().any(|vip| vip.address == service.vip));
+    config.more = "[health]\ndwell = \"500ms\"\n[shedding]\nsoftirq = false\n".into();
     let scene = Scene::without_agents(&topology, config)?;
+    let disk = Disk::mount(&scene.lab.config_file("n2").with_file_name("data"))?;
     configure(&scene, "route", &[])?;
     // From here on the router knows of VIPs only what it is told by BGP.
     scene.lab.host("r1")?.ip(&[VIPS4, VIPS6].map(|vips| format!("route del {vips}")))?;
@@ -52,7 +56,31 @@ fn a_router_sends_to_the_nodes_whose_routes_are_announced() -> Result<()> {
         scene.lab.start_agent(node)?;
     }
     scene.done("n3", &["undrain", "n2"])?;
-    sends_to(&scene, &[1, 2, 3])
+    sends_to(&scene, &[1, 2, 3])?;
+    a_node_that_ails_withdraws(&scene, &disk)
+}
+
+/// Node 2, whose disk is full, is sent nothing more while it can serve yet, and again when it is well.
+fn a_node_that_ails_withdraws(scene: &Scene, disk: &Disk) -> Result<()> {
+    let client = scene.lab.client();
+    let (load, stop) = (Load::new(targets(&scene.config, HTTP_PORT), 100, 2 * PATIENCE), AtomicBool::new(false));
+    let load = thread::scope(|scope| -> Result<_> {
+        let running = scope.spawn(|| client.run(|| load.run_until(&stop, |_, _| ())));
+        let withdrawn = wait_until("node 2 has withdrawn its routes", || {
+            // Also what has become free since.
+            disk.fill()?;
+            Ok(owned(scene, "n2")?.is_empty())
+        });
+        let done = withdrawn.and_then(|()| sends_to(scene, &[1, 3]));
+        stop.store(true, Ordering::Relaxed);
+        let load = running.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
+        done.and(load)
+    })?;
+    all_answered(&load)?;
+    let health = scene.done("n2", &["get", "health"])?;
+    ensure!(health.contains("storage fails"), "{health}");
+    disk.empty()?;
+    sends_to(scene, &[1, 2, 3])
 }
 
 /// Without its data plane a node announces nothing.

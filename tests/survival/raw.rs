@@ -1,8 +1,13 @@
-//! Packets that no socket would send of its own accord.
+//! Packets that no socket would send of its own accord, and frames that none would tell of.
 
+use std::ffi::CString;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -63,4 +68,83 @@ pub(crate) fn send(protocol: libc::c_int, to: IpAddr, packet: &[u8]) -> Result<(
     };
     ensure!(sent == length as isize, "to {to}: {}", io::Error::last_os_error());
     Ok(())
+}
+
+/// Longest frame that is kept whole.
+const FRAME_MAX: usize = 2048;
+/// How often a tap looks whether it is to end.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What passes an interface of this network namespace, from now on, with the moment at which it was read.
+pub(crate) struct Tap {
+    thread: JoinHandle<io::Result<()>>,
+    stop: Arc<AtomicBool>,
+    frames: Arc<Mutex<Vec<Frame>>>,
+}
+
+/// When a frame was read, and its bytes.
+pub(crate) type Frame = (Instant, Vec<u8>);
+
+impl Tap {
+    /// Listens on `interface`, and keeps the frames that are wanted.
+    pub(crate) fn open(interface: &str, wanted: impl Fn(&[u8]) -> bool + Send + 'static) -> Result<Self> {
+        let socket = every_frame(interface)?;
+        let (stop, frames) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let (ends, kept) = (stop.clone(), frames.clone());
+        let listen = move || {
+            let mut frame = [0; FRAME_MAX];
+            while !ends.load(Ordering::Relaxed) {
+                // SAFETY: as many bytes as are told; longer frames are cut.
+                let len = unsafe { libc::recv(socket.as_raw_fd(), frame.as_mut_ptr().cast(), FRAME_MAX, 0) };
+                match usize::try_from(len) {
+                    Ok(len) if wanted(&frame[..len]) => {
+                        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                        kept.push((Instant::now(), frame[..len].to_vec()));
+                    }
+                    Ok(_) => {}
+                    Err(_) => match io::Error::last_os_error() {
+                        error if error.kind() == io::ErrorKind::WouldBlock => {}
+                        error => return Err(error),
+                    },
+                }
+            }
+            Ok(())
+        };
+        Ok(Self { thread: thread::Builder::new().spawn(listen)?, stop, frames })
+    }
+
+    /// What was kept so far.
+    pub(crate) fn frames(&self) -> Vec<Frame> {
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Listens no longer.
+    pub(crate) fn close(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        Ok(self.thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))?)
+    }
+}
+
+/// A socket for all frames of an interface that waits for each no longer than [`LOOK`].
+fn every_frame(interface: &str) -> io::Result<OwnedFd> {
+    let checked = |result: libc::c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) };
+    let name = CString::new(interface)?;
+    let timeout = libc::timeval { tv_sec: 0, tv_usec: LOOK.as_micros() as libc::suseconds_t };
+    let protocol = (libc::ETH_P_ALL as u16).to_be();
+    // SAFETY: integers and a string that ends with NUL in; the descriptor is checked and owned; all bytes zero is a valid
+    // address; address and time outlive the calls, and their sizes are given.
+    unsafe {
+        let index = libc::if_nametoindex(name.as_ptr());
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+        let socket = OwnedFd::from_raw_fd(checked(libc::socket(libc::AF_PACKET, kind, i32::from(protocol)))?);
+        let mut address: libc::sockaddr_ll = std::mem::zeroed();
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = protocol;
+        address.sll_ifindex = index as i32;
+        let size = size_of_val(&address) as u32;
+        checked(libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size))?;
+        let (value, size) = ((&raw const timeout).cast(), size_of_val(&timeout) as u32);
+        checked(libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, value, size))?;
+        Ok(socket)
+    }
 }

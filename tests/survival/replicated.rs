@@ -107,6 +107,42 @@ fn scene(name: &str, replicated: bool) -> Result<Scene> {
     Scene::up(&topology, config)
 }
 
+/// Idle times of which a long flow outlives several.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// A flow has its packets at its primary alone; the others know by what they are told that it is not idle.
+#[test]
+fn long_flows_are_not_aged_out_where_they_are_not_served() -> Result<()> {
+    let topology = Topology::for_test("longlived");
+    let mut config = every_kind(&topology, &["l2"]);
+    for state in ["tcp_established", "tcp_new", "udp", "udp_new"] {
+        config.timeouts.insert(state.into(), format!("{}s", IDLE.as_secs()));
+    }
+    let mut scene = Scene::up(&topology, config)?;
+    let (nodes, others, victim) = (scene.lab.nodes(), ["n1", "n2"], "n3");
+    let web = targets(&scene.config, HTTP_PORT);
+    let open = || LongConnections::open(&web, CONNECTIONS / 2, Duration::from_millis(50), PATIENCE);
+    let long = scene.lab.client().run(open)??;
+    only_new_on(&mut scene.config, "b2");
+    scene.apply()?;
+    for node in &nodes {
+        wait_until(&format!("the others have {node}'s flows"), || is_delivered(&scene, node, &nodes))?;
+    }
+    [VIPS4, VIPS6].iter().try_for_each(|vips| scene.lab.steer(vips, &others))?;
+    thread::sleep(4 * IDLE);
+    let known = |node: &str| off_choice(&scene, node);
+    let (served, kept) = (known(victim)?, [known("n1")?, known("n2")?]);
+    let lost: Vec<_> = served.iter().filter(|flow| kept.iter().all(|kept| !kept.contains(*flow))).collect();
+    ensure!(served.len() > CONNECTIONS / 12, "only {} connections are off their choice at {victim}", served.len());
+    ensure!(lost.is_empty(), "{} of {} flows have no copy any more: {lost:?}", lost.len(), served.len());
+    let before = long.lines();
+    scene.lab.kill(victim)?;
+    wait_until("every connection goes on", || Ok(long.lines() > before + 20 * CONNECTIONS as u64))?;
+    let long = long.finish();
+    ensure!(long.broken == 0 && long.wrong == 0 && long.opened == CONNECTIONS as u64 / 2, "{long:#?}");
+    Ok(())
+}
+
 #[test]
 fn flows_off_their_hash_choice_outlive_any_node() -> Result<()> {
     let long = each_dies_after_a_change(&mut scene("copies", true)?, true)?;
