@@ -15,6 +15,7 @@
 
 mod bfd;
 mod condition;
+mod decap;
 mod diff;
 mod health;
 mod mistake;
@@ -35,6 +36,7 @@ use toml::de::DeTable;
 
 pub use bfd::Bfd;
 pub use condition::{Health, Refused, Shedding};
+pub use decap::Decap;
 pub use diff::{Change, Kind, What, diff};
 pub use health::{OnDeath, Passive, PoolHealth};
 pub use mistake::{Mistake, Mistakes};
@@ -89,7 +91,7 @@ pub fn load_decap(path: &FilePath) -> Result<Decap, Mistakes> {
 /// Like [`load_decap`], from text.
 pub fn parse_decap(name: &str, text: &str) -> Result<Decap, Mistakes> {
     checked(name, text, |mut root, _, _| {
-        let decap = read::decap_alone(&mut root);
+        let decap = decap::decap_alone(&mut root);
         root.done();
         decap
     })

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, time::Duration};
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
-use super::{Key, PoolHealth, Prefix, Probe, text::serialize_duration as duration};
+use super::{PoolHealth, Prefix, Probe, text::serialize_duration as duration};
 
 /// A virtual address, or a prefix of them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -220,22 +220,4 @@ pub struct Path {
     pub source: Option<Prefix>,
     /// Largest packet, where it differs from the interface's.
     pub mtu: Option<u16>,
-}
-
-/// The backend's side, for `redirector decap`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Decap {
-    /// Where tunnel packets arrive.
-    #[serde(rename = "interface")]
-    pub interfaces: Vec<String>,
-    /// Who may send them.
-    pub sources: Vec<Prefix>,
-    /// Which inner destinations are accepted.
-    pub vips: Vec<Prefix>,
-    /// UDP port of GUE.
-    pub gue_port: u16,
-    /// The cluster whose beats are answered.
-    pub cluster: u32,
-    /// The key of beats to far ends of paths, the nodes' `path_key`; without it none are answered.
-    pub path_key: Option<Key>,
 }
