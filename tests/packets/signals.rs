@@ -40,6 +40,10 @@ fn reset(packet: Packet) -> Packet {
     packet.flags(|tcp| tcp.rst = true)
 }
 
+fn sequence(packet: Packet, number: u32) -> Packet {
+    packet.flags(|tcp| tcp.sequence_number = number)
+}
+
 #[test]
 fn a_syn_that_comes_again_is_told_from_one_that_was_doubled() {
     for (vip, port) in [("198.51.100.1", 80), ("198.51.100.1", 443), ("[2001:db8:100::1]", 80)] {
@@ -61,9 +65,12 @@ fn a_syn_that_comes_again_is_told_from_one_that_was_doubled() {
         assert_eq!(all(&tables), [2, 2, 0], "{says}: an established flow says nothing");
         send(&tables, &reset(packet(2)).bytes());
         assert_eq!(all(&tables), [2, 2, 1], "{says}: a reset");
-        pass(&tables, 120_000);
-        send(&tables, &packet(1).syn().bytes());
-        assert_eq!(all(&tables), [3, 2, 1], "{says}: the port is used anew");
+        pass(&tables, 1000);
+        send(&tables, &sequence(packet(1).syn(), 9).bytes());
+        assert_eq!(all(&tables), [3, 2, 1], "{says}: the port is used anew, with another sequence number");
+        pass(&tables, 1000);
+        send(&tables, &sequence(packet(1).syn(), 9).bytes());
+        assert_eq!(all(&tables), [3, 3, 1], "{says}: and that one comes again");
     }
 }
 

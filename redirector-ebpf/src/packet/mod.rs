@@ -230,6 +230,8 @@ pub struct Packet {
     pub l3_len: u16,
     /// Identification of a fragmented packet.
     pub fragment_id: u32,
+    /// TCP sequence number, in network order; 0 for others.
+    pub sequence: u32,
     /// Source MAC address, as [`headers::Mac::word`].
     pub source_mac: u64,
     /// What tells the flow.

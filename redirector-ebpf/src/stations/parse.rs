@@ -66,6 +66,7 @@ fn ipv4<F: Frame>(frame: &F, l3: usize, source_mac: u64) -> Station<Packet> {
         l4: (l3 + header) as u16,
         l3_len: total as u16,
         fragment_id: if fragment_id { u32::from(ip.id) } else { 0 },
+        sequence: 0,
         source_mac,
         tuple: Tuple { src: Address::v4(ip.src), dst: Address::v4(ip.dst), sport: 0, dport: 0, protocol: ip.protocol },
     })
@@ -98,6 +99,7 @@ fn ipv6<F: Frame>(frame: &F, l3: usize, source_mac: u64) -> Station<Packet> {
         l4: (l3 + 40) as u16,
         l3_len: total as u16,
         fragment_id: 0,
+        sequence: 0,
         source_mac,
         tuple: Tuple {
             src: Address { words: ip.src },
@@ -133,6 +135,7 @@ pub fn transport<F: Frame>(frame: &F, packet: &mut Packet) -> Station<()> {
             packet.tuple.sport = tcp.ports.src;
             packet.tuple.dport = tcp.ports.dst;
             packet.tcp_flags = tcp.flags;
+            packet.sequence = tcp.seq;
             Ok(())
         }
         protocol::UDP => {

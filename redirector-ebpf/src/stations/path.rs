@@ -47,7 +47,14 @@ pub fn speaks(packet: &Packet) -> bool {
     packet.tcp_flags & (tcp::SYN | tcp::RST) != 0 && packet.tuple.protocol == protocol::TCP
 }
 
-/// Takes note of a TCP packet that [`speaks`], by bits of its flow's hash, the path that it takes, and its flags.
+/// Bits that stand for a packet's connection: the lower half for its flow, the upper half for its sequence number too. A SYN
+/// that comes again has the same; one that opens another connection from the same port does not.
+#[inline(always)]
+pub fn bits(hash: FlowHash, packet: &Packet) -> u64 {
+    hash.own() ^ u64::from(packet.sequence) << 32
+}
+
+/// Takes note of a TCP packet that [`speaks`], by the [`bits`] of its connection, the path that it takes, and its flags.
 #[inline(always)]
 pub fn note<T: Tables>(tables: &T, bits: u64, backend: u16, rank: u8, tcp_flags: u8) {
     if !tables.leg_rules().is_some_and(|rules| rules.notes(bits)) {
@@ -79,6 +86,6 @@ pub fn note_journey<T: Tables>(tables: &T, journey: &Journey) {
         return;
     }
     let Some(node) = tables.node() else { return };
-    let bits = FlowHash::of(&node.hash_key, &packet.tuple, packet.v6).own();
-    note(tables, bits, journey.backend, journey.rank, packet.tcp_flags);
+    let hash = FlowHash::of(&node.hash_key, &packet.tuple, packet.v6);
+    note(tables, bits(hash, packet), journey.backend, journey.rank, packet.tcp_flags);
 }

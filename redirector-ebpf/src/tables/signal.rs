@@ -23,7 +23,7 @@ pub struct Signals {
     pub pad: Word,
 }
 
-/// A SYN that was seen, in a word: tag (32 bits), [`place`] of the path that it took (16), time (16).
+/// A SYN that was seen, in a word: tag (32 bits: of flow and sequence number), [`place`] of the path that it took (16), time (16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sighting(u64);
 
@@ -33,7 +33,7 @@ impl Sighting {
     /// A SYN that comes again sooner was doubled on its way: no client waits for so short (RFC 6298, section 2.1, has it
     /// wait for a second). In units; the first may be short.
     const SOON: u16 = 2;
-    /// One that comes again later opens another connection from the same port. In units: about a minute.
+    /// One that comes again later may be any that hashes alike: clients give up within a minute or two. In units.
     const LATE: u16 = 240;
 
     /// Of a tag, a path's place and a time in milliseconds.

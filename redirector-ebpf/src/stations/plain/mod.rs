@@ -96,7 +96,7 @@ fn steer<F: Frame, T: Tables>(
         To::Backend(_) | To::Node(_) => {}
     }
     if backend != 0 && path::speaks(packet) {
-        tables.note(hash.own(), backend, rank, packet.tcp_flags);
+        tables.note(path::bits(hash, packet), backend, rank, packet.tcp_flags);
     }
     if carry::send(frame, packet, path, &link, hash, v6).is_none() {
         tables.count(Reason::NoRoom);

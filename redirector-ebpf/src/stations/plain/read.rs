@@ -43,7 +43,7 @@ pub(super) fn ipv4<F: Frame>(frame: &F, source_mac: u64) -> Option<Packet> {
     if !frame.holds(14 + usize::from(total)) {
         return None;
     }
-    let (sport, dport, tcp_flags) = transport::<34, HEAD4>(&head, ip.protocol, total - 20)?;
+    let (sport, dport, tcp_flags, sequence) = transport::<34, HEAD4>(&head, ip.protocol, total - 20)?;
     let (src, dst) = (Address::v4(ip.src), Address::v4(ip.dst));
     Some(Packet {
         v6: false,
@@ -55,6 +55,7 @@ pub(super) fn ipv4<F: Frame>(frame: &F, source_mac: u64) -> Option<Packet> {
         l4: 34,
         l3_len: total,
         fragment_id: 0,
+        sequence,
         source_mac,
         tuple: Tuple { src, dst, sport, dport, protocol: ip.protocol },
     })
@@ -71,7 +72,7 @@ pub(super) fn ipv6<F: Frame>(frame: &F, source_mac: u64) -> Option<Packet> {
     if !frame.holds(14 + 40 + usize::from(payload)) {
         return None;
     }
-    let (sport, dport, tcp_flags) = transport::<54, HEAD6>(&head, ip.next, payload)?;
+    let (sport, dport, tcp_flags, sequence) = transport::<54, HEAD6>(&head, ip.next, payload)?;
     Some(Packet {
         v6: true,
         kind: Kind::Whole,
@@ -82,6 +83,7 @@ pub(super) fn ipv6<F: Frame>(frame: &F, source_mac: u64) -> Option<Packet> {
         l4: 54,
         l3_len: 40 + payload,
         fragment_id: 0,
+        sequence,
         source_mac,
         tuple: Tuple {
             src: Address { words: ip.src },
@@ -93,19 +95,23 @@ pub(super) fn ipv6<F: Frame>(frame: &F, source_mac: u64) -> Option<Packet> {
     })
 }
 
-/// Ports and TCP flags of a transport header, of which `left` bytes are told.
+/// Ports, TCP flags and sequence number of a transport header, of which `left` bytes are told.
 #[inline(always)]
-fn transport<const AT: usize, const N: usize>(head: &Head<'_, N>, protocol: u8, left: u16) -> Option<(u16, u16, u8)> {
+fn transport<const AT: usize, const N: usize>(
+    head: &Head<'_, N>,
+    protocol: u8,
+    left: u16,
+) -> Option<(u16, u16, u8, u32)> {
     match protocol {
         protocol::TCP => {
             let tcp: Tcp = head.get::<AT, _>();
             let sound = left >= 20 && tcp.data_offset >> 4 >= 5;
-            sound.then_some((tcp.ports.src, tcp.ports.dst, tcp.flags))
+            sound.then_some((tcp.ports.src, tcp.ports.dst, tcp.flags, tcp.seq))
         }
         protocol::UDP => {
             let udp: Udp = head.get::<AT, _>();
             let len = u16::from_be(udp.len);
-            (len >= 8 && len <= left).then_some((udp.ports.src, udp.ports.dst, 0))
+            (len >= 8 && len <= left).then_some((udp.ports.src, udp.ports.dst, 0, 0))
         }
         _ => None,
     }
