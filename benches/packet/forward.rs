@@ -24,7 +24,7 @@ use aya::programs::xdp::XdpMode;
 use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use redirector_ebpf::bench::{Run, TEMPLATE};
 use serde::Serialize;
-use xtask::bench::machine::{Disturbance, Watch, disturbances, undisturbed};
+use xtask::bench::machine::{Disturbance, Slices, Threads, Watch, disturbances, undisturbed};
 use xtask::bench::rows::Rows;
 use xtask::bench::spread::{Ratios, median};
 use xtask::step;
@@ -69,12 +69,37 @@ struct Figure {
 struct Rates {
     packets_per_second: f64,
     floor_packets_per_second: f64,
+    /// Frames that were made and did not come to their end, of a hundred; of the floor's likewise.
+    lost_pct: f64,
+    floor_lost_pct: f64,
     #[serde(flatten)]
     ratios: Ratios,
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<f64>,
     #[serde(flatten)]
     disturbance: Disturbance,
+    #[serde(flatten)]
+    slices: Slices,
+}
+
+/// How a slice, or several, went.
+#[derive(Clone, Copy, Debug, Default)]
+struct Went {
+    made: u64,
+    ended: u64,
+    /// Frames that came to their end, a second.
+    rate: f64,
+}
+
+impl Went {
+    fn add(&mut self, other: Self) {
+        (self.made, self.ended) = (self.made + other.made, self.ended + other.ended);
+    }
+
+    fn lost_pct(self) -> f64 {
+        let lost = self.made.saturating_sub(self.ended) as f64;
+        (lost * 1e4 / self.made.max(1) as f64).round() / 100.0
+    }
 }
 
 /// Measures all of it.
@@ -93,7 +118,7 @@ pub(crate) fn run(options: &Options, rows: &mut Rows) -> Result<()> {
 
 fn measure(options: &Options, rows: &mut Rows) -> Result<()> {
     let all = thread::available_parallelism()?.get();
-    let (rounds, slice) = if options.short { (3, 100) } else { (7, 400) };
+    let (rounds, slice) = if options.short { (5, 100) } else { (7, 400) };
     let mut bench = Live::new(all, Duration::from_millis(slice))?;
     let ways = [
         ("redirector, shared", Way::Redirector(cell("shared-l2", 80, Table::Empty, [TARGET; 3])), Some(TARGET)),
@@ -136,12 +161,9 @@ fn measure(options: &Options, rows: &mut Rows) -> Result<()> {
             break;
         }
     }
-    if !has_ipvs() {
-        let not_run = Some("this kernel has no IPVS".to_owned());
-        println!("{:<20} not run: this kernel has no IPVS", "IPVS");
-        rows.push(&Figure { way: "IPVS", cores: 1, flows: 1, not_run, rates: None })?;
-    }
-    Ok(())
+    let why = if has_ipvs() { "it is not built: nftables alone is" } else { "this kernel has no IPVS" };
+    println!("{:<20} not run: {why}", "IPVS");
+    rows.push(&Figure { way: "IPVS", cores: 1, flows: 1, not_run: Some(why.to_owned()), rates: None })
 }
 
 /// Whether the kernel has IPVS; its file is there once the module is.
@@ -167,6 +189,7 @@ struct Live {
     outside: u32,
     slice: Duration,
     base: u64,
+    slices: Slices,
 }
 
 impl Live {
@@ -206,7 +229,7 @@ impl Live {
         let ended = PerCpuArray::try_from(ebpf.take_map("ENDED").context("no map ENDED")?)?;
         let node = Node::of(include_str!("node.toml"), index("eth0")?)?;
         let outside = index("eth1")?;
-        Ok(Self { ebpf, node, made, ended, outside, slice, base: 0 })
+        Ok(Self { ebpf, node, made, ended, outside, slice, base: 0, slices: Slices::default() })
     }
 
     fn rates(&mut self, way: Way, cores: usize, flows: u64, rounds: usize, target: Option<f64>) -> Result<Rates> {
@@ -216,20 +239,27 @@ impl Live {
         };
         self.prepare(way, &cell, flows)?;
         let (mut own, mut floors, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut all, mut all_floors) = (Went::default(), Went::default());
         let watch = Watch::start();
+        self.slices = Slices::default();
         for _ in 0..rounds {
             let floor = self.rate(Way::Floor, &cell, cores, flows)?;
-            let rate = self.rate(way, &cell, cores, flows)?;
-            floors.push(floor);
-            own.push(rate);
-            ratios.push(rate / floor);
+            let went = self.rate(way, &cell, cores, flows)?;
+            floors.push(floor.rate);
+            own.push(went.rate);
+            ratios.push(went.rate / floor.rate);
+            all_floors.add(floor);
+            all.add(went);
         }
         Ok(Rates {
             packets_per_second: median(own)?.round(),
             floor_packets_per_second: median(floors)?.round(),
+            lost_pct: all.lost_pct(),
+            floor_lost_pct: all_floors.lost_pct(),
             ratios: Ratios::of(ratios)?,
             target,
             disturbance: watch.seen(),
+            slices: self.slices,
         })
     }
 
@@ -281,21 +311,23 @@ impl Live {
         Ok(program.context("no program")?.try_into()?)
     }
 
-    /// Frames that come to their end a second.
-    fn rate(&mut self, way: Way, cell: &Cell, cores: usize, flows: u64) -> Result<f64> {
+    fn rate(&mut self, way: Way, cell: &Cell, cores: usize, flows: u64) -> Result<Went> {
         self.with(way, |live| {
             // What the attaching has left undone, and caches.
             live.make(cell, flows, STEP)?;
-            undisturbed(|| live.slice(cell, cores, flows), disturbances)
+            let mut slices = live.slices;
+            let went = undisturbed(&mut slices, || live.slice(cell, cores, flows), || disturbances(Threads::All));
+            live.slices = slices;
+            went
         })
     }
 
-    fn slice(&mut self, cell: &Cell, cores: usize, flows: u64) -> Result<f64> {
+    fn slice(&mut self, cell: &Cell, cores: usize, flows: u64) -> Result<Went> {
         self.set(cell, flows)?;
         let before = self.at_end()?;
         let begun = Instant::now();
         let generator: &Xdp = self.ebpf.program("bench_generate").context("no generator")?.try_into()?;
-        let (outside, slice) = (self.outside, self.slice);
+        let (outside, slice, node) = (self.outside, self.slice, &self.node);
         let made: u64 = thread::scope(|scope| {
             let stream = |cpu: usize| {
                 move || {
@@ -303,6 +335,7 @@ impl Live {
                     pin(if cores == 1 { 1 } else { cpu })?;
                     let mut made = 0u64;
                     while begun.elapsed() < slice {
+                        node.tick();
                         generate(generator, outside, STEP)?;
                         made += u64::from(STEP);
                     }
@@ -318,7 +351,7 @@ impl Live {
         let ended = self.at_end()? - before;
         self.base += made;
         ensure!(ended * 2 > made, "only {ended} of {made} frames came back");
-        Ok(ended as f64 / took.as_secs_f64())
+        Ok(Went { made, ended, rate: ended as f64 / took.as_secs_f64() })
     }
 
     fn make(&mut self, cell: &Cell, flows: u64, frames: u32) -> Result<()> {

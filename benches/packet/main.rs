@@ -28,7 +28,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
+use xtask::bench::machine::{Disturbance, Slices, Watch};
 use xtask::bench::rows::Rows;
+use xtask::bench::spread::{Ratios, median};
 
 use cells::Cell;
 use measure::Bench;
@@ -41,9 +43,14 @@ struct Figure {
     ns_median: f64,
     floor_ns_median: f64,
     wrapper_ns_median: f64,
-    ratio_median: f64,
-    ratio_p10: f64,
-    ratio_p90: f64,
+    /// What it takes without the wrapper.
+    net_ns_median: f64,
+    #[serde(flatten)]
+    ratios: Ratios,
+    #[serde(flatten)]
+    disturbance: Disturbance,
+    #[serde(flatten)]
+    slices: Slices,
     /// The ratio that was aimed at.
     target: Option<f64>,
 }
@@ -152,7 +159,7 @@ fn cells(options: &Options, rows: &mut Rows) -> Result<()> {
                 continue;
             }
             let rounds = measure(&mut bench, cell, flows, options.rounds)?;
-            let figure = rounds.figure(cell.name.to_owned(), flows, target);
+            let figure = rounds.figure(cell.name.to_owned(), flows, target)?;
             figure.show();
             rows.push(&figure)?;
             if flows == 1 {
@@ -160,7 +167,7 @@ fn cells(options: &Options, rows: &mut Rows) -> Result<()> {
             }
         }
     }
-    for figure in cluster(&of_one_flow) {
+    for figure in cluster(&of_one_flow)? {
         figure.show();
         rows.push(&figure)?;
     }
@@ -173,29 +180,33 @@ struct Rounds {
     own: Vec<f64>,
     floor: Vec<f64>,
     wrapper: Vec<f64>,
+    disturbance: Disturbance,
+    slices: Slices,
 }
 
 impl Rounds {
-    fn figure(&self, cell: String, flows: u64, target: Option<f64>) -> Figure {
-        let ratios: Vec<f64> = self.own.iter().zip(&self.floor).map(|(own, floor)| own / floor).collect();
-        Figure {
+    fn figure(&self, cell: String, flows: u64, target: Option<f64>) -> Result<Figure> {
+        let of_each = |ns: &Vec<f64>| median(ns.iter().copied());
+        let net = self.own.iter().zip(&self.wrapper).map(|(own, wrapper)| (own - wrapper).max(0.0));
+        Ok(Figure {
             cell,
             flows,
-            ns_median: quantile(&self.own, 0.5),
-            floor_ns_median: quantile(&self.floor, 0.5),
-            wrapper_ns_median: quantile(&self.wrapper, 0.5),
-            ratio_median: quantile(&ratios, 0.5),
-            ratio_p10: quantile(&ratios, 0.1),
-            ratio_p90: quantile(&ratios, 0.9),
+            ns_median: of_each(&self.own)?,
+            floor_ns_median: of_each(&self.floor)?,
+            wrapper_ns_median: of_each(&self.wrapper)?,
+            net_ns_median: median(net)?,
+            ratios: Ratios::of(self.own.iter().zip(&self.floor).map(|(own, floor)| own / floor))?,
+            disturbance: self.disturbance,
+            slices: self.slices,
             target,
-        }
+        })
     }
 }
 
 impl Figure {
     fn show(&self) {
         let verdict = match self.target {
-            Some(target) if self.ratio_median <= target => format!("≤ {target}"),
+            Some(target) if self.ratios.ratio_median <= target => format!("≤ {target}"),
             Some(target) => format!("> {target} !"),
             None => "–".to_owned(),
         };
@@ -206,9 +217,9 @@ impl Figure {
             self.ns_median,
             self.floor_ns_median,
             self.wrapper_ns_median,
-            self.ratio_median,
-            self.ratio_p10,
-            self.ratio_p90,
+            self.ratios.ratio_median,
+            self.ratios.ratio_p10,
+            self.ratios.ratio_p90,
             verdict
         );
     }
@@ -216,35 +227,31 @@ impl Figure {
 
 fn measure(bench: &mut Bench, cell: &Cell, flows: u64, rounds: usize) -> Result<Rounds> {
     bench.prepare(cell, flows)?;
-    let mut measured = Rounds::default();
+    bench.slices();
+    let (mut measured, watch) = (Rounds::default(), Watch::start());
     for _ in 0..rounds {
         measured.floor.push(bench.floor(cell, flows)?);
         measured.own.push(bench.cell(cell, flows)?);
         measured.wrapper.push(bench.wrapper(cell, flows)?);
     }
+    (measured.disturbance, measured.slices) = (watch.seen(), bench.slices());
     Ok(measured)
 }
 
 /// What a packet costs all nodes together, for clusters of several sizes, where the cells that it is made of were measured.
-fn cluster(measured: &HashMap<&str, Rounds>) -> Vec<Figure> {
+fn cluster(measured: &HashMap<&str, Rounds>) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for nodes in [3, 8, 64] {
         if let Some(shared) = measured.get("shared-l2") {
-            figures.push(shared.figure(format!("cluster-{nodes}-shared"), 1, None));
+            figures.push(shared.figure(format!("cluster-{nodes}-shared"), 1, None)?);
         }
         if let (Some(owned), Some(forward)) = (measured.get("owned-l2"), measured.get("owned-forward")) {
             let share = f64::from(nodes - 1) / f64::from(nodes);
             let own = owned.own.iter().zip(&forward.own).map(|(own, hop)| own + share * hop).collect();
-            let rounds = Rounds { own, floor: owned.floor.clone(), wrapper: owned.wrapper.clone() };
-            figures.push(rounds.figure(format!("cluster-{nodes}-owned"), 1, None));
+            let wrapper = owned.wrapper.iter().zip(&forward.wrapper).map(|(own, hop)| own + share * hop).collect();
+            let rounds = Rounds { own, floor: owned.floor.clone(), wrapper, ..*owned };
+            figures.push(rounds.figure(format!("cluster-{nodes}-owned"), 1, None)?);
         }
     }
-    figures
-}
-
-/// A quantile by nearest rank.
-fn quantile(values: &[f64], at: f64) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values[((values.len() - 1) as f64 * at).round() as usize]
+    Ok(figures)
 }

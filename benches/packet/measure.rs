@@ -7,13 +7,17 @@ use aya::maps::{Array, MapData, ProgramArray};
 use aya::programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use redirector_ebpf::bench::{Run, TEMPLATE};
-use xtask::bench::machine::{disturbances, undisturbed};
+use redirector_ebpf::reason::Reason;
+use xtask::bench::machine::{Slices, Threads, disturbances, undisturbed};
 
 use crate::cells::{Cell, Table, XDP_TX};
 use crate::node::Node;
 
 /// Packets of one slice.
 const SLICE: u32 = 100_000;
+
+/// One in so many known flows may have found no place in its bucket.
+const FOUND_NO_PLACE: u64 = 100;
 
 /// The wrapper, the floor, and the node.
 pub(crate) struct Bench {
@@ -25,6 +29,7 @@ pub(crate) struct Bench {
     program: ProgramFd,
     node: Node,
     base: u64,
+    slices: Slices,
 }
 
 pub(crate) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd> {
@@ -64,7 +69,7 @@ impl Bench {
         let program = program.fd()?.try_clone()?;
         let measured = ProgramArray::try_from(ebpf.take_map("MEASURED").context("no map MEASURED")?)?;
         let run = Array::try_from(ebpf.take_map("RUN").context("no map RUN")?)?;
-        Ok(Self { ebpf, measured, run, floor, nothing, program, node, base: 0 })
+        Ok(Self { ebpf, measured, run, floor, nothing, program, node, base: 0, slices: Slices::default() })
     }
 
     /// Where the node's maps are pinned.
@@ -101,7 +106,7 @@ impl Bench {
             Table::Others => self.run_of(cell, 1 << 24, 1 << 24),
             _ => self.run_of(cell, flows, 0),
         };
-        let time = self.undisturbed(Run { expected: cell.action(), ..run })?;
+        let time = self.undisturbed(Run { expected: cell.action(), ..run }, Some(cell))?;
         if cell.table == Table::Others {
             self.node.sweep(false);
         }
@@ -111,13 +116,18 @@ impl Bench {
     /// The same packets through the floor.
     pub(crate) fn floor(&mut self, cell: &Cell, flows: u64) -> Result<f64> {
         self.set(Measured::Floor)?;
-        self.undisturbed(self.run_of(cell, flows, 0))
+        self.undisturbed(self.run_of(cell, flows, 0), None)
     }
 
     /// The same packets through a program that returns at once.
     pub(crate) fn wrapper(&mut self, cell: &Cell, flows: u64) -> Result<f64> {
         self.set(Measured::Nothing)?;
-        self.undisturbed(self.run_of(cell, flows, 0))
+        self.undisturbed(self.run_of(cell, flows, 0), None)
+    }
+
+    /// How slices were disturbed since this was last asked.
+    pub(crate) fn slices(&mut self) -> Slices {
+        std::mem::take(&mut self.slices)
     }
 
     fn run_of(&self, cell: &Cell, flows: u64, first: u64) -> Run {
@@ -152,18 +162,41 @@ impl Bench {
         Ok(())
     }
 
-    /// A slice that was left alone, or the last of those tried.
-    fn undisturbed(&mut self, run: Run) -> Result<f64> {
+    /// A slice that was left alone, or the last of those tried. Of one through the data plane, all packets have to meet what
+    /// the cell is for.
+    fn undisturbed(&mut self, run: Run, cell: Option<&Cell>) -> Result<f64> {
+        let mut slices = self.slices;
         let slice = || {
+            let before = cell.map(|cell| self.met(cell)).transpose()?;
             let done = self.slice(run, SLICE)?;
             ensure!(
                 done.as_expected == u64::from(SLICE),
                 "only {} of {SLICE} packets met what they should",
                 done.as_expected
             );
+            if let (Some(cell), Some([reason, recorded])) = (cell, before) {
+                let [reason, recorded] = [self.met(cell)?[0] - reason, self.met(cell)?[1] - recorded];
+                let few = u64::from(SLICE) / FOUND_NO_PLACE;
+                let (least, most) = if cell.table == Table::Others { (SLICE.into(), SLICE.into()) } else { (0, few) };
+                let is_right = (least..=most).contains(&recorded) && reason == u64::from(SLICE);
+                ensure!(
+                    is_right,
+                    "of {SLICE} packets {reason} were `{}`, and {recorded} were recorded or looked for a place",
+                    cell.reason.name()
+                );
+            }
             Ok((done.ended - done.started) as f64 / f64::from(SLICE))
         };
-        undisturbed(slice, disturbances)
+        let time = undisturbed(&mut slices, slice, || disturbances(Threads::This));
+        self.slices = slices;
+        time
+    }
+
+    /// Packets that were what a cell is for, and those that were recorded as new flows or found no place.
+    fn met(&self, cell: &Cell) -> Result<[u64; 2]> {
+        let count = |reason| self.node.count(reason);
+        let new = [Reason::NoteRecorded, Reason::NoteEvicted, Reason::NoteBucketFull];
+        Ok([count(cell.reason)?, new.into_iter().map(count).sum::<Result<u64>>()?])
     }
 
     fn slice(&mut self, run: Run, packets: u32) -> Result<Run> {

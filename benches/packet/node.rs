@@ -11,7 +11,8 @@ use redirector::dataplane::flows::now;
 use redirector::dataplane::image::{self, Image, Link};
 use redirector::dataplane::maps::Maps;
 use redirector::dataplane::{batch, install, load};
-use redirector_ebpf::tables::Slot;
+use redirector_ebpf::reason::Reason;
+use redirector_ebpf::tables::{LegRules, Slot};
 
 /// Source of the packets.
 pub(crate) const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
@@ -86,6 +87,11 @@ impl Node {
         self.maps.liveness.pulse().tick(now());
     }
 
+    /// How often a reason was counted.
+    pub(crate) fn count(&self, reason: Reason) -> Result<u64> {
+        Ok(self.maps.reasons.get(&(reason as u32), 0)?.iter().sum())
+    }
+
     /// Takes flows out of the table.
     pub(crate) fn sweep(&mut self, proven_too: bool) {
         let key = self.image.node.hash_key;
@@ -100,6 +106,8 @@ fn fill(directory: &Path, config: &Config, interface: u32) -> Result<(Maps, Imag
     let mut maps = Maps::open(directory)?;
     let image = image::compile(config, [7; 16], &links, maps.registry()?)?;
     install::install(&mut maps, &image)?;
+    // As an agent has it where nothing else is configured: all flows are asked what they say of their paths.
+    maps.path_health.set_rules(&LegRules { noted: 1, ..LegRules::default() })?;
     for (id, hop) in &image.neighbours {
         let [high, low] = (*id as u16).to_be_bytes();
         let mac = [2, 0, 0, 1, high, low];

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use serde::Serialize;
-use xtask::bench::machine::{Disturbance, Watch};
+use xtask::bench::machine::{Disturbance, Slices, Watch};
 use xtask::bench::rows::Rows;
 use xtask::bench::spread::{Ratios, median};
 
@@ -37,6 +37,8 @@ struct Figure {
     memory_bytes: u64,
     #[serde(flatten)]
     disturbance: Disturbance,
+    #[serde(flatten)]
+    slices: Slices,
 }
 
 /// Measures all of it.
@@ -45,7 +47,7 @@ pub(crate) fn run(options: &Options, rows: &mut Rows) -> Result<()> {
         "{:<9} {:>9} {:<20} {:>8} {:>9} {:>7} {:>13} {:>10}",
         "axis", "count", "cell", "ns", "floor ns", "ratio", "p10..p90", "memory"
     );
-    let mut scale = Scale { rounds: if options.short { 3 } else { 9 }, rows };
+    let mut scale = Scale { rounds: if options.short { 5 } else { 9 }, rows };
     let steps = |all: &[u64], few: &[u64]| if options.short { few.to_vec() } else { all.to_vec() };
     for flows in steps(&[1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 4_000_000], &[1, 1_000, 100_000, 1_000_000]) {
         // As an operator would: twice as many places as flows.
@@ -95,52 +97,30 @@ impl Scale<'_> {
         count: u64,
         cell: &Cell,
         flows: u64,
-    ) -> Result<Figure> {
+    ) -> Result<Measured> {
         bench.prepare(cell, flows)?;
-        let (mut own, mut floors, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-        let watch = Watch::start();
+        bench.slices();
+        let (mut own, mut floor, watch) = (Vec::new(), Vec::new(), Watch::start());
         for _ in 0..self.rounds {
-            let floor = bench.floor(cell, flows)?;
-            let time = bench.cell(cell, flows)?;
-            floors.push(floor);
-            own.push(time);
-            ratios.push(time / floor);
+            floor.push(bench.floor(cell, flows)?);
+            own.push(bench.cell(cell, flows)?);
         }
-        self.show(Figure {
-            axis,
-            count,
-            cell: cell.name,
-            ns_median: median(own)?,
-            floor_ns_median: median(floors)?,
-            ratios: Ratios::of(ratios)?,
-            memory_bytes: memory(bench.directory())?,
-            disturbance: watch.seen(),
-        })
+        let (memory_bytes, disturbance, slices) = (memory(bench.directory())?, watch.seen(), bench.slices());
+        let measured = Measured { own, floor, memory_bytes, disturbance, slices };
+        self.show(measured.figure(axis, count, cell.name)?)?;
+        Ok(measured)
     }
 
-    /// What a packet of an owned service costs the whole cluster: where it enters, and, if that is not its owner, as in all
-    /// but one of as many cases as there are nodes, at its owner too.
-    fn whole(&mut self, nodes: u64, owner: &Figure, entering: &Figure) -> Result<()> {
+    /// What a packet of an owned service costs the whole cluster, round by round: where it enters, and, if that is not its
+    /// owner, as in all but one of as many cases as there are nodes, at its owner too.
+    fn whole(&mut self, nodes: u64, owner: &Measured, entering: &Measured) -> Result<()> {
         let elsewhere = 1.0 - 1.0 / nodes as f64;
-        let sum = |of: fn(&Figure) -> f64| of(entering) + elsewhere * of(owner);
-        let figure = Figure {
-            axis: "nodes",
-            count: nodes,
-            cell: "owned, whole cluster",
-            ns_median: sum(|one| one.ns_median),
-            floor_ns_median: owner.floor_ns_median,
-            ratios: Ratios {
-                ratio_median: sum(|one| one.ratios.ratio_median),
-                ratio_p10: sum(|one| one.ratios.ratio_p10),
-                ratio_p90: sum(|one| one.ratios.ratio_p90),
-            },
-            memory_bytes: owner.memory_bytes,
-            disturbance: owner.disturbance,
-        };
-        self.show(figure).map(drop)
+        let own = entering.own.iter().zip(&owner.own).map(|(entering, owner)| entering + elsewhere * owner).collect();
+        let measured = Measured { own, floor: owner.floor.clone(), ..*owner };
+        self.show(measured.figure("nodes", nodes, "owned, whole cluster")?)
     }
 
-    fn show(&mut self, figure: Figure) -> Result<Figure> {
+    fn show(&mut self, figure: Figure) -> Result<()> {
         let Figure { axis, count, cell, ns_median, floor_ns_median, memory_bytes, .. } = figure;
         let Ratios { ratio_median, ratio_p10, ratio_p90 } = figure.ratios;
         let memory = memory_bytes as f64 / f64::from(1 << 20);
@@ -148,8 +128,32 @@ impl Scale<'_> {
             "{axis:<9} {count:>9} {cell:<20} {ns_median:>8.1} {floor_ns_median:>9.1} {ratio_median:>7.2} \
              {ratio_p10:>6.2}..{ratio_p90:<5.2} {memory:>6.1} MiB"
         );
-        self.rows.push(&figure)?;
-        Ok(figure)
+        self.rows.push(&figure)
+    }
+}
+
+/// A cell of one size, round by round.
+struct Measured {
+    own: Vec<f64>,
+    floor: Vec<f64>,
+    memory_bytes: u64,
+    disturbance: Disturbance,
+    slices: Slices,
+}
+
+impl Measured {
+    fn figure(&self, axis: &'static str, count: u64, cell: &'static str) -> Result<Figure> {
+        Ok(Figure {
+            axis,
+            count,
+            cell,
+            ns_median: median(self.own.iter().copied())?,
+            floor_ns_median: median(self.floor.iter().copied())?,
+            ratios: Ratios::of(self.own.iter().zip(&self.floor).map(|(own, floor)| own / floor))?,
+            memory_bytes: self.memory_bytes,
+            disturbance: self.disturbance,
+            slices: self.slices,
+        })
     }
 }
 

@@ -44,15 +44,37 @@ fn load() -> f64 {
     text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0.0)
 }
 
-/// What tells whether a slice was disturbed: ticks that the hypervisor has given to others, and how often this thread had
-/// to leave its CPU.
-pub fn disturbances() -> (u64, i64) {
+/// Slices that were disturbed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Slices {
+    /// Dropped, and taken again.
+    pub slices_dropped: u64,
+    /// Disturbed too, but kept, since those that were taken in their place had been no better.
+    pub slices_disturbed: u64,
+}
+
+/// Whose having to leave a CPU disturbs a slice.
+#[derive(Clone, Copy, Debug)]
+pub enum Threads {
+    /// This thread's alone.
+    This,
+    /// Any of this process.
+    All,
+}
+
+/// What tells whether a slice was disturbed: ticks that the hypervisor has given to others, and how often these threads had
+/// to leave their CPU.
+pub fn disturbances(threads: Threads) -> (u64, i64) {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let stolen = stat.lines().next().and_then(|line| line.split_whitespace().nth(8)?.parse().ok()).unwrap_or(0);
+    let who = match threads {
+        Threads::This => libc::RUSAGE_THREAD,
+        Threads::All => libc::RUSAGE_SELF,
+    };
     // SAFETY: a zeroed one is valid, and the call fills no more than that.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage);
+        libc::getrusage(who, &raw mut usage);
         usage
     };
     (stolen, usage.ru_nivcsw)
@@ -60,11 +82,12 @@ pub fn disturbances() -> (u64, i64) {
 
 /// A slice that was left alone, or the last of those tried. This is the rule by which slices are dropped, the same for what
 /// is measured and for what it is measured against: a slice during which `disturbances` changed is taken again, at most
-/// four times.
+/// four times. How often that was so is added to `slices`.
 ///
 /// # Errors
 /// The slice's.
 pub fn undisturbed<T, D: PartialEq>(
+    slices: &mut Slices,
     mut slice: impl FnMut() -> Result<T>,
     mut disturbances: impl FnMut() -> D,
 ) -> Result<T> {
@@ -73,9 +96,12 @@ pub fn undisturbed<T, D: PartialEq>(
         let before = disturbances();
         let value = slice()?;
         taken += 1;
-        if disturbances() == before || taken > AGAIN {
+        let is_disturbed = disturbances() != before;
+        if !is_disturbed || taken > AGAIN {
+            slices.slices_disturbed += u64::from(is_disturbed);
             return Ok(value);
         }
+        slices.slices_dropped += 1;
     }
 }
 
@@ -98,29 +124,32 @@ pub fn describe() -> String {
 mod tests {
     use super::*;
 
-    /// Takes slices that cost as many stolen ticks as are told; returns which one counted.
-    fn counted(ticks: &[u64]) -> usize {
+    /// Takes slices that cost as many stolen ticks as are told; returns which one counted, and what was counted of them.
+    fn counted(ticks: &[u64]) -> (usize, u64, u64) {
         let slices = std::cell::Cell::new(0);
         let slice = || {
             slices.set(slices.get() + 1);
             Ok(slices.get())
         };
         let stolen = || ticks[..slices.get()].iter().sum::<u64>();
-        undisturbed(slice, stolen).unwrap()
+        let mut counts = Slices::default();
+        let counted = undisturbed(&mut counts, slice, stolen).unwrap();
+        (counted, counts.slices_dropped, counts.slices_disturbed)
     }
 
     #[test]
     fn a_disturbed_slice_is_taken_again_at_most_four_times() {
-        assert_eq!(counted(&[0]), 1);
-        assert_eq!(counted(&[3, 0]), 2);
-        assert_eq!(counted(&[1, 1, 1, 1, 0]), 5);
-        assert_eq!(counted(&[1, 1, 1, 1, 1]), 5);
+        assert_eq!(counted(&[0]), (1, 0, 0));
+        assert_eq!(counted(&[3, 0]), (2, 1, 0));
+        assert_eq!(counted(&[1, 1, 1, 1, 0]), (5, 4, 0));
+        assert_eq!(counted(&[1, 1, 1, 1, 1]), (5, 4, 1));
     }
 
     #[test]
     fn a_slice_that_fails_is_not_tried_again() {
         let mut tries = 0;
         let failed: Result<()> = undisturbed(
+            &mut Slices::default(),
             || {
                 tries += 1;
                 anyhow::bail!("no")
