@@ -1,5 +1,7 @@
 //! The faults, by the names that results have them under.
 
+use std::time::Instant;
+
 use anyhow::Result;
 
 use super::Profile;
@@ -81,8 +83,8 @@ impl Fault {
     /// What is aimed at, by figure: gaps in milliseconds, losses in datagrams.
     pub(super) fn targets(self, profile: Profile) -> &'static [(&'static str, f64)] {
         match (self, profile) {
-            (Self::Owner, Profile::Fast) => &[("gap_ms.p99", 35.0)],
-            (Self::Owner, Profile::Extreme) => &[("gap_ms.p99", 12.0)],
+            (Self::Owner | Self::Leader, Profile::Fast) => &[("gap_ms.p99", 35.0)],
+            (Self::Owner | Self::Leader, Profile::Extreme) => &[("gap_ms.p99", 12.0)],
             (Self::VipHolder, Profile::Fast) => &[("gap_ms.p99", 45.0)],
             (Self::VipHolder, Profile::Extreme) => &[("gap_ms.p99", 20.0)],
             (Self::Path, Profile::Fast) => {
@@ -93,23 +95,25 @@ impl Fault {
         }
     }
 
-    /// Makes it.
-    pub(super) fn make(self, lab: &Lab, node: &str) -> Result<()> {
+    /// Makes it, and says when it was there.
+    pub(super) fn make(self, lab: &Lab, node: &str) -> Result<Instant> {
+        let begun = Instant::now();
         match self {
-            Self::Owner | Self::Leader | Self::VipHolder | Self::Keepalived => lab.kill(node).map(drop),
-            Self::Carrier => lab.unplug(node).map(drop),
-            Self::Agent => lab.kill_agent(node).map(drop),
+            Self::Owner | Self::Leader | Self::VipHolder | Self::Keepalived => return lab.kill(node),
+            Self::Carrier => return lab.unplug(node),
+            Self::Agent => return lab.kill_agent(node),
+            Self::Path => return lab.cut(&Place::fabric(Between::A)),
             Self::Restart => {
                 lab.process(&format!("{node}-agent"))?.stop()?;
-                lab.start_agent(node).map(drop)
+                lab.start_agent(node)?;
             }
             Self::Replace => {
                 lab.process(&format!("{node}-agent"))?.stop()?;
-                step::read(&mut lab.redirector(node, &["load"])?).map(drop)
+                step::read(&mut lab.redirector(node, &["load"])?)?;
             }
-            Self::Drain => lab.drain(node),
-            Self::Path => lab.cut(&Place::fabric(Between::A)).map(drop),
+            Self::Drain => lab.drain(node)?,
         }
+        Ok(begun)
     }
 
     /// Ends it, and all others.

@@ -33,6 +33,8 @@ pub(super) struct Kill {
     pub(super) connections: u64,
     /// Those that broke.
     pub(super) broken_connections: u64,
+    /// The longest that any of them waited for an answer.
+    pub(super) wait_max_ms: f64,
     /// The longest time without an answer while the cluster was healed.
     pub(super) return_gap_ms: f64,
     /// Datagrams that were lost meanwhile.
@@ -65,6 +67,7 @@ struct Figures {
     first_ms: Option<Spread>,
     connections: u64,
     broken_connections: u64,
+    wait_ms: Spread,
     moved: u64,
     duplicated: u64,
     reordered: u64,
@@ -89,6 +92,7 @@ impl Outcome {
             first_ms: if first.is_empty() { None } else { Some(Spread::of_ms(first)?) },
             connections: sum(|kill| kill.connections),
             broken_connections: sum(|kill| kill.broken_connections),
+            wait_ms: Spread::of_ms(each.iter().map(|kill| kill.wait_max_ms))?,
             moved: sum(|kill| kill.moved),
             duplicated: sum(|kill| kill.duplicated),
             reordered: sum(|kill| kill.reordered),
@@ -112,10 +116,12 @@ impl Outcome {
 impl fmt::Display for Kill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { node, gap_ms, lost, connections, broken_connections, lateness_ms, steal_pct, .. } = self;
+        let wait_max_ms = self.wait_max_ms;
         let (return_gap_ms, return_lost) = (self.return_gap_ms, self.return_lost);
         write!(
             f,
-            "{node}: gap {gap_ms:.1} ms, {lost} lost, {broken_connections} of {connections} connections broken; "
+            "{node}: gap {gap_ms:.1} ms, {lost} lost, {broken_connections} of {connections} connections broken, \
+             none waited longer than {wait_max_ms:.0} ms; "
         )?;
         write!(
             f,

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -32,13 +32,13 @@ impl Shot<'_> {
     pub(super) fn fire(
         &self,
         random: &mut Random,
-        fault: impl FnOnce() -> Result<()>,
+        fault: impl FnOnce() -> Result<Instant>,
         mend: impl FnOnce() -> Result<()>,
     ) -> Result<Kill> {
         let users = Users::start(self.lab.client(), self.stream.clone(), self.web, self.connections)?;
         thread::sleep(Duration::from_millis(random.within(MOMENT_MS)));
-        let made = users.streaming_for();
-        fault()?;
+        let at = fault()?;
+        let made = users.streaming_for().saturating_sub(at.elapsed());
         let (felt, users) = users.felt()?;
         // Without a fault, an answer comes within two of the stream's intervals.
         let flow = felt.flows.iter().max_by_key(|flow| flow.gap_max_us);
@@ -58,6 +58,7 @@ impl Shot<'_> {
             moved: felt.moved,
             connections: long.opened,
             broken_connections: long.broken,
+            wait_max_ms: ms(long.wait_max_us),
             return_gap_ms: ms(returned.gap_max_us),
             return_lost: returned.lost,
             lateness_ms: ms(felt.lateness_max_us),
