@@ -11,12 +11,13 @@ mod suite;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::setup::{self, Purpose};
-use crate::step::Report;
+use crate::step::{self, Report};
 use report::Results;
 use suite::Suite;
 
@@ -92,8 +93,7 @@ impl Name {
         }
     }
 
-    /// The seconds after which a short version begins no further figure. All of them together, and what is then under way,
-    /// take less than ten minutes.
+    /// The seconds after which a short version begins no further figure, unless [`WHOLE`] is over before.
     fn time(self) -> Duration {
         Duration::from_secs(match self {
             Self::Packet => 50,
@@ -107,8 +107,7 @@ impl Name {
     }
 
     /// Makes it, and writes its rows.
-    fn measure(self, suite: &Suite, failover: &failover::Args, short: bool, file: &Path) -> Result<()> {
-        let within = short.then(|| self.time());
+    fn measure(self, suite: &Suite, failover: &failover::Args, within: Option<Duration>, file: &Path) -> Result<()> {
         // The suite's first bench measures this where nothing is named.
         let name = (self != Self::Packet).then(|| self.name());
         match self.bench() {
@@ -116,6 +115,22 @@ impl Name {
             None => failover::run(failover, within, file),
         }
     }
+}
+
+/// After so long no figure of a short version is begun: with what is then under way it takes less than ten minutes.
+const WHOLE: Duration = Duration::from_secs(545);
+
+/// The command in words, when it was given, and of which state of the project.
+fn told(short: bool) -> String {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let read = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).current_dir(step::workspace()).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let commit = read("git", &["describe", "--always", "--dirty"]).unwrap_or_else(|| "no commit".to_owned());
+    let day = read("date", &["-u", "+%F"]).unwrap_or_default();
+    let version = if short { "the short version" } else { "at full length" };
+    format!("`cargo xtask {}` ({version}), {commit}, {day}", arguments.join(" "))
 }
 
 /// Runs the measurements, with set-up, and writes what was asked for.
@@ -140,12 +155,16 @@ pub fn command(args: Args) -> Result<()> {
     let directory = env::temp_dir().join(format!("redirector-bench-{}", std::process::id()));
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let (mut results, mut report, begun) = (Results::default(), Report::default(), Instant::now());
+    results.describe(&format!("On {machine}, by {}", told(short)));
     for (at, name) in names.iter().enumerate() {
         let file = directory.join(name.name());
-        let most = if short { format!(", {} s for it", name.time().as_secs()) } else { String::new() };
+        // The last has what the others have left over.
+        let rest = WHOLE.saturating_sub(begun.elapsed());
+        let within = short.then(|| if at + 1 == names.len() { rest } else { name.time().min(rest) });
+        let most = within.map_or_else(String::new, |within| format!(", {} s for it", within.as_secs()));
         let progress = format!("{} of {}, {:.0} s so far{most}", at + 1, names.len(), begun.elapsed().as_secs_f64());
         report.step(name.name(), &progress, || {
-            let measured = name.measure(&suite, &args.failover, short, &file);
+            let measured = name.measure(&suite, &args.failover, within, &file);
             // What was measured before something failed is worth keeping.
             if measured.is_ok() || file.exists() {
                 results.read(name.name(), &file)?;
@@ -166,7 +185,7 @@ pub fn command(args: Args) -> Result<()> {
 fn finish(args: &Args, results: &Results) -> Result<()> {
     results.show_targets();
     if let Some(file) = &args.html {
-        results.page(file, &machine::describe())?;
+        results.page(file)?;
     }
     if let Some(directory) = &args.plots {
         results.plots(directory)?;

@@ -36,17 +36,24 @@ pub(super) fn changes(now: &Results, before: &Results) -> Vec<Change> {
             let Some(old) = before.rows(shape.name).iter().find(|old| shape.is_same(row, old)) else { continue };
             changes.extend(shape.figures.iter().filter_map(|figure| {
                 let (now, before) = (shape::figure(row, figure.path)?, shape::figure(old, figure.path)?);
-                change(shape, shape.label(row), figure, before, now)
+                let aim = super::targets(shape, row).into_iter().find(|(_, target)| target.figure == figure.label);
+                let meets = |value| aim.as_ref().is_none_or(|(_, aim)| aim.is_met_by(value, figure.more_is_better));
+                let falls = meets(before) && !meets(now);
+                change(shape, shape.label(row), figure, before, now, falls)
             }));
         }
     }
     changes
 }
 
-fn change(shape: &Shape, row: String, figure: &Figure, before: f64, now: f64) -> Option<Change> {
+/// What a change means; it `falls` if what was aimed at was met and is missed now, which is no noise where that is nothing
+/// at all.
+fn change(shape: &Shape, row: String, figure: &Figure, before: f64, now: f64, falls: bool) -> Option<Change> {
     let (part, least) = figure.noise?;
     let by = now - before;
-    let verdict = if by.abs() <= least || by.abs() <= part * before.abs() {
+    let verdict = if falls && before == 0.0 {
+        Verdict::Worse
+    } else if by.abs() <= least || by.abs() <= part * before.abs() {
         Verdict::Noise
     } else if (by > 0.0) == figure.more_is_better {
         Verdict::Better

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::shape::{self, Shape};
-use super::{Results, Target, plots, targets};
+use super::{Results, Target, Verdict, plots, targets};
 
 const STYLE: &str = "\
 :root { color-scheme: light; }
@@ -21,14 +21,15 @@ th { text-align: left; font-weight: 600; vertical-align: bottom; } td.figure, th
 nav a { margin-right: 1em; }";
 
 /// The page.
-pub(super) fn page(results: &Results, machine: &str) -> Result<String> {
+pub(super) fn page(results: &Results) -> Result<String> {
+    let run = results.run().unwrap_or("It was not kept where and by what this was measured");
     let shapes: Vec<&Shape> = shape::ALL.iter().filter(|shape| results.0.contains_key(shape.name)).collect();
     let plots = plots::all(results)?;
     let mut page = String::new();
     page += "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">";
     page += "<meta name=\"viewport\" content=\"width=device-width\"><title>Redirector, measured</title>";
     write!(page, "<style>{STYLE}</style></head><body><h1>Redirector, measured</h1><p class=\"how\">")?;
-    write!(page, "On {}. Made by <code>cargo xtask bench</code>.</p><nav>", escaped(machine))?;
+    write!(page, "{}.</p><nav>", escaped(run))?;
     for Shape { name, .. } in &shapes {
         write!(page, "<a href=\"#{name}\">{name}</a>")?;
     }
@@ -53,12 +54,13 @@ fn write_targets(page: &mut String, results: &Results) -> Result<()> {
     if all.is_empty() {
         return Ok(());
     }
-    let met = all.iter().filter(|(_, target)| target.met).count();
+    let met = all.iter().filter(|(_, target)| target.verdict() == Verdict::Met).count();
     write!(page, "<h2>Targets</h2><p class=\"how\">{met} of {} met.</p><div class=\"wide\"><table><tr>", all.len())?;
     page.push_str("<th>measurement</th><th>of</th><th>figure</th><th class=\"figure\">measured</th>");
     page.push_str("<th class=\"figure\">aimed at</th><th></th></tr>");
-    for (name, Target { row, figure, value, target, met }) in all {
-        let verdict = if met { "met" } else { "missed" };
+    for (name, one) in all {
+        let verdict = one.verdict().word();
+        let Target { row, figure, value, target, .. } = one;
         write!(page, "<tr><td>{name}</td><td>{}</td><td>{figure}</td>", escaped(&row))?;
         write!(page, "<td class=\"figure\">{}</td>", shape::number(value))?;
         write!(page, "<td class=\"figure\">{}</td><td class=\"{verdict}\">{verdict}</td></tr>", shape::number(target))?;
@@ -90,9 +92,9 @@ fn write_table(page: &mut String, shape: &'static Shape, rows: &[Value]) -> Resu
             let verdict = targets
                 .iter()
                 .find(|(_, target)| target.figure == figure.label)
-                .map_or("", |(_, target)| if target.met { " met" } else { " missed" });
+                .map_or("", |(_, target)| target.verdict().word());
             let text = shape::figure(row, figure.path).map_or_else(|| "–".to_owned(), shape::number);
-            write!(page, "<td class=\"figure{verdict}\">{text}</td>")?;
+            write!(page, "<td class=\"figure {verdict}\">{text}</td>")?;
         }
         page.push_str("</tr>");
     }

@@ -57,7 +57,13 @@ pub(super) const ALL: &[Shape] = &[
             shown("ratio_p10", "p10"),
             shown("ratio_p90", "p90"),
             shown("ns_median", "ns"),
+            less("net_ns_median", "ns without the wrapper", 0.10, 4.0),
             shown("floor_ns_median", "floor ns"),
+            shown("wrapper_ns_median", "wrapper ns"),
+            shown("slices_dropped", "slices dropped"),
+            shown("slices_disturbed", "kept though disturbed"),
+            shown("steal_pct", "steal %"),
+            shown("load", "load"),
         ],
         target: 0,
     },
@@ -73,6 +79,10 @@ pub(super) const ALL: &[Shape] = &[
             shown("ratio_p90", "p90"),
             shown("packets_per_second", "packets/s"),
             shown("floor_packets_per_second", "floor packets/s"),
+            shown("lost_pct", "frames lost %"),
+            shown("floor_lost_pct", "floor's lost %"),
+            shown("slices_dropped", "slices dropped"),
+            shown("slices_disturbed", "kept though disturbed"),
             shown("steal_pct", "steal %"),
             shown("load", "load"),
         ],
@@ -96,6 +106,8 @@ pub(super) const ALL: &[Shape] = &[
             shown("reordered", "reordered"),
             less("broken_connections", "connections broken", 0.0, 0.5),
             shown("connections", "of"),
+            shown("wait_ms.max", "longest wait of one, ms"),
+            less("return_lost.max", "lost on return, max", 0.25, 10.0),
             shown("lateness_ms_max", "own lateness ms"),
             shown("steal_pct", "steal %"),
         ],
@@ -105,7 +117,8 @@ pub(super) const ALL: &[Shape] = &[
         name: "replicate",
         title: "Copies of flows",
         how: "Two real agents, QUIC over veth, on one machine. Flows are recorded by the loaded program under \
-              BPF_PROG_TEST_RUN. Lag: from a flow's change to the peer's acknowledgement.",
+              BPF_PROG_TEST_RUN. Lag: from a flow's change to the peer's acknowledgement, of flows whose change was told. \
+              Bytes on the wire are the batch's, before QUIC and UDP; in memory those of tables and indexes at their worst.",
         keys: &["flows", "flush_ms"],
         figures: &[
             more("flows_per_second", "flows/s", 0.15, 1000.0),
@@ -142,7 +155,7 @@ pub(super) const ALL: &[Shape] = &[
     Shape {
         name: "scale",
         title: "Cost and memory as things become many",
-        how: "Measured as packets are; memory is what the kernel charges for all maps of the node.",
+        how: "The loaded program under BPF_PROG_TEST_RUN, as packets are measured; memory is what the kernel charges for all maps of the node.",
         keys: &["axis", "count", "cell"],
         figures: &[
             less("ratio_median", "ratio", 0.10, 0.2),
@@ -158,7 +171,8 @@ pub(super) const ALL: &[Shape] = &[
     Shape {
         name: "cpu",
         title: "What agents take",
-        how: "Five real agents on one machine; the share of one core that each takes, and its resident memory.",
+        how: "Five real agents on one machine, joined by veth, whose work on a beat's way to the peer is charged to its \
+              sender; the share of one core that each takes, and its resident memory.",
         keys: &["profile", "at"],
         figures: &[
             less("cpu_pct.p50", "CPU % p50", 0.25, 0.3),

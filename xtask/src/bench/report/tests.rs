@@ -43,6 +43,24 @@ fn a_single_connection_that_breaks_is_worse() {
 }
 
 #[test]
+fn the_first_that_is_lost_where_none_may_be_is_worse() {
+    let row = |lost: u64, targets: Value| json!([{"fault": "drain", "profile": "fast", "lost": {"max": lost}, "targets": targets}]);
+    let none = json!({"lost.max": 0.0});
+    assert_eq!(verdicts("failover", row(0, none.clone()), row(2, none)), [("max", Verdict::Worse)]);
+    assert_eq!(verdicts("failover", row(0, json!({})), row(2, json!({}))), [("max", Verdict::Noise)]);
+}
+
+#[test]
+fn a_quantile_of_a_few_is_no_verdict() {
+    let row = |kills: u64| {
+        let gap = json!({"p50": 30.0, "p99": 31.0, "max": 31.0});
+        json!([{"fault": "owner", "profile": "fast", "kills": kills, "gap_ms": gap, "targets": {"gap_ms.p99": 35.0}}])
+    };
+    let verdict = |kills| results("failover", row(kills)).targets()[0].1.verdict();
+    assert_eq!((verdict(2), verdict(50)), (super::Verdict::TooFew, super::Verdict::Met));
+}
+
+#[test]
 fn what_was_not_run_is_not_compared() {
     let ran = json!([{"fault": "leader", "profile": "fast", "gap_ms": {"p50": 20.0, "p99": 30.0, "max": 30.0}}]);
     let not_run = json!([{"fault": "leader", "profile": "fast", "kills": 0, "not_run": "no leader"}]);
@@ -74,6 +92,10 @@ fn one_measurement_is_a_list_and_several_are_an_object() {
     let one = results("cpu", json!([{"profile": "fast", "at": "idle"}]));
     one.write(&file).unwrap();
     assert_eq!(one.earlier(&file).unwrap(), one);
+    let mut told = one.clone();
+    told.describe("on a machine");
+    told.write(&file).unwrap();
+    assert_eq!(told.earlier(&file).unwrap(), one, "one measurement is a list of its own rows alone");
     let mut two = one.clone();
     two.0.extend(results("rewrite", json!([])).0);
     assert!(two.earlier(&file).unwrap_err().to_string().contains("name the one measurement"));
@@ -99,8 +121,14 @@ fn a_page_has_every_measurement_and_nothing_from_elsewhere() {
     let mut all = results("cpu", json!([{"profile": "fast", "at": "idle", "cpu_pct": {"p50": 1.5}, "target": 2.0}]));
     let kills = json!([{"gap_ms": 25.0}, {"gap_ms": 31.0}]);
     all.0.extend(results("failover", json!([{"fault": "owner <&>", "profile": "fast", "kills": 2, "each": kills}])).0);
-    let page = page::page(&all, "a machine").unwrap();
-    assert!(page.contains("What agents take") && page.contains("owner &lt;&amp;&gt;") && page.contains("<svg"));
+    all.describe("On a machine, by a command");
+    let page = page::page(&all).unwrap();
+    assert!(
+        page.contains("On a machine, by a command")
+            && page.contains("What agents take")
+            && page.contains("owner &lt;&amp;&gt;")
+            && page.contains("<svg")
+    );
     for foreign in ["<script src", "<link", "@import", "url("] {
         assert!(!page.contains(foreign), "{foreign}");
     }
