@@ -13,6 +13,7 @@ mod change;
 mod clock;
 mod disk;
 mod drain;
+mod drains;
 mod flapping;
 mod floods;
 mod guarded;

@@ -157,8 +157,8 @@ impl Agreement {
         let settings = Settings { machine, file, breaker: disk, patience, welcome, alone: None };
         std::fs::create_dir_all(&config.node.data)?;
         let handle = driver::start(settings, transport.clone(), inbox)?;
-        // Before it can lead: a leader that knew of none would give backends that start slowly all at once.
-        handle.plan_slow_starts(terms::slow_starts(config));
+        // Before it can lead: a leader that knew of none would give backends that start slowly all at once, and end no draining.
+        handle.plan_times(terms::times(config));
         let state = handle.state();
         let known = Some(state.borrow().clone()).filter(|_| handle.overview().borrow().status.role != Role::Unread);
         let follower = Follower::new(config.node.id, incarnation, known.as_deref(), liveness.applied(), in_force);
@@ -298,7 +298,7 @@ impl Agreement {
     pub(super) fn configure(&self, config: &Config) {
         self.handle.welcome(terms::others(config));
         self.handle.plan_vips(terms::vips(config));
-        self.handle.plan_slow_starts(terms::slow_starts(config));
+        self.handle.plan_times(terms::times(config));
         let Some(state) = self.state().filter(|_| self.handle.overview().borrow().status.role == Role::Leader) else {
             return;
         };

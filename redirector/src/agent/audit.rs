@@ -67,6 +67,7 @@ pub enum Finding {
 struct Expected {
     slots: Vec<crate::consensus::state::Slot>,
     pools: BTreeMap<String, Pool>,
+    drains: BTreeMap<String, BTreeMap<String, u8>>,
     rows: BTreeMap<u16, Vec<Row>>,
 }
 
@@ -124,11 +125,14 @@ impl Audit {
     }
 
     fn expect(&mut self, state: &State, follower: &Follower, image: &Image) -> &Expected {
-        let is_current = |expected: &Expected| expected.slots == state.slots && expected.pools == state.pools;
+        let is_current = |expected: &Expected| {
+            expected.slots == state.slots && expected.pools == state.pools && expected.drains == state.drains
+        };
         let kept = self.expected.take().filter(is_current);
         self.expected.insert(kept.unwrap_or_else(|| Expected {
             slots: state.slots.clone(),
             pools: state.pools.clone(),
+            drains: state.drains.clone(),
             rows: follower.rows(state, image, true),
         }))
     }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use redirector_ebpf::tables::names::kind;
 use serde::{Deserialize, Serialize};
 
+use super::drains::{DrainStatus, Drains};
 use super::incidents::Incidents;
 use super::node::Node;
 use super::paths::Paths;
-use crate::config::{BackendState, Config};
+use crate::config::{BackendState, Config, OnDeath};
 use crate::consensus::state::{State, WARMTH};
 use crate::dataplane::flows::now;
 use crate::dataplane::image::{Image, PoolImage};
@@ -45,11 +46,15 @@ pub(super) struct Backends {
 pub struct BackendStatus {
     /// Its id.
     pub backend: u16,
-    /// `alive`; `starting`: it is back and gets part of its share yet; `suspect`: this node finds it dead; `dead`: it gets no
-    /// new flows; `panic`: it is dead and gets some anyway.
+    /// `alive`; `starting`: it is back and gets part of its share yet; `draining`: it gets no new flows and has some left;
+    /// `drained`: it has none left, or keeps none; `suspect`: this node finds it dead; `dead`: it gets no new flows;
+    /// `panic`: it is dead and gets some anyway.
     pub state: String,
-    /// Why it is not alive, or how far it has started.
+    /// Why it is not alive, or how far it has started or drained.
     pub why: Option<String>,
+    /// How it drains, if it does.
+    #[serde(default)]
+    pub drain: Option<DrainStatus>,
     /// How long it has been dead, milliseconds.
     pub for_ms: Option<u64>,
 }
@@ -120,7 +125,7 @@ impl Backends {
     }
 
     /// What there is to tell.
-    fn status(&self, image: &Image, paths: &Paths) -> Vec<BackendStatus> {
+    fn status(&self, image: &Image, paths: &Paths, drains: &Drains) -> Vec<BackendStatus> {
         let time = Duration::from_nanos(now());
         let told = image.backends.iter().map(|(&id, row)| {
             let name = image.registry.name(kind::BACKEND, u32::from(id)).unwrap_or_default();
@@ -129,20 +134,24 @@ impl Backends {
             let is_out = self.in_force.get(pool).is_some_and(|out| out.contains(backend));
             let step =
                 self.warming.get(pool).and_then(|steps| steps.get(backend)).filter(|_| !is_out && since.is_none());
+            let drain = drains.status(id);
+            let drains = drain.as_ref().filter(|_| !is_out && since.is_none());
             let state = match since {
                 Some(_) if self.panicking.contains_key(pool) => "panic",
                 _ if is_out => "dead",
                 Some(_) => "suspect",
                 None if step.is_some() => "starting",
-                None => "alive",
+                None => drains.map_or("alive", DrainStatus::state),
             };
             BackendStatus {
                 backend: id,
                 state: state.to_owned(),
                 why: match step {
                     Some(step) => Some(format!("slow start: it has {step} of {WARMTH} parts of its weight")),
+                    None if drains.is_some() => drains.map(DrainStatus::why),
                     None => since.and_then(|_| paths.why_down(&row.paths)),
                 },
+                drain,
                 for_ms: since.map(|since| time.saturating_sub(*since).as_millis() as u64),
             }
         });
@@ -150,7 +159,7 @@ impl Backends {
     }
 }
 
-fn number(image: &Image, pool: &str, backend: &str) -> Option<u16> {
+pub(super) fn number(image: &Image, pool: &str, backend: &str) -> Option<u16> {
     image.registry.id(kind::BACKEND, &format!("{pool}/{backend}")).map(|id| id as u16)
 }
 
@@ -168,16 +177,35 @@ pub(super) fn take_out(image: &mut Image, out: &Out) {
     }
 }
 
-/// The backends whose flows do not stay with them, as a state has it.
-fn fallen(image: &Image, state: &State) -> BTreeSet<u16> {
-    let mut fallen = BTreeSet::new();
-    for (name, pool) in &state.pools {
-        let id = image.registry.id(kind::POOL, name).map(|id| id as u16);
-        if id.and_then(|id| image.pools.get(&id)).is_some_and(PoolImage::parts) {
-            fallen.extend(pool.fallen().filter_map(|backend| number(image, name, backend)));
+/// The backends whose flows do not stay with them, and those of them that have drained.
+#[derive(Default)]
+struct Lost {
+    fallen: BTreeSet<u16>,
+    drained: BTreeSet<u16>,
+}
+
+impl Lost {
+    /// As a state has it.
+    fn agreed(image: &Image, state: &State) -> Self {
+        let mut lost = Self::default();
+        for (name, pool) in &state.pools {
+            let id = image.registry.id(kind::POOL, name).map(|id| id as u16);
+            let Some(target) = id.and_then(|id| image.pools.get(&id)) else { continue };
+            let dead = pool.fallen().filter(|_| target.parts());
+            lost.fallen.extend(dead.filter_map(|backend| number(image, name, backend)));
+            let drained = state.drained(name).filter(|_| target.at_deadline != OnDeath::Hold);
+            lost.drained.extend(drained.filter_map(|backend| number(image, name, backend)));
         }
+        lost.fallen.extend(&lost.drained);
+        lost
     }
-    fallen
+
+    /// As this node alone has it.
+    fn found(image: &Image) -> Self {
+        let drained: BTreeSet<u16> = image.pools.values().flat_map(|pool| &pool.drained).copied().collect();
+        let dead = image.pools.values().filter(|pool| pool.parts()).flat_map(PoolImage::dead);
+        Self { fallen: dead.chain(drained.iter().copied()).collect(), drained }
+    }
 }
 
 /// Of those that were agreed to be out.
@@ -202,9 +230,14 @@ impl Node {
         if self.is_in_agreement() || self.backends.in_force == self.backends.out {
             return;
         }
+        self.take_backends_out();
+    }
+
+    /// Has pools go by what this node finds alone.
+    pub(super) fn take_backends_out(&mut self) {
         take_out(&mut self.image, &self.backends.out);
-        let pools = self.image.pools.values().filter(|pool| pool.parts());
-        self.set_fallen(pools.flat_map(PoolImage::dead).collect());
+        self.drains.mark(&mut self.image);
+        self.set_lost(Lost::found(&self.image));
         match rows::follow(&mut self.maps, &self.image) {
             Ok(()) => self.backends.put_in_force(self.backends.out.clone(), &self.incidents),
             Err(error) => tracing::error!("pools could not be changed, and soon are: {:#}", anyhow::Error::new(error)),
@@ -213,11 +246,12 @@ impl Node {
 
     /// Has packets see which backends' flows do not stay with them, by what was agreed on.
     pub(super) fn mark_fallen(&mut self, state: &State) {
-        self.set_fallen(fallen(&self.image, state));
+        self.set_lost(Lost::agreed(&self.image, state));
     }
 
-    fn set_fallen(&mut self, fallen: BTreeSet<u16>) {
-        let before = std::mem::replace(&mut self.image.fallen, fallen);
+    fn set_lost(&mut self, lost: Lost) {
+        let before = std::mem::replace(&mut self.image.fallen, lost.fallen);
+        self.image.drained = lost.drained;
         for id in before.symmetric_difference(&self.image.fallen) {
             let Some(backend) = self.image.backends.get(id) else { continue };
             if let Err(error) = self.maps.backends.set(u32::from(*id), self.image.seen(*id, backend), 0) {
@@ -228,17 +262,20 @@ impl Node {
 
     /// What a new image is to leave out, where this node decides alone.
     pub(super) fn keep_out(&self, image: &mut Image) {
-        if image.agreed.is_none() {
+        let lost = if image.agreed.is_none() {
             take_out(image, &self.backends.in_force);
-            let pools = image.pools.values().filter(|pool| pool.parts());
-            image.fallen = pools.flat_map(PoolImage::dead).collect();
+            self.drains.mark(image);
+            Lost::found(image)
         } else if let Some(state) = self.agreement.as_ref().and_then(|agreement| agreement.state()) {
-            image.fallen = fallen(image, &state);
-        }
+            Lost::agreed(image, &state)
+        } else {
+            return;
+        };
+        (image.fallen, image.drained) = (lost.fallen, lost.drained);
     }
 
     /// What is known of backends.
     pub(super) fn backends(&self) -> Option<Vec<BackendStatus>> {
-        self.liveness.as_ref().map(|liveness| self.backends.status(&self.image, liveness.paths()))
+        self.liveness.as_ref().map(|liveness| self.backends.status(&self.image, liveness.paths(), &self.drains))
     }
 }

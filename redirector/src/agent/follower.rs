@@ -237,7 +237,10 @@ impl Follower {
     /// The rows of pools whose agreed steps the maps have not taken yet; of all pools, if `all`.
     pub fn rows(&self, state: &State, image: &Image, all: bool) -> BTreeMap<u16, Vec<Row>> {
         let registry = &image.registry;
-        let is_news = |name: &String| all || self.followed.pools.get(name) != state.pools.get(name);
+        let is_news = |name: &String| {
+            let is_same = self.followed.pools.get(name) == state.pools.get(name);
+            all || !is_same || !self.followed.drained(name).eq(state.drained(name))
+        };
         let news = state.pools.iter().filter(|(name, _)| is_news(name));
         news.filter_map(|(name, pool)| {
             let id = registry.id(kind::POOL, name)? as u16;
@@ -248,7 +251,9 @@ impl Follower {
                 *row = Row::new(row.current(), row.current(), row.disputed());
             }
             if let Some(target) = image.pools.get(&id) {
-                rows::part(&mut rows, target.on_death, &pool.fallen().map(|name| number(name)).collect());
+                let dead = pool.fallen().map(|name| number(name)).collect();
+                let drained = state.drained(name).map(|name| number(name)).collect();
+                rows::part(&mut rows, &target.fates(&dead, &drained));
             }
             Some((id, rows))
         })

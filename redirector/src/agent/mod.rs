@@ -17,6 +17,7 @@ mod committed;
 mod condition;
 pub mod control;
 pub mod copies;
+mod drains;
 mod follow;
 pub mod follower;
 mod health;
@@ -29,6 +30,7 @@ mod paths;
 pub mod pulse;
 mod signals;
 mod talk;
+mod tally;
 pub mod terms;
 mod verify;
 pub mod witness;
@@ -45,6 +47,7 @@ pub use agreement::{AgreementStatus, Durable, LogStatus, MemberStatus};
 pub use backends::BackendStatus;
 pub use change::{Applied, ApplyError};
 pub use condition::LoadStatus;
+pub use drains::DrainStatus;
 pub use health::HealthStatus;
 pub(crate) use liveness::boot_id;
 pub use liveness::{LinkStatus, LivenessStatus, PeerStatus};
@@ -135,6 +138,7 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
             _ = pulse.tick() => look_at_peers(&mut vips, &mut node).await,
             _ = look.tick() => {
                 node.audit();
+                node.look_at_drains();
                 node.note_incidents(true);
             }
             Ok(()) = seen.changed() => look_at_peers(&mut vips, &mut node).await,

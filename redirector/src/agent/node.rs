@@ -21,6 +21,7 @@ use super::backends::Backends;
 use super::change::{Applied, ApplyError};
 use super::committed::{self, Committed};
 use super::condition::Condition;
+use super::drains::Drains;
 use super::follow::Change;
 use super::health::{HealthStatus, SelfHealth};
 use super::incidents::Incidents;
@@ -63,6 +64,7 @@ pub struct Node {
     /// Whether what was agreed on has to wait until others have this node's flows.
     pub(super) waiting: bool,
     pub(super) backends: Backends,
+    pub(super) drains: Drains,
     attached: bool,
     /// Whether routes to VIPs may be there.
     announces: bool,

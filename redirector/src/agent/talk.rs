@@ -8,10 +8,11 @@ use tokio::sync::mpsc;
 
 use super::copies::{Copies, Copyholders, Delivered};
 use super::lookout::Agreed;
+use super::tally::{Tallies, Tally};
 use crate::breaker::Breakers;
 use crate::config::Config;
 use crate::replication::{self, Counters, Replication, Settings};
-use crate::transport::{self, Identity, Incoming, Transport};
+use crate::transport::{self, Channel, Identity, Incoming, Transport};
 
 /// The agent's conversation with its peers.
 pub(super) struct Talk {
@@ -19,6 +20,7 @@ pub(super) struct Talk {
     replication: Option<Replication>,
     copyholders: Copyholders,
     agreement: Option<mpsc::Receiver<Incoming>>,
+    tallies: Tallies,
 }
 
 /// Where the agents of all members listen.
@@ -62,12 +64,27 @@ impl Talk {
                 }
             }
         });
-        Some(Self { transport, replication, copyholders: Copyholders::default(), agreement: Some(inboxes.consensus) })
+        let tallies = Tallies::start(config.cluster.id, inboxes.control);
+        let (copyholders, agreement) = (Copyholders::default(), Some(inboxes.consensus));
+        Some(Self { transport, replication, copyholders, agreement, tallies })
     }
 
     /// What agreement goes over; its inbox can be had once.
     pub(super) fn for_agreement(&mut self) -> Option<(Transport, mpsc::Receiver<Incoming>)> {
         Some((self.transport.clone(), self.agreement.take()?))
+    }
+
+    /// What peers tell of flows on backends that drain.
+    pub(super) fn tallies(&self) -> &Tallies {
+        &self.tallies
+    }
+
+    /// Tells the other nodes the same of this one.
+    pub(super) fn tell_tally(&self, config: &Config, tally: &Tally) {
+        let bytes = tally.seal(config.cluster.id);
+        for member in config.members.iter().filter(|member| member.id != config.node.id) {
+            self.transport.tell(member.id, Channel::Control, bytes.clone());
+        }
     }
 
     /// Takes over a configuration whose tables are in force.

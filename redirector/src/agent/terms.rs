@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use crate::config::{BackendState, Config};
+use crate::config::{BackendState, Config, Pool, PoolHealth};
 use crate::consensus::driver::Genesis;
 use crate::consensus::machine;
-use crate::consensus::planner::Patience;
+use crate::consensus::planner::{Patience, Times};
 use crate::consensus::state::{Command, Definition, Member, Seat, Standing, State};
 use crate::ownership::Ranks;
 use crate::vip;
@@ -16,7 +17,7 @@ const SNAPSHOT_EVERY: u64 = 1000;
 
 /// The pools of a configuration, as they are agreed on.
 fn definitions(config: &Config) -> BTreeMap<String, Definition> {
-    let definition = |pool: &crate::config::Pool| {
+    let definition = |pool: &Pool| {
         let weight = |state| move |weight| if state == BackendState::Active { weight } else { 0 };
         Definition(pool.backends.iter().map(|one| (one.name.clone(), weight(one.state)(one.weight))).collect())
     };
@@ -47,11 +48,16 @@ pub fn vips(config: &Config) -> BTreeMap<String, Vec<u8>> {
     vip::plan::of(config).into_iter().map(|(vip, ranks)| (vip.to_string(), ranks)).collect()
 }
 
-/// How long backends that come back take to get all of their weight, in milliseconds, by pool; only of pools where that
-/// is not at once.
-pub fn slow_starts(config: &Config) -> BTreeMap<String, u64> {
-    let slow = config.pools.iter().filter(|pool| !pool.health.slow_start.is_zero());
-    slow.map(|pool| (pool.name.clone(), pool.health.slow_start.as_millis() as u64)).collect()
+/// How long backends of pools take to start, and to drain.
+pub fn times(config: &Config) -> Times {
+    let of = |time: fn(&PoolHealth) -> Option<Duration>| -> BTreeMap<String, u64> {
+        let timed = |pool: &Pool| Some((pool.name.clone(), time(&pool.health)?.as_millis() as u64));
+        config.pools.iter().filter_map(timed).collect()
+    };
+    Times {
+        slow_starts: of(|health| Some(health.slow_start).filter(|time| !time.is_zero())),
+        drains: of(|health| health.drain.map(|deadline| deadline.after)),
+    }
 }
 
 /// Who a node is, in this incarnation. The seed is another one with every start.

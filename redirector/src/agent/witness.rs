@@ -106,7 +106,7 @@ impl Witness {
         };
         let handle = driver::start(settings, transport.clone(), inboxes.consensus)?;
         handle.plan_vips(terms::vips(&config));
-        handle.plan_slow_starts(terms::slow_starts(&config));
+        handle.plan_times(terms::times(&config));
         let mut witness = Self { config, handle, transport, breakers, version: 0 };
         witness.follow();
         Ok(witness)
@@ -128,7 +128,7 @@ impl Witness {
                 self.transport.set_members(members(&next));
                 self.handle.welcome(terms::others(&next));
                 self.handle.plan_vips(terms::vips(&next));
-                self.handle.plan_slow_starts(terms::slow_starts(&next));
+                self.handle.plan_times(terms::times(&next));
                 self.config = next;
             }
             Err(mistakes) => {

@@ -64,7 +64,7 @@ enum Command {
     Drain(cluster::Drain),
     /// Let a node that was drained have slots and VIPs again.
     Undrain(cluster::Undrain),
-    /// Show nodes, services, backends, paths, owners, flows, vips, replication, health, breakers or stats.
+    /// Show nodes, services, backends, drains, paths, owners, flows, vips, replication, health, breakers, bfd or stats.
     Get(get::Get),
     /// Show what befell this node and its cluster, from the journal on its disk.
     Incidents(incidents::Incidents),

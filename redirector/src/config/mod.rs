@@ -38,7 +38,7 @@ pub use bfd::Bfd;
 pub use condition::{Health, Refused, Shedding};
 pub use decap::Decap;
 pub use diff::{Change, Kind, What, diff};
-pub use health::{OnDeath, Passive, PoolHealth};
+pub use health::{Deadline, OnDeath, Passive, PoolHealth};
 pub use mistake::{Mistake, Mistakes};
 pub use prefix::Prefix;
 pub use probe::{Bytes, Probe, Question, Statuses};

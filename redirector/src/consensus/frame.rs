@@ -40,13 +40,15 @@ pub enum Kind {
     Ask = 9,
     /// What became of it.
     Answer = 10,
+    /// How many flows a node has on backends that drain.
+    Tally = 11,
 }
 
 impl Kind {
     /// The greatest version of the kind's format that is known here. What older versions understand is written in theirs.
     pub const fn version(self) -> u8 {
         match self {
-            Self::Snapshot | Self::Command => 3,
+            Self::Snapshot | Self::Command => 4,
             Self::Message => 2,
             _ => 1,
         }
@@ -55,9 +57,10 @@ impl Kind {
     /// Bytes that its newest format has at the end and an older one lacks: all zero where they say nothing.
     const fn lacking(self, version: u8) -> usize {
         match (self, version) {
-            // Backends that warm up, and before that disks that have lost their seats.
-            (Self::Snapshot, 0..=1) => 2,
-            (Self::Snapshot, 2) => 1,
+            // Backends that drain, before that those that warm up, and before that disks that have lost their seats.
+            (Self::Snapshot, 0..=1) => 3,
+            (Self::Snapshot, 2) => 2,
+            (Self::Snapshot, 3) => 1,
             _ => 0,
         }
     }
@@ -187,7 +190,7 @@ mod tests {
         let checksum = crc32c::crc32c(&frame[..body]);
         frame[body..].copy_from_slice(&checksum.to_le_bytes());
         let refused = open::<u8>(Kind::Command, 0, &frame).unwrap_err();
-        assert_eq!(refused, FrameError::Newer { found: 9, known: 3 });
+        assert_eq!(refused, FrameError::Newer { found: 9, known: 4 });
         assert!(refused.to_string().contains("upgrade this node"));
     }
 }

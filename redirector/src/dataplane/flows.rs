@@ -181,6 +181,27 @@ impl FlowTables {
         self.v4.flows(key).chain(self.v6.flows(key))
     }
 
+    /// The flows of some backends. Of other entries only the word is read.
+    pub fn on<'a>(
+        &'a self,
+        key: &'a HashKey,
+        is_meant: impl Fn(u16) -> bool + Copy + 'a,
+    ) -> impl Iterator<Item = Flow> + 'a {
+        fn of<'a, R: Keeps>(
+            table: &'a Table<R>,
+            key: &'a HashKey,
+            is_meant: impl Fn(u16) -> bool + 'a,
+        ) -> impl Iterator<Item = Flow> + 'a {
+            let places = (0..table.buckets.count).flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)));
+            let is_one = move |(bucket, way): &(usize, usize)| {
+                let entry = table.word(*bucket, *way).map(|word| Entry(word.load()));
+                entry.is_some_and(|entry| !entry.is_empty() && is_meant(entry.backend()))
+            };
+            places.filter(is_one).filter_map(|(bucket, way)| table.flow(key, bucket, way))
+        }
+        of(&self.v4, key, is_meant).chain(of(&self.v6, key, is_meant))
+    }
+
     /// The words of the bucket that a flow of this tuple belongs to, its number, and the records beside them.
     pub fn bucket(&self, key: &HashKey, tuple: &Tuple, v6: bool) -> (u32, [u64; WAYS], Vec<(u32, Record)>) {
         fn gather<R: Keeps>(table: &Table<R>, key: &HashKey, tuple: &Tuple) -> (u32, [u64; WAYS], Vec<(u32, Record)>) {

@@ -99,6 +99,10 @@ pub struct PoolImage {
     pub rows: usize,
     /// What becomes of flows of backends that are dead.
     pub on_death: OnDeath,
+    /// What becomes of flows of backends that drain, once their time is over.
+    pub at_deadline: OnDeath,
+    /// Backends whose time to drain is over, where this node decides alone.
+    pub drained: BTreeSet<u16>,
     /// How long a change of it takes to settle at least.
     pub settle: Duration,
 }
@@ -115,8 +119,10 @@ pub struct Image {
     pub ranges: HashMap<(ServiceKey, u32), Service>,
     pub pools: BTreeMap<u16, PoolImage>,
     pub backends: BTreeMap<u16, Backend>,
-    /// Backends that are dead, and whose flows do not stay with them.
+    /// Backends that are dead or have drained for long enough, and whose flows do not stay with them.
     pub fallen: BTreeSet<u16>,
+    /// Those of them that have drained: nobody will have their flows again.
+    pub drained: BTreeSet<u16>,
     pub paths: BTreeMap<u16, Path>,
     /// How paths are watched.
     pub watched: BTreeMap<u16, Watched>,
@@ -201,6 +207,13 @@ impl PoolImage {
     /// Whether flows of backends that are dead do not stay with them.
     pub fn parts(&self) -> bool {
         self.on_death != OnDeath::Hold
+    }
+
+    /// What becomes of flows of backends that are dead, or whose time to drain is over.
+    pub fn fates(&self, dead: &BTreeSet<u16>, drained: &BTreeSet<u16>) -> BTreeMap<u16, OnDeath> {
+        let dead = dead.iter().map(|id| (*id, self.on_death));
+        // The time to drain was given for an end, so that holds where a backend is both.
+        dead.chain(drained.iter().map(|id| (*id, self.at_deadline))).collect()
     }
 
     /// Backends that get no new flows though they are configured to: they are dead.
@@ -398,6 +411,8 @@ impl Image {
                     members,
                     rows,
                     on_death: pool.health.on_death,
+                    at_deadline: pool.health.drain.map_or(OnDeath::Hold, |deadline| deadline.fate),
+                    drained: BTreeSet::new(),
                     settle: pool.settle,
                 },
             );

@@ -247,7 +247,7 @@ pub struct Settled {
     pub released: usize,
 }
 
-/// Tidies up behind changes: takes out flows that are over, ends disputes of rows of which no flow lives off the current
+/// Tidies up behind changes: takes out flows that are over or whose backend has drained, ends disputes of rows of which no flow lives off the current
 /// backend once the pool's settle time has passed, and gives numbers back that nothing names any more.
 ///
 /// This node's flow table tells of this node's flows. Only a node without other members ends disputes by it: in a cluster
@@ -265,7 +265,8 @@ pub fn settle(maps: &mut Maps, image: &mut Image) -> Result<Settled, MapsError> 
     let name = |flow: &Flow| {
         named.insert(flow.entry.backend());
     };
-    let swept = maps.flows.sweep(&key, |flow| is_over(flow, &idle, time), name);
+    let is_lost = |flow: &Flow| image.drained.contains(&flow.entry.backend());
+    let swept = maps.flows.sweep(&key, |flow| is_over(flow, &idle, time) || is_lost(flow), name);
     let mut done = Settled { swept, ..Settled::default() };
     let is_alone = image.peers.is_empty() && image.agreed.is_none();
     let busy = if is_alone { rows::restless(maps, image)? } else { Table::new() };

@@ -1,7 +1,7 @@
 //! Who owns slots and which backends rows name: what of the tables changes by agreement, and how one table follows
 //! another. The same for the kernel's maps and for tables in memory.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -174,22 +174,24 @@ fn change(tables: &mut impl RowTables, id: u16, target: &PoolImage, old_for: Dur
         return replace(tables, id, &pool, &transition::fresh(&table), 0);
     }
     if rows.len() == table.len() && rows.iter().zip(&table).all(|(row, id)| row.current() == *id) {
-        return Ok(());
+        let mut parted = rows.clone();
+        part(&mut parted, &target.fates(&target.dead(), &target.drained));
+        return if parted == rows { Ok(()) } else { replace(tables, id, &pool, &parted, pool.old_until) };
     }
     let old_until = tables.now() + old_for.as_nanos() as u64;
     let announced = transition::announce(&rows, &table);
     replace(tables, id, &pool, &announced, old_until)?;
     let pool = tables.pool(id)?;
     let mut rows = transition::switch(&announced, &table);
-    part(&mut rows, target.on_death, &target.dead());
+    part(&mut rows, &target.fates(&target.dead(), &target.drained));
     replace(tables, id, &pool, &rows, old_until)
 }
 
-/// Parts rows from previous backends that are dead, where flows of those do not stay.
-pub fn part(rows: &mut [Row], on_death: OnDeath, dead: &BTreeSet<u16>) {
-    for row in rows.iter_mut().filter(|row| row.current() != row.previous() && dead.contains(&row.previous())) {
-        *row = match on_death {
-            OnDeath::Hold => *row,
+/// Parts rows from previous backends whose flows do not stay; others are severed no more.
+pub fn part(rows: &mut [Row], fates: &BTreeMap<u16, OnDeath>) {
+    for row in rows.iter_mut().filter(|row| row.current() != row.previous()) {
+        *row = match fates.get(&row.previous()).copied().unwrap_or(OnDeath::Hold) {
+            OnDeath::Hold => Row::new(row.current(), row.previous(), row.disputed()),
             OnDeath::Rehash => Row::new(row.current(), row.current(), row.disputed()),
             OnDeath::Reset => row.severed(),
         };

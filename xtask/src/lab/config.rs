@@ -136,6 +136,12 @@ pub struct Health {
     /// How long a backend that was dead takes to get all of its weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<String>,
+    /// How long a draining backend keeps its flows at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_deadline: Option<String>,
+    /// What becomes of them then: `rehash` or `reset`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_deadline: Option<String>,
 }
 
 impl Health {

@@ -12,6 +12,7 @@ use crate::agent::backends::Backends;
 use crate::agent::change::ApplyError;
 use crate::agent::committed::{self, Committed};
 use crate::agent::condition::Condition;
+use crate::agent::drains::Drains;
 use crate::agent::health::SelfHealth;
 use crate::agent::incidents::Incidents;
 use crate::agent::liveness::Liveness;
@@ -176,6 +177,7 @@ impl Node {
             asking: None,
             waiting: false,
             backends: Backends::default(),
+            drains: Drains::default(),
             attached: true,
             announces: true,
             began,

@@ -3,6 +3,7 @@
 mod backends;
 mod bfd;
 mod breakers;
+mod drains;
 mod flows;
 mod health;
 mod nodes;
@@ -29,7 +30,7 @@ pub(super) use paths::ask as told_of_paths;
 pub(super) use services::ranges;
 pub(super) use vips::lines as vip_lines;
 
-/// Show nodes, services, backends, paths, owners, flows, vips, replication, health, breakers, bfd or stats.
+/// Show nodes, services, backends, drains, paths, owners, flows, vips, replication, health, breakers, bfd or stats.
 #[derive(Debug, clap::Args)]
 pub(super) struct Get {
     #[command(subcommand)]
@@ -47,6 +48,9 @@ enum What {
     /// Backends, their share of their pool's rows, and the flows on them.
     #[command(visible_alias = "backend")]
     Backends(Plain),
+    /// Backends that drain: how many flows they have left, and how long.
+    #[command(visible_alias = "drain")]
+    Drains(Plain),
     /// Paths to backends, in order of rank.
     #[command(visible_alias = "path")]
     Paths(Plain),
@@ -87,6 +91,7 @@ impl Get {
             What::Nodes(Plain { target, output }) => nodes::show(&target, output),
             What::Services(Plain { target, output }) => output.list(services::list(&View::open(&target)?)?),
             What::Backends(Plain { target, output }) => backends::show(&View::open(&target)?, &target, output),
+            What::Drains(Plain { target, output }) => drains::show(&View::open(&target)?, &target, output),
             What::Paths(Plain { target, output }) => paths::show(&View::open(&target)?, &target, output),
             What::Vips(Plain { target, output }) => {
                 output.list(vips::list(&View::open(&target)?, target.config()?.as_ref())?)

@@ -8,7 +8,7 @@ use super::{Committed, Genesis, Overview, ProposeError};
 use crate::consensus::disk::Disk;
 use crate::consensus::frame::{self, Kind};
 use crate::consensus::machine::{Action, BootstrapError, Event, Machine, ProposalId, RecoverError, Role, Status};
-use crate::consensus::planner::{Concern, Patience, Planner, Report, View};
+use crate::consensus::planner::{Concern, Patience, Planner, Report, Times, View};
 use crate::consensus::state::{Command, State};
 
 /// What is to be done for a desk. `A` is whoever waits for an answer.
@@ -47,7 +47,7 @@ pub struct Desk<D: Disk, A> {
     waiting: BTreeMap<ProposalId, Waiting<A>>,
     welcome: BTreeSet<u8>,
     vips: BTreeMap<String, Vec<u8>>,
-    slow_starts: BTreeMap<String, u64>,
+    times: Times,
     report: Report,
     /// Which leader was told that last, and when.
     reported: Option<(u8, u64)>,
@@ -69,7 +69,7 @@ impl<D: Disk, A> Desk<D, A> {
             waiting: BTreeMap::new(),
             welcome,
             vips: BTreeMap::new(),
-            slow_starts: BTreeMap::new(),
+            times: Times::default(),
             report,
             reported: None,
             own,
@@ -120,9 +120,9 @@ impl<D: Disk, A> Desk<D, A> {
         self.vips = vips;
     }
 
-    /// How long backends that come back take to get all of their weight, in milliseconds, by pool.
-    pub fn handle_slow_starts(&mut self, slow_starts: BTreeMap<String, u64>) {
-        self.slow_starts = slow_starts;
+    /// How long backends of pools take to start, and to drain.
+    pub fn handle_times(&mut self, times: Times) {
+        self.times = times;
     }
 
     /// Begins a cluster of this node alone.
@@ -186,7 +186,7 @@ impl<D: Disk, A> Desk<D, A> {
             strangers: self.machine.strangers().collect(),
             welcome: &self.welcome,
             vips: &self.vips,
-            slow_starts: &self.slow_starts,
+            times: &self.times,
         };
         for (concern, command) in self.planner.plan(&view, now) {
             let proposal = self.machine.propose(&command);

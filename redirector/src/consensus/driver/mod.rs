@@ -24,7 +24,7 @@ use super::disk::Guarded;
 use super::frame::{self, Kind};
 use super::log::OpenError;
 use super::machine::{BootstrapError, Config, Counters, Event, Machine, NotTaken, RecoverError, Status};
-use super::planner::{Patience, Report};
+use super::planner::{Patience, Report, Times};
 use super::redb::File;
 use super::state::{Command, Refusal, State};
 use crate::breaker::Breaker;
@@ -272,10 +272,10 @@ impl Handle {
         }
     }
 
-    /// Says how long backends that come back take to get all of their weight, in milliseconds, by pool.
-    pub fn plan_slow_starts(&self, slow_starts: BTreeMap<String, u64>) {
-        if self.inputs.try_send(Input::SlowStarts(slow_starts)).is_err() {
-            tracing::warn!("agreement is behind: slow starts are as they were yet");
+    /// Says how long backends of pools take to start, and to drain.
+    pub fn plan_times(&self, times: Times) {
+        if self.inputs.try_send(Input::Times(times)).is_err() {
+            tracing::warn!("agreement is behind: backends start and drain as they did yet");
         }
     }
 

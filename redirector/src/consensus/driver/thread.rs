@@ -11,7 +11,7 @@ use super::desk::{Desk, Errand};
 use super::{Committed, Genesis, Overview, ProposeError, ROUND, TICK};
 use crate::consensus::disk::Guarded;
 use crate::consensus::machine::{BootstrapError, Event, Machine, RecoverError};
-use crate::consensus::planner::{Patience, Report};
+use crate::consensus::planner::{Patience, Report, Times};
 use crate::consensus::redb::File;
 use crate::consensus::state::{Command, State};
 use crate::transport::{Channel, Transport};
@@ -26,7 +26,7 @@ pub(super) enum Input {
     Report(Report),
     Welcome(BTreeSet<u8>),
     Vips(BTreeMap<String, Vec<u8>>),
-    SlowStarts(BTreeMap<String, u64>),
+    Times(Times),
     Bootstrap { genesis: Genesis, answer: oneshot::Sender<Result<(), BootstrapError>> },
     Greet,
     Survey,
@@ -101,7 +101,7 @@ impl Thread {
             Input::Report(report) => self.desk.handle_report(report, now),
             Input::Welcome(nodes) => self.desk.handle_welcome(nodes),
             Input::Vips(vips) => self.desk.handle_vips(vips),
-            Input::SlowStarts(slow_starts) => self.desk.handle_slow_starts(slow_starts),
+            Input::Times(times) => self.desk.handle_times(times),
             Input::Bootstrap { genesis, answer } => {
                 let done = self.desk.bootstrap(genesis);
                 self.act();

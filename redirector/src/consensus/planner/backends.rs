@@ -1,9 +1,10 @@
-//! Backends that most nodes find dead are taken out of their pools, and put in again when most do not.
+//! Backends that most nodes find dead are taken out of their pools, and put in again when most do not; those that drain
+//! keep their flows until their time is over.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Planner, Report, View, note};
-use crate::consensus::state::{Command, Phase, Pool, WARMTH};
+use crate::consensus::state::{Command, DRAIN_PARTS, Phase, Pool, WARMTH};
 
 impl Planner {
     /// The pools whose backends that are out should be others.
@@ -28,7 +29,7 @@ impl Planner {
                 let for_long = |since: Option<&u64>, long| since.is_some_and(|&at| now - at >= long);
                 // Who starts slowly comes back with the first part of its weight, which has to be agreed on before.
                 let is_prepared = !pool.has_room()
-                    || !view.slow_starts.contains_key(name)
+                    || !view.times.slow_starts.contains_key(name)
                     || state.warming.get(name).is_some_and(|steps| steps.contains_key(backend));
                 let is_back = is_prepared && for_long(self.alive_since.get(&key), self.patience.back);
                 let stays = pool.out.contains(backend) && !is_back;
@@ -60,7 +61,7 @@ impl Planner {
         for (name, pool) in state.pools.iter().filter(|(_, pool)| pool.takes_change()) {
             let before = state.warming.get(name).cloned().unwrap_or_default();
             // A pool that long flows keep from settling is short of room for parts: deaths matter more.
-            let Some(whole) = view.slow_starts.get(name).filter(|_| pool.has_room()) else {
+            let Some(whole) = view.times.slow_starts.get(name).filter(|_| pool.has_room()) else {
                 if before.is_empty() {
                     continue;
                 }
@@ -79,6 +80,39 @@ impl Planner {
             steps.retain(|_, step| *step < WARMTH);
             if steps != before {
                 return Some(Command::Warm { pool: name.clone(), steps });
+            }
+        }
+        None
+    }
+
+    /// A pool of which a backend that drains has had another part of its time.
+    pub(super) fn deadlines(&mut self, view: &View<'_>, now: u64) -> Option<Command> {
+        let state = view.state;
+        let drains = |(pool, backend): &(String, String)| {
+            view.times.drains.contains_key(pool) && state.pools.get(pool).is_some_and(|pool| pool.drains(backend))
+        };
+        self.drained_since.retain(|key, _| drains(key));
+        for (name, pool) in &state.pools {
+            let before = state.drains.get(name).cloned().unwrap_or_default();
+            let mut parts = BTreeMap::new();
+            if let Some(whole) = view.times.drains.get(name) {
+                let part = (whole / u64::from(DRAIN_PARTS)).max(1);
+                for backend in pool.configured.0.keys().filter(|backend| pool.drains(backend)) {
+                    let gone = before.get(backend).copied().unwrap_or(0);
+                    let since = self.drained_since.entry((name.clone(), backend.clone())).or_insert((gone, now));
+                    *since = match gone.checked_sub(since.0) {
+                        Some(parts) => (gone, since.1 + u64::from(parts) * part),
+                        None => (gone, now),
+                    };
+                    let more = now.saturating_sub(since.1) / part;
+                    let gone = gone.saturating_add(u8::try_from(more).unwrap_or(DRAIN_PARTS)).min(DRAIN_PARTS);
+                    parts.insert(backend.clone(), gone);
+                }
+            }
+            parts.retain(|_, gone| *gone > 0);
+            if parts != before {
+                let version = state.specification.version;
+                return Some(Command::Elapse { pool: name.clone(), version, parts });
             }
         }
         None

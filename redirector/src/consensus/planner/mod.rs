@@ -11,6 +11,7 @@
 //! | a draining node owns nothing, holds nothing and has been asked for long enough | it is drained |
 //! | most nodes have found a backend dead for a while, or no more | it gets no new flows, or gets some again |
 //! | a backend of a pool with a slow start is out, or has had a part of its weight for long enough | the first part, the next |
+//! | another part of the time has gone that a backend has to drain | that it has |
 //! | every node has installed a step of a pool's change | the next step |
 //! | VIPs are not planned as the leader's configuration has it, and all planned nodes are members | the plan |
 //! | a disk without a seat belongs to a member | the old seat is taken away, a learner's is given, then the vote |
@@ -148,6 +149,8 @@ pub enum Concern {
     Backends,
     /// How much of their weight those that come back have got.
     Warmth,
+    /// How much of their time those that drain have left.
+    Deadlines,
     /// How pools change.
     Pools,
     /// Who has a seat.
@@ -156,7 +159,7 @@ pub enum Concern {
 
 impl Concern {
     /// All, in the order in which they are looked at.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Standing,
         Self::Slots,
         Self::Forwarding,
@@ -164,6 +167,7 @@ impl Concern {
         Self::Vips,
         Self::Backends,
         Self::Warmth,
+        Self::Deadlines,
         Self::Pools,
         Self::Seats,
     ];
@@ -181,9 +185,17 @@ pub struct View<'a> {
     pub welcome: &'a BTreeSet<u8>,
     /// Who should hold each VIP, and who after it, by the configuration.
     pub vips: &'a BTreeMap<String, Vec<u8>>,
-    /// How long backends that come back take to get all of their weight, in milliseconds, by pool. Other pools' get it at
-    /// once.
-    pub slow_starts: &'a BTreeMap<String, u64>,
+    /// How long backends take to start and to drain.
+    pub times: &'a Times,
+}
+
+/// What pools' configuration says of times, in milliseconds, by pool.
+#[derive(Clone, Debug, Default)]
+pub struct Times {
+    /// How long backends that come back take to get all of their weight. Other pools' get it at once.
+    pub slow_starts: BTreeMap<String, u64>,
+    /// How long backends that drain keep their flows at most. Other pools' keep them until they end.
+    pub drains: BTreeMap<String, u64>,
 }
 
 /// Entries that a learner may lack when it gets its vote.
@@ -207,6 +219,8 @@ pub struct Planner {
     alive_since: BTreeMap<(String, String), u64>,
     /// By pool and backend: the step that it has got of its weight, and since when.
     warm_since: BTreeMap<(String, String), (u8, u64)>,
+    /// The same of the time that it has to drain.
+    drained_since: BTreeMap<(String, String), (u8, u64)>,
 }
 
 impl Planner {
@@ -227,6 +241,7 @@ impl Planner {
             dead_since: BTreeMap::new(),
             alive_since: BTreeMap::new(),
             warm_since: BTreeMap::new(),
+            drained_since: BTreeMap::new(),
         }
     }
 
@@ -245,6 +260,8 @@ impl Planner {
         self.watch(view.state, now);
         if view.status.role != Role::Leader {
             self.under_way.clear();
+            // Another one counts these meanwhile.
+            self.drained_since.clear();
             return Vec::new();
         }
         let mut plans = Vec::new();
@@ -260,6 +277,7 @@ impl Planner {
                 Concern::Vips => self.vips(view, now),
                 Concern::Backends => self.backends(view, now),
                 Concern::Warmth => self.warmth(view, now),
+                Concern::Deadlines => self.deadlines(view, now),
                 Concern::Pools => self.pools(view.state, now),
                 Concern::Seats => seats(view),
             };

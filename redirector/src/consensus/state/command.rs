@@ -134,6 +134,15 @@ pub enum Command {
         /// How many steps they have got.
         steps: BTreeMap<String, u8>,
     },
+    /// Of the time that backends of this pool have to drain so many of [`DRAIN_PARTS`](super::DRAIN_PARTS) have gone, and none of all others'.
+    Elapse {
+        /// The pool.
+        pool: String,
+        /// The version of the configuration by which they drain.
+        version: u64,
+        /// How many parts have gone.
+        parts: BTreeMap<String, u8>,
+    },
 }
 
 /// How a pool's change goes on.
@@ -197,6 +206,7 @@ impl Command {
     /// Its form in the log.
     pub fn seal(&self) -> Vec<u8> {
         let version = match self {
+            Self::Elapse { .. } => 4,
             Self::Warm { .. } => 3,
             Self::SetOut(_) | Self::Witness { .. } => 2,
             _ => 1,
@@ -245,6 +255,7 @@ pub(super) fn apply(state: &mut State, index: u64, command: &Command) -> Result<
             Ok(())
         }
         Command::Warm { pool, steps } => warm(state, index, pool, steps),
+        Command::Elapse { pool, version, parts } => elapse(state, pool, *version, parts),
         Command::Join { id, disk, address, weight, incarnation } => {
             let seat = Some(Seat { disk: *disk, votes: false });
             let (address, weight, incarnation) = (address.clone(), *weight, *incarnation);
@@ -293,6 +304,10 @@ fn specify(
         steps.retain(|backend, _| pools.get(name).is_some_and(|pool| pool.0.contains_key(backend)));
         !steps.is_empty()
     });
+    state.drains.retain(|name, parts| {
+        parts.retain(|backend, _| pools.get(name).is_some_and(|pool| pool.0.get(backend) == Some(&0)));
+        !parts.is_empty()
+    });
     for (name, definition) in pools {
         match state.pools.get_mut(name) {
             Some(pool) => pool.change(definition, warming(&state.warming, name), index),
@@ -325,6 +340,20 @@ fn warm(state: &mut State, index: u64, name: &str, steps: &BTreeMap<String, u8>)
         state.warming.remove(name);
     } else {
         state.warming.insert(name.to_owned(), steps);
+    }
+    Ok(())
+}
+
+fn elapse(state: &mut State, name: &str, version: u64, parts: &BTreeMap<String, u8>) -> Result<(), Refusal> {
+    let pool = state.pools.get(name).ok_or(Refusal::OutOfTurn)?;
+    // A backend that begins to drain anew has all of its time again.
+    if version != state.specification.version || !parts.keys().all(|backend| pool.drains(backend)) {
+        return Err(Refusal::OutOfTurn);
+    }
+    if parts.is_empty() {
+        state.drains.remove(name);
+    } else {
+        state.drains.insert(name.to_owned(), parts.clone());
     }
     Ok(())
 }

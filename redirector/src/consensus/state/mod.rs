@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
 
 pub use command::{Advance, Command, Refusal};
-pub use pool::{Definition, Phase, Pool, RowSet, Rows, Step, WARMTH};
+pub use pool::{DRAIN_PARTS, Definition, Phase, Pool, RowSet, Rows, Step, WARMTH};
 pub use slots::Slot;
 
 use crate::ownership::Ranks;
@@ -38,8 +38,11 @@ pub struct State {
     /// Disks that lost their seats when the cluster was recovered without them. The oldest versions lack it.
     pub given_up: BTreeSet<u128>,
     /// By pool, backends that have only part of their weight since they come back from death, and how many of the
-    /// [`WARMTH`] steps towards all of it they have got. The last field: older versions lack it.
+    /// [`WARMTH`] steps towards all of it they have got. Older versions lack it.
     pub warming: BTreeMap<String, BTreeMap<String, u8>>,
+    /// By pool, backends that drain until a deadline, and how many of [`DRAIN_PARTS`] of their time have gone. The last
+    /// field: older versions lack it.
+    pub drains: BTreeMap<String, BTreeMap<String, u8>>,
 }
 
 /// The configuration that all nodes have in common.
@@ -151,6 +154,7 @@ impl State {
             vips: BTreeMap::new(),
             given_up: BTreeSet::new(),
             warming: BTreeMap::new(),
+            drains: BTreeMap::new(),
         }
     }
 
@@ -191,6 +195,13 @@ impl State {
     /// Whether a node has a data plane, as far as is known.
     pub fn is_node(&self, id: u8) -> bool {
         self.members.get(&id).is_some_and(|member| !member.is_witness())
+    }
+
+    /// The backends of a pool whose time to drain is over, and that no row names for new flows.
+    pub fn drained(&self, pool: &str) -> impl Iterator<Item = &String> {
+        let over = self.drains.get(pool).into_iter().flatten().filter(|(_, parts)| **parts >= DRAIN_PARTS);
+        let pool = self.pools.get(pool);
+        pool.into_iter().flat_map(move |pool| pool.unnamed(over.clone().map(|(backend, _)| backend)))
     }
 
     /// Whether a node is ranked nowhere.

@@ -18,6 +18,9 @@ const STEPS_MAX: usize = 512;
 /// Steps in which a backend that comes back gets its weight. Each is a change of the pool, that moves rows to it alone.
 pub const WARMTH: u8 = 8;
 
+/// Parts in which the time that a backend has to drain goes by: a leader that is new to it counts one of them again at most.
+pub const DRAIN_PARTS: u8 = 16;
+
 /// Backends by name and their weights: what a table is computed of.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Definition(
@@ -171,6 +174,14 @@ impl Pool {
 
     /// The backends that are dead and that no row names for new flows, now or soon.
     pub fn fallen(&self) -> impl Iterator<Item = &String> {
+        self.unnamed(self.out.iter())
+    }
+
+    /// Those of some backends that no row names for new flows, now or soon.
+    pub(super) fn unnamed<'a>(
+        &'a self,
+        backends: impl Iterator<Item = &'a String>,
+    ) -> impl Iterator<Item = &'a String> {
         let (mut current, mut next) = (&self.base, &self.base);
         for step in &self.steps {
             match step {
@@ -181,7 +192,7 @@ impl Pool {
         }
         let has_none =
             |definition: &Definition, name: &String| definition.0.get(name).is_none_or(|&weight| weight == 0);
-        self.out.iter().filter(move |name| has_none(current, name) && has_none(next, name))
+        backends.filter(move |name| has_none(current, name) && has_none(next, name))
     }
 
     /// The backends that its rows may name.
@@ -243,6 +254,11 @@ impl Pool {
             self.steps.push(Step::Announce(target));
             self.since = index;
         }
+    }
+
+    /// Whether a backend is there and drains.
+    pub fn drains(&self, backend: &str) -> bool {
+        self.configured.0.get(backend) == Some(&0)
     }
 
     /// Whether it takes many more changes before those of before are settled, and so small ones too.

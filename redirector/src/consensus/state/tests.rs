@@ -250,6 +250,36 @@ fn who_warms_up_and_is_out_has_nothing_and_who_is_left_alone_has_all() {
 }
 
 #[test]
+fn who_has_drained_for_its_time_keeps_no_flows_and_begins_anew_when_it_drains_again() {
+    let mut state = cluster(1);
+    apply_pools(&mut state, 3, &[("a", 2), ("bb", 3)]);
+    let elapse = |version, parts: &[(&str, u8)]| {
+        let parts = parts.iter().map(|(name, part)| ((*name).to_owned(), *part)).collect();
+        Command::Elapse { pool: "web".to_owned(), version, parts }
+    };
+    let version = state.specification.version;
+    assert_eq!(state.apply(4, &elapse(version, &[("bb", 1)])), Err(Refusal::OutOfTurn), "it does not drain");
+    apply_pools(&mut state, 5, &[("a", 2), ("bb", 0)]);
+    let version = state.specification.version;
+    let drained = |state: &State| state.drained("web").cloned().collect::<Vec<_>>();
+    state.apply(6, &elapse(version, &[("bb", DRAIN_PARTS)])).unwrap();
+    assert!(drained(&state).is_empty(), "its rows name it yet");
+    step(&mut state, 7, Advance::Switch).unwrap();
+    assert_eq!(drained(&state), ["bb"]);
+    apply_pools(&mut state, 8, &[("a", 3), ("bb", 0)]);
+    assert_eq!(drained(&state), ["bb"], "another change does not give it its time again");
+    apply_pools(&mut state, 9, &[("a", 3), ("bb", 1)]);
+    assert!(state.drains.is_empty() && drained(&state).is_empty());
+    apply_pools(&mut state, 10, &[("a", 3), ("bb", 0)]);
+    let late = state.apply(11, &elapse(version, &[("bb", DRAIN_PARTS)]));
+    assert_eq!(late, Err(Refusal::OutOfTurn), "meant for when it drained before");
+    state.apply(12, &elapse(state.specification.version, &[("bb", 3)])).unwrap();
+    assert_eq!(state.drains["web"]["bb"], 3);
+    state.apply(13, &elapse(state.specification.version, &[])).unwrap();
+    assert!(state.drains.is_empty());
+}
+
+#[test]
 fn commands_survive_the_log() {
     let command = Command::Move { first: 3, ranks: vec![[1, 2, 3, 4]] };
     assert_eq!(Command::open(&command.seal()), Ok(command));
@@ -287,6 +317,8 @@ fn commands() -> impl Strategy<Value = Command> {
             .prop_map(|(since, advance)| Command::PoolStep { pool: "web".to_owned(), since, advance }),
         ("web|no", prop::collection::btree_map("[ab]", 1u8..9, 0..3))
             .prop_map(|(pool, steps)| Command::Warm { pool, steps }),
+        ("web|no", 0u64..5, prop::collection::btree_map("[ab]", 1u8..9, 0..3))
+            .prop_map(|(pool, version, parts)| Command::Elapse { pool, version, parts }),
         prop::collection::btree_set("[ab]", 0..3)
             .prop_map(|out| Command::SetOut(BTreeMap::from([("web".to_owned(), out)]))),
     ]

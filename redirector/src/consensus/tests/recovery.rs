@@ -245,10 +245,16 @@ fn what_older_versions_know_is_written_as_they_read_it() {
     warming.state.warming.insert("web".to_owned(), [("one".to_owned(), 3)].into());
     let newest = warming.seal();
     assert_eq!((newest[1], Snapshot::open(warming.index(), &newest)), (3, Ok(warming)));
+    let elapse = Command::Elapse { pool: "web".to_owned(), version: 3, parts: [("one".to_owned(), 3)].into() };
+    assert_eq!((elapse.seal()[1], Command::open(&elapse.seal())), (4, Ok(elapse)));
+    let mut drains = snapshot.clone();
+    drains.state.drains.insert("web".to_owned(), [("one".to_owned(), 3)].into());
+    let newest = drains.seal();
+    assert_eq!((newest[1], Snapshot::open(drains.index(), &newest)), (4, Ok(drains)));
     // An unknown format is told from damage, whatever it holds.
-    let future = frame::seal_as(Kind::Snapshot, 4, snapshot.index(), &snapshot);
+    let future = frame::seal_as(Kind::Snapshot, 5, snapshot.index(), &snapshot);
     let refused = Snapshot::open(snapshot.index(), &future).unwrap_err();
-    assert!(matches!(refused, FrameError::Newer { found: 4, known: 3 }) && refused.to_string().contains("upgrade"));
+    assert!(matches!(refused, FrameError::Newer { found: 5, known: 4 }) && refused.to_string().contains("upgrade"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! Backends that die, that come back, and that start slowly.
+//! Backends that die, that come back, that start slowly, and that drain.
 
 use super::*;
-use crate::consensus::state::WARMTH;
+use crate::consensus::state::{DRAIN_PARTS, WARMTH};
 
 /// A cluster with one pool, `web`, whose backends start within so many milliseconds.
 fn with_slow_start(nodes: u8, backends: &[&str], weight: u32, ms: u64) -> World {
@@ -11,7 +11,7 @@ fn with_slow_start(nodes: u8, backends: &[&str], weight: u32, ms: u64) -> World 
     let pools = BTreeMap::from([("web".to_owned(), Definition(backends))]);
     let apply = Command::Apply { text: "a".to_owned(), expect: None, pools };
     world.state.apply(world.state.version + 1, &apply).unwrap();
-    world.slow_starts = BTreeMap::from([("web".to_owned(), ms)]);
+    world.times.slow_starts = BTreeMap::from([("web".to_owned(), ms)]);
     world
 }
 
@@ -124,7 +124,7 @@ fn a_backend_that_dies_again_begins_again_and_without_a_slow_start_has_all_at_on
     assert_eq!(live(&mut world, 400, false), Some(4), "two seconds to be believed, and three steps");
     assert_eq!(live(&mut world, 20, true), Some(1));
     assert_eq!(live(&mut world, 50, false), Some(1));
-    world.slow_starts.clear();
+    world.times.slow_starts.clear();
     assert_eq!(live(&mut world, 20, false), None);
     let weights: BTreeSet<u32> = world.state.pools["web"].latest().0.values().copied().collect();
     assert_eq!(weights, [1].into());
@@ -156,4 +156,65 @@ fn a_pool_that_never_settles_takes_deaths_when_it_has_no_room_for_slow_starts() 
     }
     let weights: BTreeSet<u32> = world.state.pools["web"].latest().0.values().copied().collect();
     assert_eq!((world.state.warming.len(), weights), (0, [1].into()));
+}
+
+/// A pool of two, of which `one` drains by a configuration of this text.
+fn drains_one(world: &mut World, text: &str, weight: u32) {
+    let backends = [("one".to_owned(), weight), ("two".to_owned(), 1)];
+    let pools = BTreeMap::from([("web".to_owned(), Definition(backends.into()))]);
+    let apply = Command::Apply { text: text.to_owned(), expect: None, pools };
+    world.state.apply(world.state.version + 1, &apply).unwrap();
+}
+
+/// Lets so much time pass, in milliseconds, in which rows have old flows all along.
+fn drain_for(world: &mut World, ms: u64) -> Option<u8> {
+    let every_row: RowSet = (0..world.state.pools["web"].rows(|_| 1).len()).collect();
+    for _ in 0..ms / 100 {
+        world.catch_up();
+        world.reports.values_mut().for_each(|one| drop(one.restless.insert("web".to_owned(), every_row.clone())));
+        world.pass();
+    }
+    world.state.drains.get("web").and_then(|parts| parts.get("one")).copied()
+}
+
+#[test]
+fn the_time_of_a_backend_that_drains_is_counted_in_parts_and_outlives_leaders() {
+    let mut world = with_slow_start(3, &["one", "two"], 1, 0);
+    world.times.drains = BTreeMap::from([("web".to_owned(), 32_000)]);
+    assert_eq!(drain_for(&mut world, 5_000), None, "nothing drains");
+    drains_one(&mut world, "b", 0);
+    assert_eq!(drain_for(&mut world, 16_200), Some(8));
+    world.planner = Planner::new(Patience::default());
+    assert_eq!(drain_for(&mut world, 2_100), Some(9), "a new leader counts a part anew at most");
+    assert_eq!(drain_for(&mut world, 13_900), Some(15));
+    assert_eq!(world.state.drained("web").count(), 0);
+    assert_eq!(drain_for(&mut world, 2_000), Some(DRAIN_PARTS));
+    assert_eq!(world.state.drained("web").collect::<Vec<_>>(), ["one"]);
+    assert_eq!(drain_for(&mut world, 10_000), Some(DRAIN_PARTS), "and that is all");
+    drains_one(&mut world, "c", 1);
+    assert_eq!(drain_for(&mut world, 500), None);
+    drains_one(&mut world, "d", 0);
+    assert_eq!(drain_for(&mut world, 2_200), Some(1), "it has all of its time again");
+    world.times.drains.clear();
+    assert_eq!(drain_for(&mut world, 500), None, "there is no deadline any more");
+}
+
+#[test]
+fn a_short_deadline_is_met_and_one_that_led_before_counts_nothing_of_that_time() {
+    let mut world = with_slow_start(1, &["one", "two"], 1, 0);
+    world.times.drains = BTreeMap::from([("web".to_owned(), 1_000)]);
+    drains_one(&mut world, "b", 0);
+    let took = (0..100).find(|_| drain_for(&mut world, 100) == Some(DRAIN_PARTS));
+    assert!((9..=12).contains(&took.unwrap()), "{took:?} x 100 ms");
+    let mut world = with_slow_start(1, &["one", "two"], 1, 0);
+    world.times.drains = BTreeMap::from([("web".to_owned(), 64_000)]);
+    drains_one(&mut world, "b", 0);
+    assert_eq!(drain_for(&mut world, 4_200), Some(1));
+    let (vips, times, status) = (BTreeMap::new(), world.times.clone(), world.status());
+    let (welcome, strangers) = (BTreeSet::new(), BTreeMap::new());
+    let status = Status { role: Role::Follower, ..status };
+    let view = View { state: &world.state, status: &status, strangers, welcome: &welcome, vips: &vips, times: &times };
+    assert!(world.planner.plan(&view, world.now + 60_000).is_empty());
+    world.now += 60_000;
+    assert_eq!(drain_for(&mut world, 3_000), Some(1), "who led meanwhile has counted it, or nobody has");
 }

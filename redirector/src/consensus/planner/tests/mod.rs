@@ -12,7 +12,7 @@ struct World {
     planner: Planner,
     reports: BTreeMap<u8, Report>,
     vips: BTreeMap<String, Vec<u8>>,
-    slow_starts: BTreeMap<String, u64>,
+    times: Times,
     now: u64,
 }
 
@@ -38,7 +38,7 @@ impl World {
             planner: Planner::new(Patience::default()),
             reports,
             vips: BTreeMap::new(),
-            slow_starts: BTreeMap::new(),
+            times: Times::default(),
             now: 0,
         }
     }
@@ -64,9 +64,9 @@ impl World {
             self.planner.handle_report(id, report.clone(), self.now);
         }
         let status = self.status();
-        let (welcome, vips, slow_starts) = (BTreeSet::new(), &self.vips, &self.slow_starts);
+        let (welcome, vips, times) = (BTreeSet::new(), &self.vips, &self.times);
         let (state, strangers) = (&self.state, BTreeMap::new());
-        let view = View { state, status: &status, strangers, welcome: &welcome, vips, slow_starts };
+        let view = View { state, status: &status, strangers, welcome: &welcome, vips, times };
         let plans = self.planner.plan(&view, self.now);
         for (concern, command) in &plans {
             self.state.apply(self.state.version + 1, command).unwrap();
@@ -248,8 +248,8 @@ fn a_lost_disk_gets_another_seat_and_strangers_wait_to_be_welcome() {
         let (mut status, welcome) = (world.status(), welcome.iter().copied().collect());
         status.peers =
             vec![crate::consensus::machine::Peer { id, votes: false, matched: Some(status.last), is_heard: true }];
-        let (strangers, vips, slow_starts) = (BTreeMap::from([(id, &stranger)]), &BTreeMap::new(), &BTreeMap::new());
-        seats(&View { state, status: &status, strangers, welcome: &welcome, vips, slow_starts })
+        let (strangers, vips, times) = (BTreeMap::from([(id, &stranger)]), &BTreeMap::new(), &Times::default());
+        seats(&View { state, status: &status, strangers, welcome: &welcome, vips, times })
     };
     let mut state = world.state.clone();
     assert_eq!(seats(&state, 9, &[]), None);
