@@ -1,11 +1,13 @@
 //! Faults do what they say, in either fabric, and heal.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::net::{SocketAddr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use xtask::lab::{Cut, Fabric, Lab, Role, Topology};
+use xtask::lab::{Cut, Fabric, Lab, Role, Spoil, Topology};
 use xtask::traffic::{ECHO_PORT, Server, Stream, ask};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
@@ -119,6 +121,113 @@ fn a_cut_may_be_one_way() -> Result<()> {
     Ok(())
 }
 
+/// How long it takes to have bytes on a disk, more than may become free behind a full one.
+fn write(lab: &Lab, node: &str, name: &str) -> std::io::Result<Duration> {
+    let (path, began) = (lab.config_file(node).with_file_name("data").join(name), Instant::now());
+    let mut file = File::create(path)?;
+    file.write_all(&vec![7; 1 << 20])?;
+    file.sync_all()?;
+    Ok(began.elapsed())
+}
+
+#[test]
+fn a_disk_answers_no_more_or_is_full_until_healed() -> Result<()> {
+    let lab = Lab::up(&Topology { nodes: 2, backends: 0, ..Topology::for_test("disk") })?;
+    let without = lab.freeze("n1").err().context("a disk that is not there was frozen")?;
+    ensure!(without.to_string().contains("bring the lab up with --disks"), "{without:#}");
+    lab.give_disk("n1")?;
+    ensure!(lab.give_disk("n1").is_err(), "it has two disks");
+    write(&lab, "n1", "first")?;
+
+    lab.freeze("n1")?;
+    thread::scope(|scope| -> Result<()> {
+        let writes = scope.spawn(|| write(&lab, "n1", "frozen"));
+        thread::sleep(TIMEOUT);
+        let waits = !writes.is_finished();
+        lab.heal()?;
+        let took = writes.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))?;
+        ensure!(waits && took >= TIMEOUT, "a frozen disk answered after {took:?}");
+        Ok(())
+    })?;
+    lab.fill("n1")?;
+    let full = write(&lab, "n1", "full").err().context("a full disk took bytes")?;
+    ensure!(full.kind() == std::io::ErrorKind::StorageFull, "{full}");
+    lab.heal()?;
+    write(&lab, "n1", "healed").context("it has no room after it was healed")?;
+    // One that is frozen is no obstacle to the lab's end.
+    lab.freeze("n1")?;
+    let (directory, name) = (lab.directory().to_owned(), lab.topology().name.clone());
+    lab.down()?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    ensure!(!directory.exists() && !mounts.contains(&name), "a disk is left");
+    Ok(())
+}
+
+#[test]
+fn programs_keep_processors_busy_until_healed() -> Result<()> {
+    let lab = Lab::up(&Topology { nodes: 2, backends: 0, ..Topology::for_test("busy") })?;
+    lab.busy("n1", 2)?;
+    let busy = lab.busy_on("n1")?;
+    ensure!(busy.len() == 2 && lab.busy_on("n2")?.is_empty(), "{busy:?}");
+    let used = || -> Result<u64> {
+        let of = |process: &xtask::lab::Process| -> Result<u64> {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid))?;
+            let fields = stat.rsplit_once(") ").context("a process's state")?.1;
+            Ok(fields.split(' ').nth(11).context("its time")?.parse()?)
+        };
+        busy.iter().map(of).sum()
+    };
+    let (before, deadline) = (used()?, Instant::now() + PATIENCE);
+    while used()? < before + 20 {
+        ensure!(Instant::now() < deadline, "they take no time of a processor");
+        thread::sleep(Duration::from_millis(20));
+    }
+    for process in &busy {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.pid))?;
+        ensure!(limits.contains("Max cpu time              600"), "they would go on forever: {limits}");
+        let home = std::fs::read_link(format!("/proc/{}/ns/net", process.pid))?;
+        ensure!(home == lab.host("n1")?.run(|| std::fs::read_link("/proc/thread-self/ns/net"))??, "they run elsewhere");
+    }
+    lab.busy("n1", 1)?;
+    ensure!(lab.busy_on("n1")?.len() == 1, "others are in their place");
+    lab.heal()?;
+    ensure!(lab.busy_on("n1")?.is_empty() && lab.processes()?.is_empty(), "they go on");
+    Ok(())
+}
+
+/// Where the kernel can delay frames, it does so for the host that is named; elsewhere that is said.
+#[test]
+fn frames_are_late_until_healed_where_the_kernel_can_do_that() -> Result<()> {
+    let late = Duration::from_millis(200);
+    for (fabric, name) in BOTH {
+        let (lab, _servers) = echoing(fabric, &format!("late{name}"))?;
+        let trip = |to: u8| -> Result<Duration> {
+            let end = SocketAddr::new(Role::Node(to).v4().into(), ECHO_PORT);
+            let ask = || ask(end, None, b"late?", PATIENCE).map(drop);
+            lab.client().run(|| -> Result<Duration> {
+                // Once for the neighbour, then for the time.
+                ask()?;
+                let began = Instant::now();
+                ask().map(|()| began.elapsed())
+            })?
+        };
+        match lab.spoil(&"n1".parse().map_err(anyhow::Error::msg)?, Spoil::Delay(late.as_millis() as u32)) {
+            Ok(()) => {
+                ensure!(trip(1)? >= late, "what n1 gets is not late");
+                ensure!(trip(1)? > trip(2)? + late / 2, "n1 is no later than n2");
+                lab.heal()?;
+                ensure!(trip(1)? < late, "it is late after it was healed");
+            }
+            Err(error) => {
+                let says = format!("{error:#}");
+                ensure!(says.contains("no netem") && says.contains("modprobe sch_netem"), "{says}");
+                ensure!(trip(1)? < late, "something was done all the same");
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn faults_of_hosts_that_are_not_there_are_refused() -> Result<()> {
     let (lab, _servers) = echoing(Fabric::Switched, "nofault")?;
@@ -134,6 +243,10 @@ fn faults_of_hosts_that_are_not_there_are_refused() -> Result<()> {
     refused(lab.unplug("b1").map(drop), "no host `b1`")?;
     refused(lab.plug("bridge"), "joins the hosts")?;
     refused(lab.partition(&["n1"], &["n1", "n2"], Cut::OneWay), "n1 is in both")?;
+    refused(lab.busy("c1", 1), "`c1` is not a node")?;
+    refused(lab.busy("n1", 0), "from 1 to 64")?;
+    refused(lab.fill("b1"), "`b1` is not a node")?;
+    refused(lab.thaw("n1"), "--disks")?;
     refused(lab.partition(&[], &["n2"], Cut::OneWay), "two groups")?;
     refused(lab.partition(&["n1"], &["x"], Cut::OneWay), "no host `x`")?;
     ensure!(reaches(&lab, "c1", 1)?, "something was done all the same");

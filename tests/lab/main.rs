@@ -12,6 +12,7 @@ use xtask::lab::{Fabric, Lab, Role, Topology, VIPS4, VIPS6, vip4, vip6};
 use xtask::traffic::{ECHO_PORT, HTTP_PORT, Load, LongConnections, Server, ask, fetch};
 
 const TIMEOUT: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_switched_lab_carries_traffic_and_leaves_nothing() -> Result<()> {
@@ -153,6 +154,49 @@ fn a_lab_whose_owner_was_killed_is_taken_down_by_the_next() -> Result<()> {
     Lab::up(&Topology { nodes: 0, backends: 0, ..Topology::for_test("next") })?;
     let left = left_of(&topology.name)?;
     ensure!(left.is_empty(), "left behind: {left:?}");
+    Ok(())
+}
+
+/// Names the lab that this program is to hold until it is told to end.
+const HELD: &str = "REDIRECTOR_TEST_HOLDS";
+
+/// What [`a_program_that_is_told_to_end_takes_its_lab_down`] runs in a process of its own.
+#[test]
+#[ignore = "it runs until it is told to end, by another test"]
+fn holds_a_lab_until_it_is_told_to_end() -> Result<()> {
+    let name = std::env::var(HELD).context("it is run by another test alone")?;
+    let topology = Topology { name, nodes: 1, backends: 0, ..Topology::for_test("held") };
+    let lab = Lab::up(&topology)?;
+    let mut sleep = lab.host("n1")?.command("sleep");
+    sleep.arg("600");
+    lab.spawn("n1", "sleeper", sleep)?;
+    lab.give_disk("n1")?;
+    std::fs::write(lab.directory().join("ready"), "")?;
+    std::thread::sleep(Duration::from_secs(600));
+    Ok(())
+}
+
+#[test]
+fn a_program_that_is_told_to_end_takes_its_lab_down() -> Result<()> {
+    for (signal, what) in [(libc::SIGTERM, "term"), (libc::SIGINT, "int"), (libc::SIGHUP, "hup")] {
+        let topology = Topology::for_test(&format!("held{what}"));
+        let mut held = std::process::Command::new(std::env::current_exe()?);
+        held.args(["--exact", "holds_a_lab_until_it_is_told_to_end", "--ignored", "--nocapture"]);
+        let mut held = held.env(HELD, &topology.name).spawn()?;
+        let ready = Path::new("/run/redirector-lab").join(&topology.name).join("ready");
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !ready.exists() {
+            ensure!(held.try_wait()?.is_none() && std::time::Instant::now() < deadline, "it holds no lab");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let sleeper = Lab::open(&topology.name)?.process("n1-sleeper")?;
+        // SAFETY: a signal to a child that was not waited for.
+        unsafe { libc::kill(held.id() as i32, signal) };
+        let status = held.wait()?;
+        ensure!(std::os::unix::process::ExitStatusExt::signal(&status) == Some(signal), "it ended by {status}");
+        ensure!(!sleeper.alive(), "a process outlived its lab");
+        ensure!(left_of(&topology.name)?.is_empty(), "left behind: {:?}", left_of(&topology.name)?);
+    }
     Ok(())
 }
 

@@ -1,10 +1,6 @@
 //! A node whose disk stops answering, or is full, hands everything over before it fails, and takes its part again when it
 //! is well; nobody notices.
 
-use std::fs::{self, File};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -14,60 +10,7 @@ use xtask::lab::Topology;
 use xtask::traffic::{Datagrams, ECHO_PORT, HTTP_PORT, Load, LongConnections};
 
 use crate::disk::own;
-use crate::scene::{PATIENCE, Scene, all_answered, every_kind, targets, wait_until, words};
-
-/// A small file system of its own. It is thawed and taken away when dropped.
-pub(crate) struct Disk {
-    mounted: PathBuf,
-    image: PathBuf,
-}
-
-fn done(program: &str, args: &[&str]) -> Result<()> {
-    let output = Command::new(program).args(args).output().with_context(|| format!("`{program}` is needed"))?;
-    ensure!(output.status.success(), "{program} {args:?}: {}", words(&output));
-    Ok(())
-}
-
-impl Disk {
-    pub(crate) fn mount(at: &Path) -> Result<Self> {
-        let disk = Self { mounted: at.to_owned(), image: at.with_extension("image") };
-        let (image, at) = (disk.image.display().to_string(), at.display().to_string());
-        File::create(&image)?.set_len(32 << 20)?;
-        done("mkfs.ext4", &["-q", "-F", &image])?;
-        done("mount", &["-o", "loop", &image, &at])?;
-        Ok(disk)
-    }
-
-    fn freeze(&self) -> Result<()> {
-        done("fsfreeze", &["-f", &self.mounted.display().to_string()])
-    }
-
-    fn thaw(&self) -> Result<()> {
-        done("fsfreeze", &["-u", &self.mounted.display().to_string()])
-    }
-
-    /// Leaves no byte free, also of what has become free since.
-    pub(crate) fn fill(&self) -> Result<()> {
-        let mut file = File::options().create(true).append(true).open(self.mounted.join("filler"))?;
-        for size in [1 << 20, 1 << 12, 1] {
-            while file.write_all(&vec![0; size]).is_ok() {}
-        }
-        Ok(())
-    }
-
-    pub(crate) fn empty(&self) -> Result<()> {
-        Ok(fs::remove_file(self.mounted.join("filler"))?)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // One that is not frozen, or not mounted, is as it should be.
-        let _ = self.thaw();
-        let _ = done("umount", &["-l", &self.mounted.display().to_string()]);
-        let _ = fs::remove_file(&self.image);
-    }
-}
+use crate::scene::{PATIENCE, Scene, all_answered, every_kind, targets, wait_until};
 
 /// A node as n1 sees it.
 fn seen(scene: &Scene, name: &str) -> Result<Value> {
@@ -92,7 +35,7 @@ fn a_node_without_a_disk_hands_over_and_comes_back() -> Result<()> {
     let mut config = every_kind(&topology, &["l2"]);
     config.more = "[health]\ndwell = \"500ms\"\n[shedding]\nsoftirq = false\n".into();
     let scene = Scene::without_agents(&topology, config)?;
-    let disk = Disk::mount(&scene.lab.config_file("n3").with_file_name("data"))?;
+    scene.lab.give_disk("n3")?;
     scene.lab.start_agents()?;
     let (client, stop) = (scene.lab.client(), AtomicBool::new(false));
     let (web, echo) = (targets(&scene.config, HTTP_PORT), targets(&scene.config, ECHO_PORT));
@@ -101,7 +44,7 @@ fn a_node_without_a_disk_hands_over_and_comes_back() -> Result<()> {
     let load = Load::new(web, 50, Duration::from_secs(600));
     let (result, load) = std::thread::scope(|scope| {
         let load = scope.spawn(|| client.run(|| load.run_until(&stop, |_, _| {})));
-        let result = ails_and_recovers(&scene, &disk);
+        let result = ails_and_recovers(&scene);
         stop.store(true, Ordering::Relaxed);
         (result, load.join())
     });
@@ -113,32 +56,32 @@ fn a_node_without_a_disk_hands_over_and_comes_back() -> Result<()> {
     scene.nothing_was_dropped()
 }
 
-fn ails_and_recovers(scene: &Scene, disk: &Disk) -> Result<()> {
+fn ails_and_recovers(scene: &Scene) -> Result<()> {
     wait_until("n3 has its share", || has_its_share(scene))?;
-    disk.freeze()?;
+    scene.lab.freeze("n3")?;
     wait_until("n3, whose disk does not answer, has handed everything over", || has_handed_over(scene))?;
     let health: Value = serde_json::from_str(&scene.done("n3", &["get", "health", "-o", "json"])?)?;
     let figures = health["figures"].as_array().context("figures")?;
     let fsync = figures.iter().find(|figure| figure["name"] == "fsync-ms").context("a figure for the disk")?;
     ensure!(fsync["verdict"] == "bad" && health["hands_over"] == true, "{health:#}");
-    disk.thaw()?;
+    scene.lab.thaw("n3")?;
     wait_until("n3 is well and has its share again", || has_its_share(scene))?;
     wait_until("n3, whose disk is full, has handed everything over", || {
-        disk.fill()?;
+        scene.lab.fill("n3")?;
         has_handed_over(scene)
     })?;
     let health = scene.done("n3", &["get", "health"])?;
     ensure!(health.contains("storage fails") && health.contains("No space left"), "{health}");
     // An agent that starts on the full disk serves, and agrees with the others once there is room.
     scene.lab.process("n3-agent")?.kill()?;
-    disk.fill()?;
+    scene.lab.fill("n3")?;
     scene.lab.start_agent("n3")?;
     wait_until("n3 says that its disk takes no writes", || {
-        disk.fill()?;
+        scene.lab.fill("n3")?;
         Ok(own(scene, "n3")?["log"]["disk_failures"].as_u64() > Some(0))
     })?;
     println!("on a full disk: {}", own(scene, "n3")?["role"]);
-    disk.empty()?;
+    scene.lab.empty("n3")?;
     wait_until("n3 follows the others again", || Ok(own(scene, "n3")?["role"] == "follower"))?;
     ensure!(own(scene, "n3")?["log"]["reborn"] == 0, "n3 forgot who it was");
     wait_until("n3 is well and has its share again", || has_its_share(scene))

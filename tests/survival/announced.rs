@@ -13,7 +13,6 @@ use serde_json::Value;
 use xtask::lab::{Config, Fabric, Host, Role, Topology, VIPS4, VIPS6, vip4, vip6};
 use xtask::traffic::{HTTP_PORT, Load};
 
-use crate::ailing::Disk;
 use crate::holders::configure;
 use crate::scene::{PATIENCE, Scene, all_answered, targets, wait_until, words};
 
@@ -27,7 +26,7 @@ fn a_router_sends_to_the_nodes_whose_routes_are_announced() -> Result<()> {
     config.service.retain(|service| config.vip.iter().any(|vip| vip.address == service.vip));
     config.more = "[health]\ndwell = \"500ms\"\n[shedding]\nsoftirq = false\n".into();
     let scene = Scene::without_agents(&topology, config)?;
-    let disk = Disk::mount(&scene.lab.config_file("n2").with_file_name("data"))?;
+    scene.lab.give_disk("n2")?;
     configure(&scene, "route", &[])?;
     // From here on the router knows of VIPs only what it is told by BGP.
     scene.lab.host("r1")?.ip(&[VIPS4, VIPS6].map(|vips| format!("route del {vips}")))?;
@@ -57,18 +56,18 @@ fn a_router_sends_to_the_nodes_whose_routes_are_announced() -> Result<()> {
     }
     scene.done("n3", &["undrain", "n2"])?;
     sends_to(&scene, &[1, 2, 3])?;
-    a_node_that_ails_withdraws(&scene, &disk)
+    a_node_that_ails_withdraws(&scene)
 }
 
 /// Node 2, whose disk is full, is sent nothing more while it can serve yet, and again when it is well.
-fn a_node_that_ails_withdraws(scene: &Scene, disk: &Disk) -> Result<()> {
+fn a_node_that_ails_withdraws(scene: &Scene) -> Result<()> {
     let client = scene.lab.client();
     let (load, stop) = (Load::new(targets(&scene.config, HTTP_PORT), 100, 2 * PATIENCE), AtomicBool::new(false));
     let load = thread::scope(|scope| -> Result<_> {
         let running = scope.spawn(|| client.run(|| load.run_until(&stop, |_, _| ())));
         let withdrawn = wait_until("node 2 has withdrawn its routes", || {
             // Also what has become free since.
-            disk.fill()?;
+            scene.lab.fill("n2")?;
             Ok(owned(scene, "n2")?.is_empty())
         });
         let done = withdrawn.and_then(|()| sends_to(scene, &[1, 3]));
@@ -79,7 +78,7 @@ fn a_node_that_ails_withdraws(scene: &Scene, disk: &Disk) -> Result<()> {
     all_answered(&load)?;
     let health = scene.done("n2", &["get", "health"])?;
     ensure!(health.contains("storage fails"), "{health}");
-    disk.empty()?;
+    scene.lab.empty("n2")?;
     sends_to(scene, &[1, 2, 3])
 }
 

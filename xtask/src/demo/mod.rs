@@ -76,8 +76,9 @@ pub fn command(args: Args) -> Result<()> {
     let topology = Topology::new(LAB);
     let beats = Some(BEATS.to_owned());
     let config = Config { beats, ..Config::standard(&topology).with_echo().with_holders() };
-    let mut lab =
-        stage("lab: a client, 3 nodes and 3 backends in network namespaces", || lab::bring_up(&topology, &config))?;
+    let mut lab = stage("lab: a client, 3 nodes and 3 backends in network namespaces", || {
+        lab::bring_up(&topology, &config, false)
+    })?;
     if args.keep {
         lab.keep()?;
     }

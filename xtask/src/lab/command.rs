@@ -119,6 +119,22 @@ enum Fault {
         /// How late
         milliseconds: u32,
     },
+    /// Programs on a node compute without end, ten minutes at most
+    Cpu {
+        /// The node
+        node: String,
+        /// How many programs
+        #[arg(long, default_value_t = 4)]
+        programs: u16,
+    },
+    /// A node's disk answers no more (the lab is to be up with --disks)
+    Disk {
+        /// The node
+        node: String,
+        /// It answers, and has no room
+        #[arg(long)]
+        full: bool,
+    },
     /// Two groups of hosts do not hear each other
     Partition {
         /// The one group: `n1,n2`
@@ -160,6 +176,9 @@ struct Up {
     /// Two fabrics more, A and B, between nodes and backends: each backend then has three paths
     #[arg(long, conflicts_with = "routed")]
     fabrics: bool,
+    /// Each node keeps its data on a disk of its own, which can fail
+    #[arg(long, conflicts_with = "bare")]
+    disks: bool,
     /// MTU of the nodes' and backends' links
     #[arg(long, default_value_t = 1600)]
     mtu: u16,
@@ -196,6 +215,9 @@ fn make(lab: &Lab, fault: Fault) -> Result<()> {
         Fault::Loss { place, percent } => lab.spoil(&place, Spoil::Loss(percent)),
         Fault::Corrupt { place, percent } => lab.spoil(&place, Spoil::Corrupt(percent)),
         Fault::Delay { place, milliseconds } => lab.spoil(&place, Spoil::Delay(milliseconds)),
+        Fault::Cpu { node, programs } => lab.busy(&node, programs),
+        Fault::Disk { node, full: true } => lab.fill(&node),
+        Fault::Disk { node, full: false } => lab.freeze(&node),
         Fault::Partition { from, to, one_way, beats } => {
             let [from, to] = [&from, &to].map(|group| group.split(',').collect::<Vec<_>>());
             let cut = match (one_way, beats) {
@@ -226,7 +248,7 @@ fn up(args: Up) -> Result<()> {
     } else {
         let config = Config::standard(&topology);
         let config = if args.fabrics { config.with_fabrics(&topology) } else { config };
-        bring_up(&topology, &if args.arp { config.with_holders() } else { config })?
+        bring_up(&topology, &if args.arp { config.with_holders() } else { config }, args.disks)?
     };
     if args.arp {
         lab.on_link()?;

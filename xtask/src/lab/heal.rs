@@ -3,13 +3,15 @@
 use anyhow::{Context, Result};
 
 use super::stub::Stub;
-use super::{Lab, Role, VIPS4, VIPS6, fabric, faults, partition};
+use super::{Lab, Role, VIPS4, VIPS6, disk, fabric, faults, partition};
 use crate::step;
 
 impl Lab {
-    /// Ends all faults: cables are plugged in, partitions are lifted, paused agents go on, and what was killed is started
+    /// Ends all faults: cables are plugged in, partitions are lifted, paused agents go on, disks answer, processors rest, and what was killed is started
     /// anew, a dead node's agent with an empty data plane. Returns when every agent answers; the cluster may need longer.
     pub fn heal(&self) -> Result<()> {
+        disk::restore(&self.directory)?;
+        self.nodes().iter().try_for_each(|node| self.rest(node))?;
         partition::lift(self)?;
         fabric::restore(self)?;
         let up = step::read(self.role(Role::Fabric).command("ip").args(["-o", "link", "show", "up"]))?;

@@ -14,8 +14,11 @@
 
 mod agents;
 mod bpf;
+mod busy;
 mod command;
 mod config;
+mod disk;
+mod ending;
 mod fabric;
 mod faults;
 mod heal;
@@ -79,6 +82,7 @@ impl Lab {
             _ => anyhow::Error::new(error).context(format!("cannot make {}", directory.display())),
         })?;
         let lab = Self { topology: topology.clone(), directory, servers: Vec::new(), keep: false };
+        ending::own(&topology.name)?;
         lab.build().with_context(|| format!("cannot bring up the lab `{}`", topology.name))?;
         Ok(lab)
     }
@@ -106,6 +110,7 @@ impl Lab {
     /// Leaves the lab up when this value is dropped, and when this process ends.
     pub fn keep(&mut self) -> Result<()> {
         self.keep = true;
+        ending::disown(&self.topology.name);
         process::disown(&self.directory)
     }
 
@@ -113,6 +118,7 @@ impl Lab {
     pub fn down(mut self) -> Result<()> {
         self.keep = true;
         self.servers.clear();
+        ending::disown(&self.topology.name);
         down(&self.topology.name)
     }
 
@@ -238,18 +244,23 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.servers.clear();
-        if !self.keep
-            && let Err(error) = down(&self.topology.name)
-        {
+        if self.keep {
+            return;
+        }
+        if let Err(error) = down(&self.topology.name) {
             eprintln!("the lab `{}` is not wholly down: {error:#}", self.topology.name);
         }
+        ending::disown(&self.topology.name);
     }
 }
 
-/// A whole lab: network, servers, decap and agents, all of them ready.
-pub(crate) fn bring_up(topology: &Topology, config: &Config) -> Result<Lab> {
+/// A whole lab: network, servers, decap and agents, all of them ready; with `disks` each node has one of its own.
+pub(crate) fn bring_up(topology: &Topology, config: &Config, disks: bool) -> Result<Lab> {
     let lab = Lab::up(topology)?;
     lab.serve_in_processes()?;
+    if disks {
+        lab.nodes().iter().try_for_each(|node| lab.give_disk(node))?;
+    }
     lab.configure(config)?;
     lab.start_decaps()?;
     lab.start_agents()?;
@@ -261,6 +272,7 @@ pub fn down(name: &str) -> Result<()> {
     topology::check_name(name)?;
     require_root()?;
     let directory = directory(name);
+    disk::thaw_all(&directory)?;
     for process in Process::all(&directory)? {
         process.stop()?;
     }
@@ -276,6 +288,7 @@ pub fn down(name: &str) -> Result<()> {
         deleted.or_else(|error| if file.exists() { Err(error) } else { Ok(()) })?;
     }
     remove_pins(&prefix)?;
+    disk::unmount_all(&directory)?;
     match fs::remove_dir_all(&directory) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", directory.display()))

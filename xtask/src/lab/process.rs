@@ -96,6 +96,12 @@ impl Process {
         String::from_utf8_lossy(&text[text.len().saturating_sub(LOG_TAIL_BYTES)..]).trim().to_owned()
     }
 
+    /// Strikes it off the lab's records.
+    pub(super) fn forget(&self, lab: &Path) -> Result<()> {
+        let path = record(lab, &self.label);
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
+    }
+
     fn gone_by(&self, deadline: Instant) -> Result<()> {
         loop {
             // SAFETY: collects a child of ours, if it is one; no status is asked for.
