@@ -292,7 +292,10 @@ fn notes(tables: &MemoryTables, answer: &Answer, elsewhere: bool) -> Vec<String>
     if level != 0 {
         let refused = [3, 2, 1].into_iter().filter(|kind| is_shed(*kind, level)).map(class);
         let refused = refused.collect::<Vec<_>>().join(", ");
-        notes.push(format!("load is shed at level {level}: new flows of class {refused} are refused"));
+        // No owner is asked, so that nobody knows which datagram begins a flow.
+        let is_anyones = answer.owner.is_none() && answer.service.is_some() && answer.protocol != "tcp";
+        let but = if is_anyones { "; of this service's datagrams those of class low at level 3 alone" } else { "" };
+        notes.push(format!("load is shed at level {level}: new flows of class {refused} are refused{but}"));
     }
     let budgets = [tables.image.node.new_flows, tables.image.node.new_flows_per_source];
     if budgets != [0, 0] {
