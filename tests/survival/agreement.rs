@@ -1,6 +1,7 @@
 //! A cluster that agrees: on its configuration, on who serves, and on when a pool's change has come to its end.
 
 use std::collections::BTreeSet;
+use std::process::Output;
 use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
@@ -11,8 +12,9 @@ use serde_json::Value;
 use xtask::lab::{Config, Topology};
 use xtask::traffic::{HTTP_PORT, Load};
 
+use crate::disk::all_go_by_it;
 use crate::kills::{Traffic, nothing_broke};
-use crate::scene::{PATIENCE, Scene, all_answered, every_kind, targets, wait_until};
+use crate::scene::{PATIENCE, Scene, all_answered, every_kind, targets, wait_until, words};
 
 /// Changes settle soon, and dead nodes are soon agreed to be dead.
 fn cluster(name: &str) -> Result<Scene> {
@@ -95,7 +97,49 @@ fn a_change_reaches_all_nodes_and_its_disputes_end() -> Result<()> {
     for node in scene.lab.nodes() {
         wait_until(&format!("the disputes of {node} end"), || Ok(disputed(&scene, &node)? == 0))?;
     }
-    of_two_changes_to_one_version_one_is_made(&mut scene)
+    of_two_changes_to_one_version_one_is_made(&mut scene)?;
+    no_change_undoes_another_unseen(&mut scene)
+}
+
+/// The idle times of datagrams and of connections that close, as two operators change them, each on a node of their own and by a
+/// file that was made before the other's change.
+fn no_change_undoes_another_unseen(scene: &mut Scene) -> Result<()> {
+    let mut refused = 0;
+    for seconds in 10..14 {
+        scene.lab.configure(&scene.config)?;
+        apply_on(scene, "n1")?;
+        wait_until("all go by what both files were made of", || all_go_by_it(scene, &scene.lab.nodes()))?;
+        let mut files = Vec::new();
+        for (node, what) in [("n1", "udp"), ("n3", "tcp_closing")] {
+            let mut config = scene.config.clone();
+            config.timeouts.insert(what.into(), format!("{seconds}s"));
+            scene.lab.configure(&config)?;
+            let file = scene.lab.config_file(node).display().to_string();
+            fs::copy(&file, format!("{file}.{what}"))?;
+            files.push((node, format!("{file}.{what}")));
+        }
+        let apply = |(node, file): &(&str, String)| scene.run(node, &["apply", file]);
+        let answers = thread::scope(|scope| {
+            let one = scope.spawn(|| apply(&files[0]));
+            let other = apply(&files[1]);
+            [one.join().expect("it does not panic"), other]
+        });
+        let answers: Vec<_> = answers.into_iter().collect::<Result<_>>()?;
+        let (done, not): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status.success());
+        refused += not.len();
+        let undoes = |answer: &Output| ["udp", "tcp_closing"].iter().all(|what| words(answer).contains(what));
+        match (done.as_slice(), not.as_slice()) {
+            ([_], [not]) => {
+                let says = words(not);
+                ensure!(says.contains("came in force meanwhile") && undoes(not), "{says}");
+            }
+            // One after the other: then whoever was later is told what that undoes.
+            ([one, other], []) => ensure!(undoes(one) || undoes(other), "neither tells of the other's: {answers:?}"),
+            _ => anyhow::bail!("neither change was made: {answers:?}"),
+        }
+    }
+    println!("{refused} of 8 changes were refused, each at once with another one");
+    Ok(())
 }
 
 /// Two operators change version 2 on two nodes at once.

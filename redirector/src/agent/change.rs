@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::agreement::Durable;
 use crate::config::Mistakes;
 use crate::consensus::driver::ProposeError;
+use crate::consensus::state::Refusal;
 use crate::dataplane::image::ImageError;
 use crate::dataplane::maps::MapsError;
 use crate::netlink;
@@ -62,4 +63,15 @@ pub enum ApplyError {
          at least, and a log that can be written; its journal says what is missing"
     )]
     Alone,
+}
+
+impl ApplyError {
+    /// The version in force, where another one was expected.
+    pub(super) fn present(&self) -> Option<u64> {
+        match self {
+            Self::Version { present, .. } => Some(*present),
+            Self::Agreement(ProposeError::Refused(Refusal::Version { present, .. })) => Some(*present),
+            _ => None,
+        }
+    }
 }

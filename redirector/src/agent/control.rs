@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::agreement::{AgreementStatus, Durable};
 use super::backup::Backup;
+use super::change::ApplyError;
 use super::follow::{Asked, Change};
 use super::{Applied, BackendStatus, HealthStatus, LivenessStatus, Node, PathStatus};
 use crate::bfd;
@@ -159,6 +160,9 @@ pub enum Answer {
     Refused {
         /// Why.
         reason: String,
+        /// The version in force, where another one was expected.
+        #[serde(default)]
+        present: Option<u64>,
     },
 }
 
@@ -260,7 +264,7 @@ async fn hand_over(request: Request, requests: &mpsc::Sender<Query>) -> Answer {
 }
 
 pub(super) fn refused(reason: String) -> Answer {
-    Answer::Refused { reason }
+    Answer::Refused { reason, present: None }
 }
 
 /// Answers a request: at once or, where the cluster decides, once it has.
@@ -293,7 +297,7 @@ pub(super) async fn answer(node: &mut Node, request: Request, answer: oneshot::S
         Request::Apply { name, text, expect } => match node.apply(&name, &text, expect).await {
             Ok(Change::Done(applied)) => done(applied.version, applied.changes),
             Ok(Change::Asked(asked)) => return later(node, asked, answer),
-            Err(error) => wrong(error),
+            Err(error) => not_applied(error),
         },
         Request::Leave { node: id } => match node.leave(id) {
             Ok(asked) => return later(node, asked, answer),
@@ -343,7 +347,7 @@ fn later(node: &Node, asked: Asked, answer: oneshot::Sender<Answer>) {
     tokio::spawn(async move {
         let decided = asked.decide().await;
         // Whoever asked may have gone away meanwhile.
-        let _ = answer.send(decided.map_or_else(wrong, |Applied { version, changes, durable }| Answer::Done {
+        let _ = answer.send(decided.map_or_else(not_applied, |Applied { version, changes, durable }| Answer::Done {
             node,
             version,
             changes,
@@ -354,6 +358,11 @@ fn later(node: &Node, asked: Asked, answer: oneshot::Sender<Answer>) {
 
 pub(super) fn wrong(error: impl std::error::Error + Send + Sync + 'static) -> Answer {
     refused(format!("{:#}", anyhow::Error::new(error)))
+}
+
+fn not_applied(error: ApplyError) -> Answer {
+    let present = error.present();
+    Answer::Refused { reason: format!("{:#}", anyhow::Error::new(error)), present }
 }
 
 /// Asks the agent at a socket.
@@ -369,6 +378,21 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Answer> {
 /// # Errors
 /// As [`ask`], also where the answer takes longer than that.
 pub fn ask_within(time: Duration, socket: &Path, request: &Request) -> Result<Answer> {
+    match converse(time, socket, request)? {
+        Answer::Refused { reason, .. } => bail!("{reason}"),
+        done => Ok(done),
+    }
+}
+
+/// As [`ask`], for whom a refusal is an answer too.
+///
+/// # Errors
+/// Where nobody answers.
+pub fn answer_of(socket: &Path, request: &Request) -> Result<Answer> {
+    converse(ANSWER, socket, request)
+}
+
+fn converse(time: Duration, socket: &Path, request: &Request) -> Result<Answer> {
     let mut stream = UnixStream::connect(socket)
         .with_context(|| format!("no agent answers at {}: `redirector run` starts it", socket.display()))?;
     stream.set_read_timeout(Some(time))?;
@@ -379,8 +403,5 @@ pub fn ask_within(time: Duration, socket: &Path, request: &Request) -> Result<An
     BufReader::new(stream)
         .read_line(&mut line)
         .context("the agent does not answer; whether it was done is not known")?;
-    match serde_json::from_str(&line).context("the agent's answer is not understood")? {
-        Answer::Refused { reason } => bail!("{reason}"),
-        done => Ok(done),
-    }
+    serde_json::from_str(&line).context("the agent's answer is not understood")
 }

@@ -2,6 +2,8 @@
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -77,22 +79,41 @@ struct Done {
     durable: Option<Durable>,
 }
 
+/// Why it has not.
+struct Refused {
+    reason: String,
+    /// The version in force, where another one was expected.
+    present: Option<u64>,
+}
+
+impl From<Refused> for anyhow::Error {
+    fn from(refused: Refused) -> Self {
+        Self::msg(refused.reason)
+    }
+}
+
 impl Asking {
     fn name(&self) -> String {
         self.file.display().to_string()
     }
 
-    fn ask(&self, request: &Request) -> Result<Done> {
+    fn ask(&self, request: &Request) -> Result<Result<Done, Refused>> {
         // The file tells itself which node it is for, unless another configuration was named.
         let config = match self.target.config()? {
             Some(config) => config,
             None => config::load(&self.file)?,
         };
-        match control::ask(&control::path(&config), request)? {
-            Answer::Done { node, version, changes, durable } => Ok(Done { node, version, changes, durable }),
-            Answer::Refused { reason } => bail!("{reason}"),
+        match control::answer_of(&control::path(&config), request)? {
+            Answer::Done { node, version, changes, durable } => Ok(Ok(Done { node, version, changes, durable })),
+            Answer::Refused { reason, present } => Ok(Err(Refused { reason, present })),
             _ => bail!("the agent answers what was not asked"),
         }
+    }
+
+    /// What a file would change, and the version that it would follow.
+    fn diff(&self, text: &str) -> Result<Done> {
+        let request = Request::Diff { name: self.name(), text: text.to_owned() };
+        self.ask(&request)?.map_err(Refused::into)
     }
 }
 
@@ -105,8 +126,7 @@ pub(super) struct Diff {
 
 impl Diff {
     pub(super) fn run(self) -> Result<()> {
-        let request = Request::Diff { name: self.asking.name(), text: read(&self.asking.file)? };
-        let Done { node, version, changes, .. } = self.asking.ask(&request)?;
+        let Done { node, version, changes, .. } = self.asking.diff(&read(&self.asking.file)?)?;
         for change in &changes {
             println!("{change}");
         }
@@ -115,25 +135,59 @@ impl Diff {
     }
 }
 
+/// How long a node may take until it goes by a version that the cluster has agreed on.
+const FOLLOWS: Duration = Duration::from_secs(5);
+
 /// Arguments of `apply`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Apply {
     #[command(flatten)]
     asking: Asking,
-    /// Apply only if this version is in force, as `diff` showed it.
+    /// Apply only if this version is in force, as `diff` showed it; default: the one that is when this command begins.
     #[arg(long, value_name = "VERSION")]
     expect: Option<u64>,
 }
 
 impl Apply {
     pub(super) fn run(self) -> Result<()> {
-        let request = Request::Apply { name: self.asking.name(), text: read(&self.asking.file)?, expect: self.expect };
-        let Done { node, version, changes, durable } = self.asking.ask(&request)?;
+        let text = read(&self.asking.file)?;
+        let expect = match self.expect {
+            Some(version) => version,
+            None => self.asking.diff(&text)?.version,
+        };
+        let request = Request::Apply { name: self.asking.name(), text: text.clone(), expect: Some(expect) };
+        let Done { node, version, changes, durable } = match self.asking.ask(&request)? {
+            Ok(done) => done,
+            Err(Refused { present: Some(present), .. }) if self.expect.is_none() => self.outrun(&text, present)?,
+            Err(refused) => return Err(refused.into()),
+        };
         for change in &changes {
             println!("{change}");
         }
         let durable = durable.map(|durable| format!(", {durable}")).unwrap_or_default();
         println!("committed: {} changes, version {version} is in force on {node}{durable}", changes.len());
         Ok(())
+    }
+    /// Another change came first. All is well if it has made what the file says; else nobody has seen yet what the file would
+    /// undo of it.
+    fn outrun(&self, text: &str, present: u64) -> Result<Done> {
+        let deadline = Instant::now() + FOLLOWS;
+        let done = loop {
+            let done = self.asking.diff(text)?;
+            if done.version >= present || Instant::now() > deadline {
+                break done;
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        if done.version >= present && done.changes.is_empty() {
+            return Ok(done);
+        }
+        let would = match done.version >= present {
+            true => format!("now the file would change:\n{}\n", done.changes.join("\n")),
+            false => String::new(),
+        };
+        bail!(
+            "version {present} came in force meanwhile, by somebody else; {would}look at `redirector diff`, then repeat it"
+        )
     }
 }
