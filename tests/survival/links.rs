@@ -136,6 +136,10 @@ fn packets_turn_to_the_second(scene: &Scene) -> Result<()> {
         goes_by(scene, from, "n3", FIRST)?;
     }
     wait_until("all flows outlive the first link", || Ok(traffic.flows()))?;
+    let detour = format!("leave by {OTHER}, since it is silent");
+    wait_until("n1 has noted which way it takes", || {
+        Ok(scene.done("n1", &["incidents"])?.lines().any(|line| line.contains(&detour)))
+    })?;
     let (stream, long) = traffic.finish()?;
     nothing_broke(&long)?;
     println!("{} of {} datagrams were lost until the second link was taken", stream.lost, stream.sent);

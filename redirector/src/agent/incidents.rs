@@ -23,6 +23,8 @@ pub(super) struct Incidents {
     /// Rounds without a verdict in a row so far, and looks since the last one.
     freeze: Option<(u64, u32)>,
     counts: BTreeMap<&'static str, u64>,
+    /// Peers that packets do not leave for by the interface that is first, and by which they do.
+    detours: BTreeMap<u8, String>,
 }
 
 impl Incidents {
@@ -62,6 +64,19 @@ impl Incidents {
             };
             self.journal.note(Kind::Own, None, what);
         }
+    }
+
+    /// The interface by which packets to a peer leave, and whether that is the one that is first.
+    pub(super) fn way(&mut self, node: u8, interface: &str, is_first: bool) {
+        let what = match is_first {
+            true if self.detours.remove(&node).is_some() => format!("packets to it leave by {interface} again"),
+            false if self.detours.get(&node).is_none_or(|before| before != interface) => {
+                self.detours.insert(node, interface.to_owned());
+                format!("packets to it leave by {interface}, since it is silent on the interface that is first")
+            }
+            _ => return,
+        };
+        self.journal.note(Kind::Peer, Some(node), what);
     }
 
     /// Rounds of the timer without a verdict, since its maps were made.

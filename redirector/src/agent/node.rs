@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use redirector_ebpf::tables::AliveNodes;
+use redirector_ebpf::tables::names::kind;
 use tokio::sync::{oneshot, watch};
 
 pub use start::load_alone;
@@ -166,6 +167,7 @@ impl Node {
             self.incidents.lives(detector, own);
             self.incidents.frozen(liveness.maps().pulse().frozen.load());
         }
+        self.note_ways();
         let events = self.agreement.as_mut().map(Agreement::events).unwrap_or_default();
         events.iter().for_each(|event| self.incidents.told(event));
         if !all {
@@ -176,6 +178,19 @@ impl Node {
         }
         if let Some(counters) = self.replication() {
             self.incidents.replication(&counters);
+        }
+    }
+
+    /// Notes where packets to peers leave by others of their links.
+    fn note_ways(&mut self) {
+        for (&node, first) in &self.image.peers {
+            if self.image.ways.range((node, 0)..=(node, u8::MAX)).nth(1).is_none() {
+                continue;
+            }
+            // What cannot be read is read again soon.
+            let Ok(taken) = self.maps.ways.get(&u32::from(node), 0) else { continue };
+            let name = self.image.registry.name(kind::PORT, taken as u32 + 1).unwrap_or("another interface");
+            self.incidents.way(node, name, taken == u64::from(first.port));
         }
     }
 
