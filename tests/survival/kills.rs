@@ -42,6 +42,11 @@ impl Traffic {
         self.stream.silence() < Duration::from_millis(200)
     }
 
+    /// Whether connections have had time to be known to all owners.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.long.lines() > 10 * CONNECTIONS as u64
+    }
+
     pub(crate) fn finish(self) -> Result<(StreamReport, LongReport)> {
         Ok((self.stream.finish()?, self.long.finish()))
     }
