@@ -83,7 +83,7 @@ fn goes_by(scene: &Scene, from: &str, to: &str, interface: &str) -> Result<()> {
 #[test]
 fn one_of_two_links_may_fail_and_nobody_is_suspected() -> Result<()> {
     let topology = Topology { between: true, ..Topology::for_test("links") };
-    let mut config = every_kind(&topology, &["l2"]);
+    let mut config = every_kind(&topology, &["l2"]).with_holders();
     config.links = vec![Between::A];
     config.more = "[health]\ndwell = \"500ms\"\n[shedding]\nsoftirq = false\n".into();
     let scene = Scene::up(&topology, config)?;
@@ -167,7 +167,8 @@ fn packets_turn_to_the_second(scene: &Scene) -> Result<()> {
 fn without_its_first_a_node_hands_over(scene: &Scene) -> Result<()> {
     let others = ["n1", "n2"];
     [VIPS4, VIPS6].iter().try_for_each(|vips| scene.lab.steer(vips, &others))?;
-    let share = peers(scene, "n1")?["n3"].primary_slots;
+    let (share, held) = (peers(scene, "n1")?["n3"].primary_slots, scene.lab.held("n3")?);
+    ensure!(!held.is_empty(), "n3 holds no VIP");
     let traffic = Traffic::start(scene)?;
     wait_until("answers come to every flow", || Ok(traffic.flows()))?;
     scene.lab.cut(&"n3".parse().map_err(anyhow::Error::msg)?)?;
@@ -178,6 +179,11 @@ fn without_its_first_a_node_hands_over(scene: &Scene) -> Result<()> {
         })?;
     }
     wait_until("all flows have owners that serve them", || Ok(traffic.flows()))?;
+    for vip in held {
+        wait_until(&format!("another node than n3 holds {vip}"), || {
+            Ok(scene.lab.holder(vip).is_ok_and(|holder| others.contains(&holder.as_str())))
+        })?;
+    }
     let health = scene.done("n3", &["get", "health"])?;
     ensure!(health.contains("answers-on-first-link-%"), "{health}");
     scene.lab.heal()?;
