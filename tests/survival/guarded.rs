@@ -1,14 +1,19 @@
-//! An application under guard: while it stays silent its node drains, and when it is well the node serves again.
+//! An application under guard: while it stays silent its node drains, or its backend is out, and when it is well they serve
+//! again.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use xtask::lab::Topology;
+use xtask::traffic::{HTTP_PORT, Load};
 
-use crate::scene::{Scene, every_kind, wait_until};
+use crate::scene::{Scene, all_answered, every_kind, targets, wait_until};
 
 fn standing(scene: &Scene, name: &str) -> Result<String> {
     let nodes: Vec<Value> = serde_json::from_str(&scene.done("n1", &["get", "nodes", "-o", "json"])?)?;
@@ -44,4 +49,91 @@ fn a_node_whose_application_is_silent_drains_until_it_is_well() -> Result<()> {
     // Silent again, it is killed and started anew, which no node notices before it has failed twice.
     wait_until("the silent application is killed", || Ok(guard.log_tail().contains("no sign of life")))?;
     guard.stop()
+}
+
+/// Where the guards of backends tell nodes' probes whether their applications are well.
+const DOOR: u16 = 8099;
+
+#[test]
+fn a_backend_whose_application_is_silent_is_out_until_it_is_well() -> Result<()> {
+    let topology = Topology { nodes: 2, backends: 3, ..Topology::for_test("guardedb") };
+    let mut config = every_kind(&topology, &["l2"]);
+    let probe = format!(
+        "kind = \"http\"\nport = {DOOR}\ninterval = \"200ms\"\ntimeout = \"200ms\"\nstatus = \"200\"\nrise = 2\nfall = 3"
+    );
+    for pool in &mut config.pool {
+        pool.probe = probe.parse()?;
+    }
+    let scene = Scene::without_agents(&topology, config)?;
+    let sockets: Vec<PathBuf> = scene.lab.backends().iter().map(|name| socket_of(&scene, name)).collect();
+    for name in scene.lab.backends() {
+        // Each application is named after its lab, since all backends of it share their files.
+        let mut guard = scene.lab.host(&name)?.command(binary(&scene, &name)?);
+        guard.args(["guard", "--name", &label(&scene, &name), "--timeout", "1s", "--failures", "2"]);
+        guard.args(["--backend", &format!("[::]:{DOOR}"), "--", "sleep", "1000"]);
+        scene.lab.spawn(&name, "guard", guard)?;
+    }
+    let (silent, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+    let beat = || -> Result<()> {
+        let beats = UnixDatagram::unbound()?;
+        while !stop.load(Ordering::Relaxed) {
+            let meant = sockets.iter().skip(usize::from(silent.load(Ordering::Relaxed)));
+            // A guard that is being started has no socket yet.
+            meant.for_each(|socket| drop(beats.send_to(b"WATCHDOG=1", socket)));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| -> Result<()> {
+        let beating = scope.spawn(beat);
+        let result = goes_out_and_comes_back(&scene, &silent);
+        stop.store(true, Ordering::Relaxed);
+        beating.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        result
+    })
+}
+
+fn goes_out_and_comes_back(scene: &Scene, silent: &AtomicBool) -> Result<()> {
+    scene.lab.start_agents()?;
+    let are_in = |names: &[&str]| -> Result<bool> {
+        let mut right = true;
+        for node in scene.lab.nodes() {
+            let backends: Vec<Value> = serde_json::from_str(&scene.done(&node, &["get", "backends", "-o", "json"])?)?;
+            right &= backends.iter().all(|one| match names.iter().any(|name| one["name"] == *name) {
+                true => one["rows"].as_u64() > Some(0) && one["health"]["state"] == "alive",
+                false => one["rows"] == 0,
+            });
+        }
+        Ok(right)
+    };
+    wait_until("all backends are in", || are_in(&["b1", "b2", "b3"]))?;
+    let load = || {
+        let load = Load::new(targets(&scene.config, HTTP_PORT), 100, Duration::from_secs(1));
+        scene.lab.client().run(|| load.run())
+    };
+    silent.store(true, Ordering::Relaxed);
+    wait_until("b1, whose application is silent, is out", || are_in(&["b2", "b3"]))?;
+    let guard = scene.lab.process("b1-guard")?.log_tail();
+    ensure!(guard.contains("no sign of life") && guard.contains("this backend is out"), "{guard}");
+    let backends = scene.done("n1", &["get", "backends"])?;
+    ensure!(backends.contains("its probes fail") && backends.contains("Connection refused"), "{backends}");
+    let without = load()?;
+    all_answered(&without)?;
+    ensure!(!without.backends.contains_key("b1"), "{without:#?}");
+    silent.store(false, Ordering::Relaxed);
+    wait_until("b1, whose application is well, is in again", || are_in(&["b1", "b2", "b3"]))?;
+    all_answered(&load()?)
+}
+
+fn label(scene: &Scene, name: &str) -> String {
+    format!("{}-{name}", scene.lab.topology().name)
+}
+
+fn socket_of(scene: &Scene, name: &str) -> PathBuf {
+    PathBuf::from(format!("/run/redirector/guard-{}.sock", label(scene, name)))
+}
+
+/// The program under test.
+fn binary(scene: &Scene, name: &str) -> Result<OsString> {
+    Ok(scene.lab.redirector(name, &[] as &[&str])?.get_program().to_owned())
 }

@@ -1,10 +1,11 @@
 //! `guard`: runs an application in the foreground and watches for its signs of life. One that is silent is killed and
-//! started anew; while it stays so its node drains, by way of the agent.
+//! started anew; while it stays so its node drains, by way of the agent, or its backend is out, by way of the nodes' probes.
 
 use std::ffi::OsString;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use super::plane::{log, runtime};
 use super::target::CONFIG;
 use crate::agent::control::{self, Request};
 use crate::config::{self, Config};
-use crate::guard::{Action, Machine, Policy};
+use crate::guard::{Action, Door, Machine, Policy};
 
 /// How often it is looked whether the application runs.
 const TICK: Duration = Duration::from_millis(50);
@@ -30,17 +31,22 @@ const AT_ONCE: Duration = Duration::from_secs(2);
 /// Arguments of `guard`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Guard {
-    /// What the application is called in messages; its socket is `guard-NAME.sock` in the node's run directory.
+    /// What the application is called in messages; its socket is `guard-NAME.sock` in the node's run directory, or in
+    /// /run/redirector with --backend.
     #[arg(long, value_parser = name)]
     name: String,
     /// How long it may be silent.
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
     timeout: Duration,
-    /// Failures in a row, of silence or exits, until the node drains.
+    /// Failures in a row, of silence or exits, until the node drains or the backend is out.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     failures: u32,
+    /// The application is a backend's, on a host without an agent: connections to this address are taken while it is well,
+    /// and refused while it is not, for a [pool.probe] of kind `tcp` or `http` to ask at this port.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    backend: Option<SocketAddr>,
     /// The node's configuration.
-    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    #[arg(long, value_name = "FILE", default_value = CONFIG, conflicts_with = "backend")]
     config: PathBuf,
     /// The application and its arguments; it stays in the foreground, and sends `WATCHDOG=1`, or any datagram, to the Unix
     /// socket that NOTIFY_SOCKET names, as for systemd.
@@ -66,6 +72,27 @@ impl Drop for Socket {
     }
 }
 
+/// Where sockets of guards are on hosts without an agent.
+const RUN: &str = "/run/redirector";
+
+/// What is out while the application is not well.
+enum Dependant {
+    /// This node: its agent has it drain.
+    Node(Box<Config>),
+    /// A backend: probes find its door shut.
+    Backend(Door),
+}
+
+impl Dependant {
+    /// Answers the next probe, if there is anything to answer at; else it never returns.
+    async fn answer(&self) -> io::Result<()> {
+        match self {
+            Self::Node(_) => std::future::pending().await,
+            Self::Backend(door) => door.answer().await,
+        }
+    }
+}
+
 struct Application {
     child: Option<(Child, Instant)>,
     /// Groups of processes that were left behind and killed, and are to be waited for.
@@ -78,14 +105,24 @@ impl Guard {
         if self.timeout < Duration::from_millis(100) {
             bail!("--timeout {:?} is less than 100ms, which no busy host keeps", self.timeout);
         }
-        let config = config::load(&self.config)?;
-        runtime()?.block_on(self.watch(&config))
+        runtime()?.block_on(async {
+            match self.backend {
+                Some(at) => {
+                    let door = Door::shut_at(at).await;
+                    let door = door.with_context(|| format!("--backend {at}: probes cannot be answered there"))?;
+                    self.watch(Path::new(RUN), Dependant::Backend(door)).await
+                }
+                None => {
+                    let config = config::load(&self.config)?;
+                    self.watch(&config.node.run.clone(), Dependant::Node(Box::new(config))).await
+                }
+            }
+        })
     }
 
-    async fn watch(&self, config: &Config) -> Result<()> {
-        std::fs::create_dir_all(&config.node.run)
-            .with_context(|| format!("cannot make {}", config.node.run.display()))?;
-        let path = config.node.run.join(format!("guard-{}.sock", self.name));
+    async fn watch(&self, run: &Path, mut dependant: Dependant) -> Result<()> {
+        std::fs::create_dir_all(run).with_context(|| format!("cannot make {}", run.display()))?;
+        let path = run.join(format!("guard-{}.sock", self.name));
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot replace {}", path.display()));
@@ -105,7 +142,8 @@ impl Guard {
             steady: self.timeout * 3,
         };
         let began = Instant::now();
-        let mut machine = Machine::new(policy, began.elapsed());
+        let begin = if self.backend.is_some() { Machine::with_all_out } else { Machine::new };
+        let mut machine = begin(policy, began.elapsed());
         let mut application = Application { child: None, left: Vec::new() };
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut tick = tokio::time::interval(TICK);
@@ -117,12 +155,26 @@ impl Guard {
                     Ok(_) => actions.extend(machine.handle_beat(began.elapsed())),
                     Err(error) => tracing::warn!(name = self.name, %error, "a sign of life could not be read"),
                 },
+                answered = dependant.answer() => {
+                    if let Err(error) = answered {
+                        tracing::warn!(name = self.name, %error, "a probe could not be answered");
+                        tokio::time::sleep(TICK).await;
+                    }
+                }
                 _ = tick.tick() => {
                     if let Some(why) = application.exited() {
                         tracing::warn!(name = self.name, "{why}");
                         actions.extend(machine.handle_exit(&why, began.elapsed()));
                     }
                     actions.extend(machine.handle_time(began.elapsed()));
+                    // Where another had the address when it was to be opened.
+                    if let Dependant::Backend(door) = &mut dependant
+                        && !machine.is_out()
+                        && !door.is_open()
+                        && door.open().await.is_ok()
+                    {
+                        tracing::warn!(name = self.name, "this backend is in");
+                    }
                 }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
@@ -134,7 +186,7 @@ impl Guard {
                             let why = format!("{} cannot be started: {error}", self.command[0].to_string_lossy());
                             tracing::error!(name = self.name, "{why}");
                             for action in machine.handle_exit(&why, began.elapsed()) {
-                                self.tell(config, &action).await;
+                                self.tell(&mut dependant, &action).await;
                             }
                         }
                     }
@@ -142,7 +194,7 @@ impl Guard {
                         tracing::error!(name = self.name, "{why}: killed, and started anew");
                         application.kill(libc::SIGKILL);
                     }
-                    Action::TakeOut(_) | Action::PutBack => self.tell(config, &action).await,
+                    Action::TakeOut(_) | Action::PutBack => self.tell(&mut dependant, &action).await,
                 }
             }
         }
@@ -150,8 +202,25 @@ impl Guard {
         Ok(())
     }
 
-    /// Has the agent drain the node, or undrain it. What it refuses is told, and the guard goes on.
-    async fn tell(&self, config: &Config, action: &Action) {
+    /// Takes out what depends on the application, or puts it back. What goes wrong is told, and the guard goes on.
+    async fn tell(&self, dependant: &mut Dependant, action: &Action) {
+        match dependant {
+            Dependant::Node(config) => self.tell_agent(config, action).await,
+            Dependant::Backend(door) => match action {
+                Action::TakeOut(why) => {
+                    tracing::warn!(name = self.name, "this backend is out: {why}");
+                    door.shut();
+                }
+                _ => match door.open().await {
+                    Ok(()) => tracing::warn!(name = self.name, "well: this backend is in"),
+                    Err(error) => tracing::error!(name = self.name, %error, "well, and probes cannot be told"),
+                },
+            },
+        }
+    }
+
+    /// Has the agent drain the node, or undrain it.
+    async fn tell_agent(&self, config: &Config, action: &Action) {
         let node = config.node.id;
         let (request, what) = match action {
             Action::TakeOut(why) => (Request::Drain { node }, format!("this node drains: {why}")),

@@ -78,7 +78,7 @@ enum Command {
     Doctor(doctor::Doctor),
     /// The backend's side: take tunnels apart.
     Decap(decap::Decap),
-    /// Run an application, start it anew when it is silent, and drain this node while it stays so.
+    /// Run an application, start it anew when it is silent, and drain this node, or take its backend out, while it stays so.
     Guard(guard::Guard),
     /// Make and show the certificates by which agents know each other.
     Pki(pki::Pki),

@@ -58,6 +58,16 @@ impl Machine {
         Self { policy, state: State::Waiting(now), failures: 0, is_out: false }
     }
 
+    /// One that is to be started at once, and whose dependants are out until it is well.
+    pub fn with_all_out(policy: Policy, now: Duration) -> Self {
+        Self { is_out: true, ..Self::new(policy, now) }
+    }
+
+    /// Whether what depends on it is out.
+    pub fn is_out(&self) -> bool {
+        self.is_out
+    }
+
     /// Failures in a row.
     pub fn failures(&self) -> u32 {
         self.failures
@@ -154,6 +164,24 @@ mod tests {
             check("an exit", exit, &|machine| machine.handle_exit("status 1", NOW));
             check("time", time, &|machine| machine.handle_time(NOW));
         }
+    }
+
+    #[test]
+    fn who_begins_out_is_put_back_when_it_has_been_well_for_long_enough_and_taken_out_no_second_time() {
+        let mut machine = Machine::with_all_out(POLICY, s(0));
+        for second in 0..4 {
+            machine.handle_time(s(second * 10));
+            assert_eq!(machine.handle_exit("at once", s(second * 10)), [], "it is out already");
+        }
+        machine.handle_time(s(50));
+        let told: Vec<(u64, Action)> =
+            (50..80).flat_map(|now| machine.handle_beat(s(now)).into_iter().map(move |one| (now, one))).collect();
+        assert_eq!(told, [(60, Action::PutBack)]);
+        let out = (0..3).flat_map(|round| {
+            machine.handle_time(s(80 + round * 10));
+            machine.handle_exit("at once", s(80 + round * 10))
+        });
+        assert!(matches!(out.collect::<Vec<_>>()[..], [Action::TakeOut(_)]));
     }
 
     #[test]
