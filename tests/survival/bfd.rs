@@ -227,3 +227,57 @@ fn a_router_that_speaks_bfd_sees_a_node_die_and_is_seen() -> Result<()> {
     }
     bail!("inconclusive: threads woke later than an interval at each of three deaths; the machine is too busy")
 }
+
+/// Datagrams a second of a peer that floods.
+const FLOOD: u32 = 20_000;
+
+/// A peer that floods, with packets that are right in form and with such that are not, takes no other session down.
+#[test]
+fn a_peer_that_floods_takes_no_other_session_down() -> Result<()> {
+    let topology = Topology { nodes: 2, backends: 1, ..Topology::for_test("bfdflood") };
+    let peers = [Role::Node(1), Role::Node(2), Role::Backend(1)].map(|role| role.addresses()[0]);
+    // A node has no session with itself, and says so without harm.
+    let more = peers.map(|peer| {
+        format!("[[bfd]]\npeer = \"{peer}\"\ninterface = \"eth0\"\nmin_tx = \"100ms\"\nmin_rx = \"100ms\"\n")
+    });
+    let config = Config { more: more.concat(), ..Config::standard(&topology) };
+    let scene = Scene::up(&topology, config)?;
+    let with = |peer: std::net::IpAddr| -> Result<serde_json::Value> {
+        let all: Vec<serde_json::Value> = serde_json::from_str(&scene.done("n1", &["get", "bfd", "-o", "json"])?)?;
+        all.into_iter().find(|one| one["peer"] == peer.to_string()).context("a session of each peer")
+    };
+    wait_until("the nodes' session is up", || Ok(with(peers[1])?["state"] == "up"))?;
+    let (before, flood) = (with(peers[1])?, scene.lab.host("b1")?);
+    let (sent, wrong) = flood.run(|| -> Result<(u64, u64)> {
+        let socket = std::net::UdpSocket::bind((peers[2], 49_200))?;
+        socket.set_ttl(255)?;
+        // RFC 5880, section 4.1: version 1, any state, multiplier 3, 24 bytes, a discriminator, no other's, and times.
+        let mut packet = [0u8; 24];
+        packet[..8].copy_from_slice(&[0x20, 0x40, 3, 24, 0, 0, 0, 9]);
+        packet[12..24].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0]);
+        let (mut sent, mut wrong, began) = (0u64, 0u64, Instant::now());
+        while began.elapsed() < Duration::from_secs(3) {
+            while (sent as f64) < began.elapsed().as_secs_f64() * f64::from(FLOOD) {
+                packet[1] = 0x40 | (sent as u8 & 3) << 6;
+                packet[7] = sent as u8;
+                let length = if sent % 3 == 0 { 23 } else { 24 };
+                wrong += u64::from(length < 24);
+                // What does not fit the device's queue is no loss.
+                let _ = socket.send_to(&packet[..length], (peers[0], 3784));
+                sent += 1;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok((sent, wrong))
+    })??;
+    let (after, of_flood) = (with(peers[1])?, with(peers[2])?);
+    let discarded: u64 =
+        of_flood["discarded"].as_object().into_iter().flatten().filter_map(|(_, many)| many.as_u64()).sum();
+    println!("of {sent} packets, {wrong} of them cut short, {discarded} were thrown away: {of_flood:#}");
+    ensure!(discarded > 0, "none of {sent} was heard: {of_flood:#}");
+    ensure!(after["state"] == "up" && after["downs"] == before["downs"], "{after:#}");
+    ensure!(after["received"].as_u64() > before["received"].as_u64(), "{after:#}");
+    let nodes = scene.lab.suspicions()?;
+    ensure!(nodes.is_empty(), "{nodes:?}");
+    Ok(())
+}

@@ -218,3 +218,34 @@ fn a_short_deadline_is_met_and_one_that_led_before_counts_nothing_of_that_time()
     world.now += 60_000;
     assert_eq!(drain_for(&mut world, 3_000), Some(1), "who led meanwhile has counted it, or nobody has");
 }
+
+/// In a panic nodes report nobody dead: who was out begins with the first part of its weight, as if it had come back, and goes
+/// on; the end of the panic, with all of them well or one dead again, is no jump for anybody else.
+#[test]
+fn in_a_panic_who_was_out_starts_slowly_and_its_end_changes_no_other() {
+    let mut world = with_slow_start(3, &["one", "two", "three"], 1, 16_000);
+    let live = |world: &mut World, rounds: usize, dead: &[&str]| {
+        let dead: BTreeSet<String> = dead.iter().map(|name| (*name).to_owned()).collect();
+        for _ in 0..rounds {
+            world.catch_up();
+            for report in world.reports.values_mut() {
+                report.restless.insert("web".to_owned(), RowSet::default());
+                report.dead = BTreeMap::from([("web".to_owned(), dead.clone())]);
+            }
+            world.pass();
+        }
+        let weights = world.state.pools["web"].latest().0.clone();
+        let whole = weights["three"];
+        ["one", "two", "three"].map(|name| weights[name] * u32::from(WARMTH) / whole)
+    };
+    assert_eq!(live(&mut world, 50, &["one"]), [0, 8, 8]);
+    // A second one dies: too little is left, all are used, and nobody is reported dead.
+    assert_eq!(live(&mut world, 24, &[]), [1, 8, 8], "who was out begins, who dies in the panic stays whole");
+    assert_eq!(live(&mut world, 42, &[]), [3, 8, 8]);
+    // The second one is back: the panic ends, and the first is still dead.
+    assert_eq!(live(&mut world, 20, &["one"]), [0, 8, 8]);
+    assert_eq!(live(&mut world, 30, &[]), [1, 8, 8], "its own return begins anew");
+    // In another panic it goes on from where it was.
+    assert_eq!(live(&mut world, 60, &[]), [4, 8, 8]);
+    assert_eq!(live(&mut world, 200, &[]), [8, 8, 8]);
+}
