@@ -158,3 +158,45 @@ fn each_level_refuses_exactly_its_classes() -> Result<()> {
     ensure!(why.contains("low"), "{why}");
     Ok(())
 }
+
+/// What a host can take is learnt from the traffic that it has, and its agent goes by it.
+#[test]
+fn a_host_learns_what_it_can_take_and_its_agent_goes_by_it() -> Result<()> {
+    let topology = Topology { nodes: 1, backends: 2, ..Topology::for_test("capacity") };
+    let mut config = config(&topology);
+    config.more = "[shedding]\nlevels = [98, 99, 100]\n".into();
+    let scene = Scene::up(&topology, config)?;
+    let health =
+        || -> Result<Value> { Ok(serde_json::from_str(&scene.done("n1", &["get", "health", "-o", "json"])?)?) };
+    ensure!(health()?["load"]["capacity"] == 0, "nothing was measured yet");
+    let flows = xtask::lab::client_addresses(vip4(1).into()).into_iter().take(8);
+    let flows = flows.map(|source| (SocketAddr::new(source, 0), target(0, ECHO_PORT))).collect();
+    let streaming = scene.lab.client().run(|| Stream { per_second: 30_000, flows }.start())??;
+    // What others do on the machine may leave too little of it, or take too much.
+    let (mut learnt, mut says, deadline) = (None, String::new(), Instant::now() + PATIENCE);
+    while learnt.is_none() && Instant::now() < deadline {
+        let done = scene.run("n1", &["capacity", "--for", "2s", "-o", "json"])?;
+        says = crate::scene::words(&done);
+        learnt = done.status.success().then(|| serde_json::from_slice::<Value>(&done.stdout)).transpose()?;
+    }
+    drop(streaming.finish()?);
+    if learnt.is_none() && says.contains("the hypervisor gave") {
+        println!("inconclusive: {says}");
+        return Ok(());
+    }
+    let learnt = learnt.with_context(|| format!("nothing was learnt: {says}"))?;
+    println!("{learnt:#}");
+    let number = |name: &str| learnt[name].as_f64().with_context(|| format!("{name} of {learnt}"));
+    let (capacity, seen, share) =
+        (number("packets_per_second")?, number("seen_per_second")?, number("softirq_percent")?);
+    ensure!(seen > 1_000.0 && (5.0..=100.0).contains(&share), "{learnt:#}");
+    ensure!((capacity * share / 100.0 / seen - 1.0).abs() < 0.01 && learnt["interfaces"][0] == "eth0", "{learnt:#}");
+    ensure!(says.contains("the agent goes by it from now on"), "{says}");
+    let now = health()?;
+    ensure!(now["load"]["capacity"].as_f64() == Some(capacity) && now["load"]["learnt"] == learnt, "{now:#}");
+    ensure!(scene.done("n1", &["get", "health"])?.contains("packets/s, learnt 20"), "when it was learnt is not told");
+    scene.lab.process("n1-agent")?.kill()?;
+    scene.lab.start_agent("n1")?;
+    ensure!(health()?["load"]["capacity"].as_f64() == Some(capacity), "it is forgotten with the agent");
+    Ok(())
+}

@@ -2,7 +2,6 @@
 //! agent's own work go by it.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use redirector_ebpf::reason::Reason;
@@ -11,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::talk::Talk;
 use crate::config::{Config, Shedding};
 use crate::dataplane::maps::{Maps, MapsError, read, written};
+use crate::shedding::capacity::Capacity;
 use crate::shedding::{Levels, Load, Meter, Sample, cpu_times, work};
 
 /// How often the load is measured.
@@ -19,11 +19,8 @@ const EVERY: Duration = Duration::from_millis(80);
 /// Each time this part of the flow tables is looked at.
 const PARTS: usize = 64;
 
-/// Greatest size of the file that the benchmark leaves.
-const CAPACITY_BYTES: u64 = 64;
-
 /// What a node says of its load.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct LoadStatus {
     /// The load, part by part.
     pub load: Load,
@@ -33,6 +30,9 @@ pub struct LoadStatus {
     pub for_ms: u64,
     /// Packets a second that this host can take, as configured or learnt; 0: not known.
     pub capacity: u64,
+    /// How it was learnt; none where it is configured, or not known.
+    #[serde(default)]
+    pub learnt: Option<Capacity>,
 }
 
 /// The node's load, and what follows from it.
@@ -41,36 +41,27 @@ pub(super) struct Condition {
     meter: Meter,
     levels: Levels,
     load: Load,
-    learnt: u64,
+    learnt: Option<Capacity>,
     measured: Duration,
     part: usize,
     /// The level that is written to the maps.
     written: u8,
 }
 
-/// Packets a second that the benchmark has found this host to take; 0 where it has not.
-fn learnt(data: &Path) -> u64 {
-    use std::io::Read as _;
-    let path = data.join("capacity");
-    let Ok(file) = fs::File::open(&path) else { return 0 };
-    let mut text = String::new();
-    match file.take(CAPACITY_BYTES).read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok()) {
-        Some(capacity) => capacity,
-        None => {
-            tracing::warn!(file = %path.display(), "the capacity there is no number of packets a second: not used");
-            0
-        }
-    }
-}
-
 impl Condition {
     pub(super) fn new(config: &Config) -> Self {
-        Self { learnt: learnt(&config.node.data), ..Self::default() }
+        Self { learnt: Capacity::read(&config.node.data), ..Self::default() }
+    }
+
+    /// Goes by what this host was found to take since.
+    pub(super) fn learn(&mut self, config: &Config) {
+        self.learnt = Capacity::read(&config.node.data);
     }
 
     /// Packets a second that this host can take; 0: not known.
     fn capacity(&self, settings: &Shedding) -> u64 {
-        if settings.capacity == 0 { self.learnt } else { settings.capacity.into() }
+        let learnt = self.learnt.as_ref().map_or(0, |learnt| learnt.packets_per_second);
+        if settings.capacity == 0 { learnt } else { settings.capacity.into() }
     }
 
     /// The level that holds: what the load asks for, or what is configured as the least.
@@ -90,6 +81,7 @@ impl Condition {
             level: self.level(config),
             for_ms: now.saturating_sub(self.levels.since()).as_millis() as u64,
             capacity: self.capacity(&config.shedding),
+            learnt: self.learnt.clone().filter(|_| config.shedding.capacity == 0),
         }
     }
 

@@ -51,6 +51,8 @@ pub enum Request {
     Bfd,
     /// How is your health, and your load?
     Health,
+    /// Go by what this host was found to take.
+    Learn,
     /// What would this change?
     Diff {
         /// The file's name, for mistakes.
@@ -281,6 +283,10 @@ pub(super) async fn answer(node: &mut Node, request: Request, answer: oneshot::S
             Some(counters) => Answer::Replication { counters: serde_json::to_value(counters).unwrap_or_default() },
             None => refused("flows are not replicated here".to_owned()),
         },
+        Request::Learn => {
+            node.learn_capacity();
+            done(version, Vec::new())
+        }
         Request::Health => Answer::Health { health: node.health() },
         Request::Breakers => Answer::Breakers { breakers: node.breakers().statuses() },
         Request::Bfd => Answer::Bfd { sessions: node.sessions() },

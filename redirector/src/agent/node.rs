@@ -139,6 +139,11 @@ impl Node {
         }
     }
 
+    /// Goes by what this host was found to take since it started.
+    pub(super) fn learn_capacity(&mut self) {
+        self.condition.learn(&self.config);
+    }
+
     /// How this node is.
     pub(super) fn health(&self) -> HealthStatus {
         let time = Duration::from_nanos(now());

@@ -7,6 +7,7 @@ mod output;
 mod target;
 
 mod backup;
+mod capacity;
 mod cluster;
 mod decap;
 mod doctor;
@@ -74,6 +75,8 @@ enum Command {
     Why(why::Why),
     /// Show the decisions for matching packets, live.
     Trace(trace::Trace),
+    /// Learn from the traffic that there is how many packets a second this host can take.
+    Capacity(capacity::Learn),
     /// Tell what of this host would hurt.
     Doctor(doctor::Doctor),
     /// The backend's side: take tunnels apart.
@@ -107,6 +110,7 @@ pub fn main(arguments: Arguments) -> ExitCode {
         Command::Maps(command) => command.run(),
         Command::Why(command) => command.run(),
         Command::Trace(command) => command.run(),
+        Command::Capacity(command) => command.run(),
         Command::Doctor(command) => command.run(),
         Command::Decap(command) => command.run(),
         Command::Guard(command) => command.run(),

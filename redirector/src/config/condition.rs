@@ -22,7 +22,7 @@ pub struct Shedding {
     /// How long a level holds at least before it is left for a lower one.
     #[serde(serialize_with = "duration")]
     pub dwell: Duration,
-    /// Packets a second that this host can take; 0: what the benchmark learnt, or no such measure.
+    /// Packets a second that this host can take; 0: what `redirector capacity` learnt, or no such measure.
     pub capacity: u32,
     /// Whether the share of time that CPUs spend in soft interrupts counts.
     pub softirq: bool,

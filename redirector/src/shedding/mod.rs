@@ -9,6 +9,7 @@
 //! [`Meter`] and [`Levels`] know neither clock nor kernel. Which packets a level refuses is for
 //! [`redirector_ebpf::stations::admit`] to say; which work of the agent's own, for [`work`].
 
+pub mod capacity;
 mod levels;
 mod load;
 pub mod work;

@@ -35,7 +35,10 @@ fn text(health: &HealthStatus) -> String {
     let parts = load.load;
     let capacity = match load.capacity {
         0 => "unknown".to_owned(),
-        capacity => format!("{capacity} packets/s"),
+        capacity => match &load.learnt {
+            Some(learnt) => format!("{capacity} packets/s, learnt {}", learnt.at()),
+            None => format!("{capacity} packets/s"),
+        },
     };
     let mut pairs = vec![
         ("score", format!("{} ({})", health.score, points.collect::<Vec<_>>().join(", "))),
