@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -115,6 +115,57 @@ fn connections_go_over_the_other_fabric_when_one_is_cut_and_back_without_loss() 
     let long = long.finish();
     ensure!(long.opened == CONNECTIONS as u64 && long.broken == 0 && long.wrong == 0, "{long:#?}");
     Ok(())
+}
+
+/// Paths that are dead stay so whoever is told of it, and so do those that die while nobody is.
+#[test]
+fn an_agent_that_starts_anew_revives_no_dead_path() -> Result<()> {
+    const WATCHED: Duration = Duration::from_millis(1500);
+    let scene = up("anew", &["l2", "ipip"])?;
+    let web = targets(&scene.config, HTTP_PORT);
+    wait_for_ranks(&scene, &[1, 2, 3], "")?;
+    let fabric = Place::fabric(Between::A);
+    let long =
+        scene.lab.client().run(|| LongConnections::open(&web, CONNECTIONS, Duration::from_millis(50), PATIENCE))??;
+    for (silently, watched) in [(true, true), (false, true), (true, false), (false, false)] {
+        let what = format!("cut silently: {silently}, while an agent ran: {watched}");
+        let cut = || if silently { scene.lab.cut(&fabric) } else { scene.lab.unlink(&fabric) };
+        if watched {
+            cut()?;
+            wait_for_ranks(&scene, &[2, 3], "")?;
+        }
+        scene.lab.kill_agent("n1")?;
+        if !watched {
+            cut()?;
+        }
+        let before = first_of(&scene)?;
+        scene.lab.start_agent("n1")?;
+        if !watched {
+            wait_for_ranks(&scene, &[2, 3], "").with_context(|| what.clone())?;
+        }
+        let (began, settled) = (Instant::now(), first_of(&scene)?);
+        ensure!(!watched || settled == before, "{what}: while the agent started: {before:?} {settled:?}");
+        while began.elapsed() < WATCHED {
+            ensure!(first_of(&scene)? == settled, "{what}: packets went into the cut fabric");
+        }
+        let lines = long.lines();
+        wait_until("connections go on over fabric B", || Ok(long.lines() > lines + 4 * CONNECTIONS as u64))?;
+        wait_for_ranks(&scene, &[2, 3], "").with_context(|| what.clone())?;
+        match silently {
+            true => drop(scene.lab.mend(&fabric)?),
+            false => scene.lab.heal()?,
+        }
+        wait_for_ranks(&scene, &[1, 2, 3], "").with_context(|| what.clone())?;
+    }
+    let long = long.finish();
+    ensure!(long.opened == CONNECTIONS as u64 && long.broken == 0 && long.wrong == 0, "{long:#?}");
+    Ok(())
+}
+
+/// Of n1's paths of rank 1: packets that went by them, and whether one is alive.
+fn first_of(scene: &Scene) -> Result<(u64, bool)> {
+    let first: Vec<Path> = paths(scene, "n1")?.into_iter().filter(|path| path.rank == 1).collect();
+    Ok((first.iter().map(|path| path.packets).sum(), first.iter().any(|path| path.alive)))
 }
 
 #[test]

@@ -220,7 +220,7 @@ impl Admission {
     }
 }
 
-/// The timer's verdict on a node: off in this term, until the agent gives it another.
+/// The timer's verdict on a node or a path: off in this term, until the agent gives it another.
 #[repr(C)]
 #[derive(Default)]
 pub struct Latch {
@@ -228,6 +228,8 @@ pub struct Latch {
     pub term: Word,
     /// When.
     pub at: Word,
+    /// Of a path: why the agent does not let it in, for the agent's successor; 0: it does.
+    pub why: Word,
 }
 
 /// The timer's own state, and its account of itself.
@@ -296,5 +298,5 @@ macro_rules! words {
     )*};
 }
 
-words! { Condition = 6, Sent = 4 + REMEMBERED, Heard = 16 + REMEMBERED, Watched = 2, Latch = 2, Pulse = 24 }
+words! { Condition = 6, Sent = 4 + REMEMBERED, Heard = 16 + REMEMBERED, Watched = 2, Latch = 3, Pulse = 24 }
 super::no_padding! { Watch = 32 + 24 + 4 + 4 + 2 + 2 + 4 }

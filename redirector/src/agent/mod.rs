@@ -86,6 +86,8 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
     let mut watch = netlink::watch()?;
     let mut node = Node::start(&path.display().to_string(), &text, mode).await?;
     node.start_liveness()?;
+    // What happened while no agent ran was told to nobody.
+    node.read_carriers().await;
     let mut sessions = node.start_bfd()?;
     node.follow().await;
     let (mut seen, mut decisions) = (node.changes(), node.decisions());

@@ -6,7 +6,7 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use redirector_ebpf::tables::leg::{LEGS, LegRules, NO_LEG, PathAdmission};
 use redirector_ebpf::tables::liveness::{REMEMBERED, slot};
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,10 @@ use crate::dataplane::flows::now;
 use crate::dataplane::image::{Image, Leg};
 use crate::dataplane::paths::PathMaps;
 use crate::liveness::{FarEnd, FarPlan, LegFigures};
-use crate::paths::health::{Action, FLOWS_DIE, Observation, PROBES_FAIL, Path, Rules, Sign, State};
+use crate::paths::health::{
+    self, Action, FLOWS_DIE, Observation, PROBES_FAIL, Path, Rules, SESSION_DOWN, SILENT, Sign, State,
+};
+use crate::paths::legs;
 use crate::paths::probes::{ProbeStatus, Probed, Prober};
 use crate::paths::signals::TICK;
 
@@ -31,6 +34,8 @@ const BEATS_A_SECOND: u64 = 50_000;
 pub(super) struct Paths {
     maps: PathMaps,
     paths: BTreeMap<u16, Watch>,
+    /// What the predecessor left behind of each path, until there is a configuration: its row in the kernel's list.
+    left: BTreeMap<u16, (usize, PathAdmission)>,
     /// Numbers of legs, kept as long as a leg is used.
     legs: HashMap<Leg, u16>,
     /// Ports without a carrier.
@@ -53,6 +58,8 @@ struct Watch {
     leg: Option<u16>,
     port: u8,
     session: Option<usize>,
+    /// Whether the session has said anything since the agent started.
+    session_spoke: bool,
     rules: Rules,
     health: Path,
     probed: Option<Arc<Probed>>,
@@ -66,6 +73,19 @@ impl Watch {
             Some(Sign::None) if !self.health.admitted => Sign::Bad,
             sign => sign.unwrap_or_default(),
         }
+    }
+
+    /// What the BFD session says. A path that it took out under an earlier agent stays so until it says anything.
+    fn session(&self, signs: &[Sign]) -> Sign {
+        let sign = self.session.and_then(|at| signs.get(at).copied()).unwrap_or_default();
+        let waits = sign == Sign::None && !self.session_spoke && self.session.is_some();
+        if waits && self.health.is_out_for(SESSION_DOWN) { Sign::Bad } else { sign }
+    }
+
+    /// How many requests in a row were answered. A path that fell silent stays off until some are.
+    fn streak(&self, maps: &PathMaps, time: u64) -> Option<u32> {
+        let streak = streak(maps, self.leg?, time);
+        streak.or_else(|| self.health.is_out_for(SILENT).then_some(0))
     }
 
     /// Why it is not used, or was not last.
@@ -106,9 +126,12 @@ pub struct PathStatus {
 impl Paths {
     pub(super) fn open(directory: &FilePath, breakers: &Breakers) -> Result<Self> {
         let maps = PathMaps::open(directory)?;
+        let rows = (0..maps.rows()).map(|row| (row, maps.admission(row)));
+        let left = rows.filter(|(_, left)| left.path != 0).map(|(row, left)| (left.path, (row, left))).collect();
         Ok(Self {
             maps,
             paths: BTreeMap::new(),
+            left,
             legs: HashMap::new(),
             down: Vec::new(),
             changes: 0,
@@ -123,7 +146,11 @@ impl Paths {
     /// Takes over a configuration; says which far ends to ask from now on.
     pub(super) fn configure(&mut self, config: &Config, image: &Image) -> Result<FarPlan> {
         let clock = Duration::from_nanos(now());
-        self.number_legs(image)?;
+        let left = std::mem::take(&mut self.left);
+        left.iter().filter(|(id, _)| !image.watched.contains_key(id)).for_each(|(_, (row, _))| {
+            self.maps.set_admission(*row, PathAdmission::default());
+        });
+        self.number_legs(image, &left)?;
         let key = config.cluster.path_key.map_or(([0; 2], 0), |key| (key.words(), key.number()));
         let pace = 1_000_000_000 * self.legs.len() as u64 / BEATS_A_SECOND;
         let mut ends: BTreeMap<u16, FarEnd> = BTreeMap::new();
@@ -186,30 +213,22 @@ impl Paths {
         Ok(FarPlan { node: config.node.id, cluster: config.cluster.id, boot_id: boot_id(), key, ends })
     }
 
-    /// Gives legs numbers. A leg keeps its own; a number that goes to another leg forgets what was answered under it.
-    fn number_legs(&mut self, image: &Image) -> Result<()> {
-        let used: Vec<&Leg> = image.watched.values().filter_map(|watched| watched.leg.as_ref()).collect();
-        let mut left: HashMap<Leg, u16> = HashMap::new();
-        for leg in used.iter().copied() {
-            if let Some(number) = self.legs.get(leg) {
-                left.insert(leg.clone(), *number);
+    /// Gives legs numbers. A number that goes to another leg forgets what was answered under it; a predecessor's leg keeps
+    /// its number, so that whoever answered it and is silent now is seen to be.
+    fn number_legs(&mut self, image: &Image, left: &BTreeMap<u16, (usize, PathAdmission)>) -> Result<()> {
+        let mut given = BTreeSet::new();
+        for (id, (_, left)) in left.iter().filter(|(_, (_, left))| usize::from(left.leg) < LEGS) {
+            let leg = image.watched.get(id).and_then(|watched| watched.leg.as_ref());
+            if let Some(leg) = leg.filter(|leg| !self.legs.contains_key(leg))
+                && given.insert(left.leg)
+            {
+                self.legs.insert(leg.clone(), left.leg);
             }
         }
-        let mut taken: Vec<bool> = vec![false; LEGS];
-        left.values().for_each(|number| taken[usize::from(*number)] = true);
-        let mut next = 0;
-        for leg in used {
-            if left.contains_key(leg) {
-                continue;
-            }
-            next = (next..LEGS).find(|number| !taken[*number]).unwrap_or(LEGS);
-            ensure!(next < LEGS, "paths lead over more than {LEGS} different next hops and tunnels");
-            taken[next] = true;
-            let number = next as u16;
-            self.maps.heard(number).answered.store(0);
-            left.insert(leg.clone(), number);
-        }
-        self.legs = left;
+        let used = image.watched.values().filter_map(|watched| watched.leg.as_ref());
+        let (legs, new) = legs::numbers(&self.legs, used)?;
+        new.into_iter().for_each(|number| self.maps.heard(number).answered.store(0));
+        self.legs = legs;
         Ok(())
     }
 
@@ -222,15 +241,21 @@ impl Paths {
         let row = there.or_else(free).context("no row is left for another path")?;
         let mut health = Path::new(clock);
         let term = match there.map(|row| self.maps.admission(row).term) {
-            None => self.maps.next_term(id, 0),
+            None => {
+                self.maps.latch(id).why.store(0);
+                self.maps.next_term(id, 0)
+            }
             Some(term) => {
-                if term == 0 || self.maps.latch(id).term.load() == u64::from(term) {
-                    health.adopt_fallen();
+                let latch = self.maps.latch(id);
+                if term == 0 || latch.term.load() == u64::from(term) {
+                    let answered = leg.is_some_and(|leg| self.maps.heard(leg).answered.load() != 0);
+                    let why = health::reason(latch.why.load()).or(answered.then_some(SILENT));
+                    health.adopt_fallen(clock, &rules, why);
                 }
                 term
             }
         };
-        Ok(Watch { row, term, leg, port, session: None, rules, health, probed: None, flows })
+        Ok(Watch { row, term, leg, port, session: None, session_spoke: false, rules, health, probed: None, flows })
     }
 
     /// A port lost its carrier, or has it again.
@@ -249,6 +274,10 @@ impl Paths {
     /// BFD sessions say something else: paths follow at once.
     pub(super) fn set_sessions(&mut self, signs: Vec<Sign>) {
         self.sessions = signs;
+        for watch in self.paths.values_mut() {
+            let sign = watch.session.and_then(|at| self.sessions.get(at));
+            watch.session_spoke |= sign.is_some_and(|sign| *sign != Sign::None);
+        }
         self.step();
     }
 
@@ -262,12 +291,12 @@ impl Paths {
             let seen = Observation {
                 on: watch.term != 0 && self.maps.latch(id).term.load() != u64::from(watch.term),
                 carrier: !self.down.contains(&watch.port),
-                streak: watch.leg.and_then(|leg| streak(&self.maps, leg, time)),
+                streak: watch.streak(&self.maps, time),
                 probes: watch.probes(),
-                session: watch.session.and_then(|at| self.sessions.get(at).copied()).unwrap_or_default(),
+                session: watch.session(&self.sessions),
                 flows: if kept_out.contains(&id) { Sign::Bad } else { Sign::None },
             };
-            let before = watch.health.state;
+            let (before, why) = (watch.health.state, watch.health.why);
             let action = watch.health.observe(clock, &watch.rules, &seen);
             match action {
                 Some(Action::Admit) => watch.term = self.maps.next_term(id, watch.term),
@@ -275,6 +304,10 @@ impl Paths {
                 None => {}
             }
             self.changes += u64::from(action.is_some());
+            if action.is_some() || watch.health.why != why {
+                let why = watch.health.why.filter(|_| !watch.health.admitted);
+                self.maps.latch(id).why.store(why.map_or(0, health::number));
+            }
             if watch.health.state != before {
                 self.maps.set_admission(watch.row, admission(id, watch));
                 let why = watch.why();

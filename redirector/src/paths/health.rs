@@ -103,9 +103,17 @@ impl Path {
         Self { state: State::Assumed, since: now, why: None, admitted: true, falls: 0, damping: Damping::new(now) }
     }
 
-    /// An agent that starts finds a path that was turned off, or was not let in.
-    pub fn adopt_fallen(&mut self) {
-        (self.admitted, self.state, self.why) = (false, State::Suspect, Some("it was off before the agent started"));
+    /// An agent that starts finds a path that was turned off, or was not let in: for this reason, where it is known.
+    pub fn adopt_fallen(&mut self, now: Duration, rules: &Rules, why: Option<&'static str>) {
+        (self.admitted, self.state) = (false, State::Suspect);
+        self.why = why.or(Some("it was off before the agent started"));
+        self.damping.fall(now, rules.hold_down, rules.hold_down.saturating_mul(HELD_DOWN_MAX));
+    }
+
+    /// Whether it is off for this reason, and nothing has been learnt since that would speak for it: what says nothing is
+    /// no reason to use it again.
+    pub fn is_out_for(&self, why: &str) -> bool {
+        !self.admitted && self.why == Some(why)
     }
 
     /// Takes in what there is to see at a time; says what is to be done.
@@ -113,7 +121,8 @@ impl Path {
         self.damping.pass(now);
         let bad = bad(seen);
         if self.admitted {
-            let off = (!seen.on).then_some(if seen.carrier { "its beats went unanswered" } else { NO_CARRIER });
+            // Where nothing ever answered, nothing but its carrier can have turned it off.
+            let off = (!seen.on).then_some(if seen.carrier && seen.streak.is_some() { SILENT } else { NO_CARRIER });
             let Some(why) = off.or(bad) else {
                 self.enter(if answers(seen) { State::Alive } else { State::Assumed }, now);
                 return None;
@@ -154,13 +163,32 @@ impl Path {
     }
 }
 
+/// Why a path is not used whose far end fell silent.
+pub const SILENT: &str = "its beats went unanswered";
+
 /// Why a path is not used whose probes say that it is bad.
 pub const PROBES_FAIL: &str = "its probes fail";
 
 /// Why a path is not used whose flows say that it is bad.
 pub const FLOWS_DIE: &str = "its flows die";
 
+/// Why a path is not used whose BFD session went down.
+pub const SESSION_DOWN: &str = "its BFD session is down";
+
 const NO_CARRIER: &str = "its port has no carrier";
+
+/// What agents leave behind for their successors, by number from 1 on.
+const REASONS: [&str; 5] = [SILENT, NO_CARRIER, PROBES_FAIL, SESSION_DOWN, FLOWS_DIE];
+
+/// The number of a reason; 0: none of those that are left behind.
+pub fn number(why: &str) -> u64 {
+    REASONS.iter().position(|reason| *reason == why).map_or(0, |at| at as u64 + 1)
+}
+
+/// The reason of a number.
+pub fn reason(number: u64) -> Option<&'static str> {
+    REASONS.get(usize::try_from(number).ok()?.checked_sub(1)?).copied()
+}
 
 /// Whether anything answers there.
 fn answers(seen: &Observation) -> bool {
@@ -172,7 +200,7 @@ fn bad(seen: &Observation) -> Option<&'static str> {
     let signs = [
         (!seen.carrier, NO_CARRIER),
         (seen.probes == Sign::Bad, PROBES_FAIL),
-        (seen.session == Sign::Bad, "its BFD session is down"),
+        (seen.session == Sign::Bad, SESSION_DOWN),
         (seen.flows == Sign::Bad, FLOWS_DIE),
     ];
     signs.into_iter().find(|(is_bad, _)| *is_bad).map(|(_, why)| why)
@@ -251,6 +279,24 @@ mod tests {
                 assert_eq!((path.state, action), expected, "{state:?} on {name}");
                 assert_eq!(path.admitted, matches!(path.state, Assumed | Alive), "{state:?} on {name}");
             }
+        }
+    }
+
+    #[test]
+    fn a_path_that_was_off_before_the_agent_started_waits_and_knows_why() {
+        for why in REASONS {
+            assert_eq!(reason(number(why)), Some(why));
+        }
+        assert_eq!([reason(0), reason(REASONS.len() as u64 + 1)], [None; 2]);
+        for why in [None, Some(SESSION_DOWN)] {
+            let mut path = Path::new(T);
+            path.adopt_fallen(T, &RULES, why);
+            assert!(!path.admitted && path.state == State::Suspect && path.why.is_some());
+            assert_eq!(path.is_out_for(SESSION_DOWN), why.is_some());
+            assert_eq!(path.observe(T, &RULES, &GOOD), None, "it is held down as after any fall");
+            assert_eq!(path.observe(T + RULES.hold_down, &RULES, &KINDS[3].1), None, "it must answer");
+            assert_eq!(path.observe(T + RULES.hold_down, &RULES, &GOOD), Some(Action::Admit));
+            assert!(!path.is_out_for(SESSION_DOWN));
         }
     }
 

@@ -10,5 +10,6 @@
 
 pub mod backends;
 pub mod health;
+pub mod legs;
 pub mod probes;
 pub mod signals;
