@@ -150,9 +150,10 @@ impl Paths {
         left.iter().filter(|(id, _)| !image.watched.contains_key(id)).for_each(|(_, (row, _))| {
             self.maps.set_admission(*row, PathAdmission::default());
         });
-        self.number_legs(image, &left)?;
+        self.number_legs(image, &left);
+        let paces = legs::paces(image.watched.values());
         let key = config.cluster.path_key.map_or(([0; 2], 0), |key| (key.words(), key.number()));
-        let pace = 1_000_000_000 * self.legs.len() as u64 / BEATS_A_SECOND;
+        let least = 1_000_000_000 * self.legs.len() as u64 / BEATS_A_SECOND;
         let mut ends: BTreeMap<u16, FarEnd> = BTreeMap::new();
         let targets = image.watched.iter().filter_map(|(&id, watched)| Some((id, watched.probe.clone()?)));
         let probed = self.prober.configure(targets.collect(), &self.breakers).context("probes")?;
@@ -171,21 +172,20 @@ impl Paths {
             let rules = Rules { rise: watched.rise, hold_down: watched.hold_down };
             if let (Some(number), Some(leg)) = (leg, &watched.leg) {
                 let port = image.ports[usize::from(row.port)];
-                let interval = (watched.beats.interval.as_nanos() as u64).max(pace);
+                let pace = paces.get(leg).copied().unwrap_or(watched.beats);
+                let interval = (pace.interval.as_nanos() as u64).max(least);
                 let sent = self.maps.sent(number);
-                let asked = ends.entry(number).or_insert_with(|| FarEnd {
+                ends.entry(number).or_insert_with(|| FarEnd {
                     number,
                     leg: leg.clone(),
                     interface: port.ifindex,
                     mac: port.mac,
                     interval,
                 });
-                // Of pools that share a leg the most impatient decides.
-                asked.interval = asked.interval.min(interval);
-                sent.interval.store(asked.interval);
-                let grace = Duration::from_nanos(asked.interval / u64::from(GRACE_DIVISOR)).max(GRACE_MIN);
+                sent.interval.store(interval);
+                let grace = Duration::from_nanos(interval / u64::from(GRACE_DIVISOR)).max(GRACE_MIN);
                 sent.grace.store(grace.as_nanos() as u64);
-                sent.multiplier.store(watched.beats.multiplier.into());
+                sent.multiplier.store(pace.multiplier.into());
                 sent.down.store(u64::from(self.down.contains(&row.port)));
             }
             match self.paths.get_mut(&id) {
@@ -215,7 +215,7 @@ impl Paths {
 
     /// Gives legs numbers. A number that goes to another leg forgets what was answered under it; a predecessor's leg keeps
     /// its number, so that whoever answered it and is silent now is seen to be.
-    fn number_legs(&mut self, image: &Image, left: &BTreeMap<u16, (usize, PathAdmission)>) -> Result<()> {
+    fn number_legs(&mut self, image: &Image, left: &BTreeMap<u16, (usize, PathAdmission)>) {
         let mut given = BTreeSet::new();
         for (id, (_, left)) in left.iter().filter(|(_, (_, left))| usize::from(left.leg) < LEGS) {
             let leg = image.watched.get(id).and_then(|watched| watched.leg.as_ref());
@@ -226,10 +226,15 @@ impl Paths {
             }
         }
         let used = image.watched.values().filter_map(|watched| watched.leg.as_ref());
-        let (legs, new) = legs::numbers(&self.legs, used)?;
-        new.into_iter().for_each(|number| self.maps.heard(number).answered.store(0));
-        self.legs = legs;
-        Ok(())
+        let numbers = legs::numbers(&self.legs, used);
+        numbers.new.into_iter().for_each(|number| self.maps.heard(number).answered.store(0));
+        self.legs = numbers.of;
+        if numbers.without != 0 {
+            tracing::warn!(
+                next_hops_and_tunnels = numbers.without,
+                "no beats go there, since they go to {LEGS} at most: give these pools a [pool.probe]"
+            );
+        }
     }
 
     /// A path that this agent does not know yet: as its predecessor left it, or a new one.
