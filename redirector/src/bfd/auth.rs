@@ -1,6 +1,8 @@
 //! How packets prove who sent them (RFC 5880, sections 4.2 to 4.4 and 6.7): a password in the clear, or a keyed SHA-1 over
 //! the packet. SHA-1 is what the protocol has, and peers too: it keeps strangers out, and is no more than that.
 
+use std::time::Duration;
+
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA1_OUTPUT_LEN, digest};
 use serde::Serialize;
 
@@ -50,12 +52,22 @@ pub struct Key {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Numbers {
     last: Option<u32>,
+    /// When it is forgotten.
+    until: Duration,
 }
 
 impl Numbers {
-    /// Forgets the peer's numbers: nothing was heard for twice the detection time (section 6.8.1).
-    pub fn forget(&mut self) {
-        self.last = None;
+    /// The session has taken a packet, and has this detection time.
+    pub fn heard(&mut self, now: Duration, detection: Duration) {
+        self.until = now.saturating_add(detection.saturating_mul(2));
+    }
+
+    /// Time has passed. The last number is forgotten when nothing was heard for twice the detection time, and no sooner
+    /// (section 6.8.1, `bfd.AuthSeqKnown`): else whoever kept a packet could send it again to a session that just expired.
+    pub fn pass(&mut self, now: Duration) {
+        if now >= self.until {
+            self.last = None;
+        }
     }
 }
 

@@ -215,7 +215,11 @@ impl Peer {
         if !admitted {
             return Err(Discard::Authentication);
         }
-        self.session.handle_packet(packet, at)
+        self.session.handle_packet(packet, at)?;
+        if let Some(detection) = self.session.detection() {
+            self.numbers.heard(at, detection);
+        }
+        Ok(())
     }
 
     fn send(&mut self, at: Duration) {
@@ -290,9 +294,7 @@ impl Work {
             let at = Duration::from_nanos(now());
             for peer in &mut self.peers {
                 peer.session.handle_timeout(at);
-                if peer.session.remote().discriminator == 0 {
-                    peer.numbers.forget();
-                }
+                peer.numbers.pass(at);
                 peer.send(at);
             }
             if self.tell() || time >= publish {

@@ -309,6 +309,26 @@ fn packets_prove_who_sent_them() {
     }
 }
 
+#[test]
+fn a_number_is_known_for_twice_the_detection_time_and_no_shorter() {
+    let packet = |number| {
+        let mut bytes = Packet { authenticated: true, ..says(State::Up) }.write().to_vec();
+        key(Kind::MeticulousSha1).append(&mut bytes, number);
+        bytes
+    };
+    let admitted = |number, mut numbers: Numbers| key(Kind::MeticulousSha1).admits(&packet(number), 3, &mut numbers);
+    let (heard, detection) = (Duration::from_secs(100), Duration::from_millis(300));
+    let mut numbers = Numbers::default();
+    assert!(key(Kind::MeticulousSha1).admits(&packet(1000), 3, &mut numbers));
+    numbers.heard(heard, detection);
+    for (after_ms, forgotten) in [(0, false), (300, false), (599, false), (600, true), (10_000, true)] {
+        numbers.pass(heard + Duration::from_millis(after_ms));
+        assert!(admitted(1001, numbers), "the next one, after {after_ms} ms");
+        assert_eq!(admitted(1000, numbers), forgotten, "the same again, after {after_ms} ms");
+        assert_eq!(admitted(7, numbers), forgotten, "of one that started anew, after {after_ms} ms");
+    }
+}
+
 fn any_packet() -> impl Strategy<Value = Packet> {
     let flags = prop::array::uniform5(any::<bool>());
     let words = prop::array::uniform5(any::<u32>());
