@@ -14,8 +14,17 @@ use super::{Machine, Rules, Target, ask};
 use crate::breaker::{Breaker, Breakers, Policy};
 use crate::paths::health::Sign;
 
-/// Tries that go on at a time, so that files do not run out however many paths there are.
-const TRIES_MAX: usize = 256;
+/// Tries that may go on at a time at least. More targets than that may all be asked at once, as long as they leave half of
+/// the files that this process may have open to others.
+const TRIES_MIN: usize = 256;
+
+fn tries(targets: usize) -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit is written to and outlives the call, which cannot fail with these arguments.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    let most = usize::try_from(limit.rlim_cur / 2).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+    targets.min(most).max(TRIES_MIN)
+}
 
 /// A target that is asked again and again.
 #[derive(Debug)]
@@ -79,14 +88,16 @@ impl Probed {
         loop {
             let due = self.machine().due;
             tokio::time::sleep(due.saturating_sub(self.began.elapsed())).await;
+            // First: a breaker's trial is not to grow old in a queue.
+            let Ok(one) = tries.acquire().await else { return };
             let permit = match self.breaker.ask() {
                 Ok(permit) => permit,
                 Err(open) => {
+                    drop(one);
                     tokio::time::sleep(open.again.max(Duration::from_millis(1))).await;
                     continue;
                 }
             };
-            let Ok(_one) = tries.acquire().await else { return };
             let begins = self.began.elapsed();
             self.machine().begins(begins, random());
             let result = ask(target).await.map_err(|failure| failure.0);
@@ -101,13 +112,16 @@ impl Probed {
 pub struct Prober {
     runtime: Option<Runtime>,
     tries: Arc<Semaphore>,
+    /// How many tries may go on.
+    bound: usize,
     targets: HashMap<Target, (Arc<Probed>, AbortHandle)>,
 }
 
 impl Prober {
     /// A prober without targets; its thread starts with the first.
     pub fn new() -> Self {
-        Self { runtime: None, tries: Arc::new(Semaphore::new(TRIES_MAX)), targets: HashMap::new() }
+        let tries = Arc::new(Semaphore::new(TRIES_MIN));
+        Self { runtime: None, tries, bound: TRIES_MIN, targets: HashMap::new() }
     }
 
     /// Asks these from now on, and no others. Paths that end in the same way share a probe.
@@ -136,6 +150,10 @@ impl Prober {
         for (_, task) in std::mem::replace(&mut self.targets, kept).into_values() {
             task.abort();
         }
+        // Once there is room it stays: tries that go on cannot be taken back.
+        let bound = tries(self.targets.len()).max(self.bound);
+        self.tries.add_permits(bound - self.bound);
+        self.bound = bound;
         Ok(probed)
     }
 

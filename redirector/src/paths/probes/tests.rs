@@ -72,6 +72,37 @@ async fn says(text: &'static [u8], more: &'static [u8], pause: Duration, stays: 
     port
 }
 
+/// However many hang, the others are asked as often as before.
+#[tokio::test]
+async fn targets_that_hang_do_not_slow_the_others_down() {
+    const HANG: u32 = 600;
+    let sound = says(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b"", NOW, false).await;
+    let (_nobody_answers, port) = {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+        let listener = socket.listen(4096).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, port)
+    };
+    let hang = |number| {
+        let address = Ipv4Addr::from_bits(0x7f01_0000 + number).into();
+        Target { address, next_hop: address, ..target(http(port, None), Duration::from_secs(60)) }
+    };
+    let hanging = (1..=HANG).map(|number| (number as u16, hang(number))).collect();
+    let (breakers, mut prober) = (Breakers::default(), Prober::new());
+    let hanging = prober.configure(hanging, &breakers).unwrap();
+    // All of them wait, where they may, before another target comes.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut all: BTreeMap<u16, Target> = (1..=HANG).map(|number| (number as u16, hang(number))).collect();
+    all.insert(0, target(http(sound, None), Duration::from_secs(5)));
+    let asked = prober.configure(all, &breakers).unwrap();
+    while asked[&0].status().succeeded < 5 {
+        let failed = hanging.values().map(|probed| probed.status().failed).sum::<u64>();
+        assert_eq!(failed, 0, "it was not asked until those that hang had given up");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 const NOW: Duration = Duration::ZERO;
 
 #[tokio::test]
