@@ -11,6 +11,7 @@
 use crate::sync::Word;
 use crate::tables::leg::{LegHeard, LegSent, NO_LEG, PathAdmission};
 use crate::tables::liveness::Latch;
+use crate::tables::path::alive;
 
 /// What the rule looks at.
 pub trait Judging {
@@ -29,9 +30,6 @@ pub trait Judging {
 /// Whether as many requests as count are unanswered over a leg, and for as long as it takes.
 #[inline(always)]
 pub fn is_silent(sent: &LegSent, heard: &LegHeard, now: u64) -> bool {
-    if sent.down.load() != 0 {
-        return true;
-    }
     let (sequence, answered, due) = (sent.sequence.load(), heard.answered.load(), sent.multiplier.load());
     if answered == 0 || due == 0 || sequence < answered || sequence - answered < due {
         return false;
@@ -44,23 +42,28 @@ pub fn is_silent(sent: &LegSent, heard: &LegHeard, now: u64) -> bool {
 /// Settles the bit of a path: off while it is not admitted, latched off if its leg is silent and verdicts `may` be passed.
 #[inline(always)]
 pub fn settle<J: Judging>(judging: &J, row: u32, now: u64, may: bool) -> Option<()> {
-    let PathAdmission { path, leg, term } = PathAdmission::of(judging.admission(row)?.load());
+    let PathAdmission { path, leg, unplugged, term } = PathAdmission::of(judging.admission(row)?.load());
     if path == 0 {
         return Some(());
     }
     let (latch, bit) = (judging.path_latch(path)?, judging.path_bit(path)?);
-    let mut alive = term != 0 && latch.term.load() != u64::from(term);
-    if alive && may && leg != NO_LEG {
-        let (sent, heard) = (judging.leg_sent(leg)?, judging.leg_heard(leg)?);
-        if is_silent(sent, heard, now) {
+    let mut on = term != 0 && latch.term.load() != u64::from(term);
+    if on && may {
+        let falls = unplugged || leg != NO_LEG && is_silent(judging.leg_sent(leg)?, judging.leg_heard(leg)?, now);
+        if falls {
             latch.at.store(now);
             latch.term.store(u64::from(term));
-            alive = false;
+            on = false;
         }
     }
+    let says = match (on, unplugged) {
+        (true, _) => alive::ON,
+        (false, false) => alive::OFF,
+        (false, true) => alive::UNPLUGGED,
+    };
     // What is right already is not touched, under packets that read it.
-    if bit.load() != u64::from(alive) {
-        bit.store(u64::from(alive));
+    if bit.load() != says {
+        bit.store(says);
     }
     Some(())
 }

@@ -114,8 +114,8 @@ impl Kernel {
             };
             set.expect("hold a VIP");
         }
-        for path in &host.dead_paths {
-            maps.path_alive.set(u32::from(*path), 0, 0).expect("clear a path's alive bit");
+        for (path, word) in &host.paths_off {
+            maps.path_alive.set(u32::from(*path), word, 0).expect("clear a path's alive bit");
         }
         for (&id, pool) in &host.pools {
             let rows = batch::new_array(&host.tables[&pool.table], "POOL_TABLES").expect("make a table");

@@ -18,6 +18,7 @@ use redirector_ebpf::abi::PATHS;
 use redirector_ebpf::reason::{Action, Reason};
 use redirector_ebpf::tables::Row;
 use redirector_ebpf::tables::flow::Entry;
+use redirector_ebpf::tables::path::alive;
 use suite::generate::{ASKED4, ASKED6, Source};
 use suite::node::{self, Family};
 use suite::random::Random;
@@ -43,7 +44,14 @@ fn bend(tables: &mut MemoryTables, random: &mut Random) {
         slot.version = random.number() >> 20;
     }
     (1..=5).for_each(|id| tables.image.alive.set(id, !random.once_in(4)));
-    tables.dead_paths = tables.image.paths.keys().copied().filter(|_| random.once_in(4)).collect();
+    let words: Vec<u64> = tables
+        .image
+        .paths
+        .keys()
+        .map(|_| random.pick(&[alive::ON, alive::ON, alive::ON, alive::OFF, alive::UNPLUGGED]))
+        .collect();
+    let off = tables.image.paths.keys().copied().zip(words);
+    tables.paths_off = off.filter(|(_, word)| *word != alive::ON).collect();
     tables.image.node.shed_level = random.pick(&[0, 0, 1, 2, 3]);
     tables.image.node.tells_refused = random.pick(&[0, 1]);
     // By key, not in a hash map's order, so that a seed repeats.

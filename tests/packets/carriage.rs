@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use etherparse::{Icmpv4Type, Icmpv6Type};
 use redirector::dataplane::memory::MemoryTables;
 use redirector_ebpf::reason::Reason;
+use redirector_ebpf::tables::path::alive;
 use suite::decode::{Body, decode};
 use suite::node::{self, mac, mac_of};
 use suite::packet::{Packet, ROUTER, tcp, too_big};
@@ -89,19 +90,45 @@ fn outer_headers_vary_by_flow() {
 
 #[test]
 fn the_best_path_that_is_alive_or_the_least_bad() {
-    let dead = |ranks: &'static [usize]| {
+    const OFF: u64 = alive::OFF;
+    const UNPLUGGED: u64 = alive::UNPLUGGED;
+    let dead = |ranks: &'static [(usize, u64)]| {
         move |tables: &mut MemoryTables| {
             let paths = tables.image.backends[&node::backend(tables, "ranked/a")].paths;
-            tables.dead_paths = ranks.iter().map(|rank| paths[*rank]).collect();
+            tables.paths_off = ranks.iter().map(|(rank, word)| (paths[*rank], *word)).collect();
         }
     };
     let [first, second, third] = ["10.0.2.1", "10.0.2.252", "10.0.2.253"].map(|hop| mac_of(ip(hop)));
     for (says, ranks, port, to, tags, notes) in [
         ("all alive", &[][..], 0, first, &[][..], &[][..]),
-        ("the first is dead", &[0], 1, second, &[12], &[]),
-        ("the second is dead", &[1], 0, first, &[], &[]),
-        ("two are dead", &[0, 1], 1, third, &[], &[]),
-        ("all are dead", &[0, 1, 2], 0, first, &[], &[Reason::NoteLeastBad]),
+        ("the first is dead", &[(0, OFF)], 1, second, &[12], &[]),
+        ("the second is dead", &[(1, OFF)], 0, first, &[], &[]),
+        ("two are dead", &[(0, UNPLUGGED), (1, OFF)], 1, third, &[], &[]),
+        ("all are dead", &[(0, OFF), (1, OFF), (2, OFF)], 0, first, &[], &[Reason::NoteLeastBad]),
+        (
+            "all are dead, and nothing can leave by the first",
+            &[(0, UNPLUGGED), (1, OFF), (2, OFF)],
+            1,
+            second,
+            &[12],
+            &[Reason::NoteLeastBad],
+        ),
+        (
+            "all are dead, and something can leave by the last alone",
+            &[(0, UNPLUGGED), (1, UNPLUGGED), (2, OFF)],
+            1,
+            third,
+            &[],
+            &[Reason::NoteLeastBad],
+        ),
+        (
+            "all are dead, and nothing can leave by any",
+            &[(0, UNPLUGGED), (1, UNPLUGGED), (2, UNPLUGGED)],
+            0,
+            first,
+            &[],
+            &[Reason::NoteLeastBad],
+        ),
     ] {
         case(says, &v4(6)).with(dead(ranks)).leaves(Reason::Served, port, notes, |out| {
             assert_eq!((out.to, out.from, &out.tags[..]), (to, mac(1, port), tags));

@@ -1,6 +1,7 @@
 //! What is noted of packets that speak of their path: SYNs, once more or not, and resets.
 
 use redirector::dataplane::memory::MemoryTables;
+use redirector_ebpf::tables::path::alive;
 use suite::node::{self, backend, send};
 use suite::packet::{Packet, tcp};
 
@@ -81,7 +82,7 @@ fn each_path_has_its_own() {
     send(&tables, &packet.bytes());
     assert_eq!(noted(&tables, "ranked/a", 0), [1, 0, 0]);
     let first = tables.image.backends[&backend(&tables, "ranked/a")].paths[0];
-    tables.dead_paths.push(first);
+    tables.paths_off.insert(first, alive::OFF);
     pass(&tables, 1000);
     send(&tables, &packet.bytes());
     assert_eq!(noted(&tables, "ranked/a", 0), [1, 0, 0], "it did not go there again");

@@ -6,6 +6,7 @@ use redirector_ebpf::paths::{Judging, settle};
 use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::leg::{LegHeard, LegSent, NO_LEG, PathAdmission};
 use redirector_ebpf::tables::liveness::{Latch, slot};
+use redirector_ebpf::tables::path::alive;
 
 const MS: u64 = 1_000_000;
 const PATH: u16 = 5;
@@ -54,7 +55,7 @@ impl World {
             heard: (0..4).map(|_| LegHeard::default()).collect(),
             now: RefCell::new(1_000 * MS),
         };
-        world.rows[1].store(PathAdmission { path: PATH, leg, term }.word());
+        world.rows[1].store(PathAdmission { path: PATH, leg, unplugged: false, term }.word());
         let sent = &world.sent[usize::from(LEG)];
         sent.interval.store(10 * MS);
         sent.grace.store(2 * MS);
@@ -79,7 +80,7 @@ impl World {
                 }
             }
             settle(self, 1, now, may);
-            if self.bits[usize::from(PATH)].load() == 0 {
+            if !self.alive() {
                 off.get_or_insert(now);
             }
         }
@@ -87,7 +88,7 @@ impl World {
     }
 
     fn alive(&self) -> bool {
-        self.bits[usize::from(PATH)].load() != 0
+        self.bits[usize::from(PATH)].load() == alive::ON
     }
 }
 
@@ -100,7 +101,7 @@ fn a_path_falls_when_its_requests_go_unanswered_and_stays_down_in_its_term() {
     // Three requests at 10, 20 and 30 ms, and what the last one's answer may take.
     assert_eq!((off - last) / MS, 32);
     assert!(world.live(100, true, |_| true).is_some() && !world.alive(), "off is latched, whatever is answered");
-    world.rows[1].store(PathAdmission { path: PATH, leg: LEG, term: 2 }.word());
+    world.rows[1].store(PathAdmission { path: PATH, leg: LEG, unplugged: false, term: 2 }.word());
     assert_eq!(world.live(100, true, |_| true), None, "let in again");
     assert!(world.alive());
 }
@@ -123,11 +124,23 @@ fn no_verdict_without_cause() {
 fn who_is_not_let_in_is_off_and_a_port_without_carrier_too() {
     let world = World::new(LEG, 0);
     assert!(world.live(20, true, |_| true).is_some() && !world.alive());
-    let world = World::new(LEG, 1);
-    world.live(50, true, |_| true);
-    world.sent[usize::from(LEG)].down.store(1);
-    let now = *world.now.borrow();
-    assert_eq!(world.live(5, true, |_| true), Some(now + MS), "at once");
+    for leg in [LEG, NO_LEG] {
+        let world = World::new(leg, 1);
+        world.live(50, true, |_| true);
+        let row = PathAdmission { path: PATH, leg, unplugged: true, term: 1 };
+        assert_eq!(PathAdmission::of(row.word()), row);
+        world.rows[1].store(row.word());
+        let now = *world.now.borrow();
+        assert_eq!(world.live(5, true, |_| true), Some(now + MS), "at once");
+        let word = || world.bits[usize::from(PATH)].load();
+        assert_eq!(word(), alive::UNPLUGGED);
+        world.rows[1].store(PathAdmission { unplugged: false, ..row }.word());
+        assert!(
+            world.live(5, true, |_| true).is_some() && word() == alive::OFF,
+            "plugged in again, it is not let in yet"
+        );
+    }
+    let (world, now) = (World::new(LEG, 1), 0);
     // Rows that hold nothing, and rows beyond the list.
     assert_eq!(settle(&world, 0, now, true), Some(()));
     assert_eq!(settle(&world, 99, now, true), None);

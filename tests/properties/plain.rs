@@ -4,6 +4,7 @@ use redirector::dataplane::memory::{MemoryFrame, MemoryTables};
 use redirector_ebpf::reason::{Action, Reason};
 use redirector_ebpf::stations::{self, Journey};
 use redirector_ebpf::tables::Row;
+use redirector_ebpf::tables::path::alive;
 use suite::generate::Source;
 use suite::node::{self, Family};
 use suite::packet::{tcp, udp};
@@ -34,7 +35,8 @@ fn tables(seed: u64, family: Family, me: u8) -> MemoryTables {
         slot.previous = random.pick(&[0, 0, 0, 1, 2, 3, 4]);
     }
     (1..=5).for_each(|id| tables.image.alive.set(id, !random.once_in(4)));
-    tables.dead_paths = tables.image.paths.keys().copied().filter(|_| random.once_in(6)).collect();
+    let off = tables.image.paths.keys().copied().filter(|_| random.once_in(6));
+    tables.paths_off = off.map(|path| (path, alive::OFF)).collect();
     for id in tables.image.neighbours.keys().filter(|_| random.once_in(12)) {
         tables.neighbours.borrow_mut().remove(id);
     }

@@ -195,6 +195,29 @@ fn packets_leave_by_the_least_bad_when_no_path_is_alive() -> Result<()> {
         seen.insert(said.backend);
     }
     ensure!(seen.len() == 2, "both backends are asked for: {seen:?}");
+    // Nothing can leave by the first any more.
+    scene.lab.unlink(&Place::fabric(Between::A))?;
+    wait_for_ranks(&scene, &[2, 3], "b2")?;
+    wait_until("connections go on over fabric B", || {
+        let (lines, all) = (long.lines(), paths(&scene, "n1")?);
+        thread::sleep(Duration::from_millis(200));
+        let later = paths(&scene, "n1")?;
+        let moved = |rank| {
+            let packets =
+                |all: &[Path]| all.iter().filter(|path| path.rank == rank).map(|path| path.packets).sum::<u64>();
+            packets(&later) - packets(&all)
+        };
+        Ok(long.lines() > lines && moved(1) == 0 && moved(2) > 0)
+    })?;
+    for port in 5000..5032 {
+        let said = why(&scene, l2[0].ip(), port)?;
+        let bad = "none is alive: rank 2 is the first whose port has a carrier";
+        let expected = if said.backend.as_deref() == Some("b1") { bad } else { "rank 2 is the first that is alive" };
+        ensure!(said.path == Some(2) && said.path_why.as_deref() == Some(expected), "{said:?}");
+    }
+    let lines = long.lines();
+    wait_until("connections go on by the least bad", || Ok(long.lines() > lines + 400))?;
+    scene.lab.heal()?;
     let long = long.finish();
     ensure!(long.broken == 0 && long.wrong == 0, "{long:#?}");
     scene.lab.start_decaps()?;

@@ -15,7 +15,7 @@ use redirector_ebpf::stations::path;
 use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::flow::{Entry, Instant, Record, Record4, Record6};
 use redirector_ebpf::tables::liveness::{Pulse, link};
-use redirector_ebpf::tables::path::RESOLVED;
+use redirector_ebpf::tables::path::{RESOLVED, alive};
 use redirector_ebpf::tables::trace::switch;
 use redirector_ebpf::tables::{
     AliveNodes, Backend, Bucket, Budget, Cells, Condition, FragmentKey, Heard, LegHeard, LegRules, LegSent, Mark,
@@ -114,6 +114,12 @@ fn count_refused(key: u32) -> bool {
 fn note(ctx: &XdpContext, bits: u64, place: u32, tcp_flags: u32) -> u32 {
     path::note(&MapTables::new(ctx), bits, (place >> 2) as u16, place as u8 & 3, tcp_flags as u8);
     0
+}
+
+/// The least bad of dead paths. A function of its own, as it is seldom asked for.
+#[inline(never)]
+fn least_bad(ctx: &XdpContext, paths: u64) -> u32 {
+    path::least_bad(&MapTables::new(ctx), paths).into()
 }
 
 /// Likewise of the packet in hand.
@@ -243,8 +249,13 @@ impl Tables for MapTables<'_> {
     }
 
     #[inline(always)]
-    fn path_alive(&self, id: u16) -> bool {
-        maps::PATH_ALIVE.get(u32::from(id)).is_some_and(|alive| alive.load() != 0)
+    fn path_alive(&self, id: u16) -> u64 {
+        maps::PATH_ALIVE.get(u32::from(id)).map_or(alive::OFF, |alive| alive.load())
+    }
+
+    #[inline(always)]
+    fn least_bad(&self, paths: u64) -> u8 {
+        least_bad(self.ctx, paths) as u8
     }
 
     #[inline(always)]

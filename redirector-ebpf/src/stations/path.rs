@@ -1,4 +1,5 @@
-//! Station 9: the backend's best-ranked path whose alive bit is set; if none is, the least bad. The backend stays.
+//! Station 9: the backend's best-ranked path whose alive bit is set; if none is, the least bad: the first whose port has a
+//! carrier, or just the first. The backend stays.
 //!
 //! What packets say of the path that they take is noted: that they open a flow, once more maybe, or end one by a reset.
 
@@ -7,6 +8,7 @@ use crate::abi::PATHS;
 use crate::hash::FlowHash;
 use crate::packet::{Kind, Packet, protocol, tcp};
 use crate::reason::{Reason, Station};
+use crate::tables::path::alive;
 use crate::tables::signal::{SIGHTINGS, Sight, Sighting, place};
 use crate::tables::{Backend, Tables};
 
@@ -27,18 +29,55 @@ pub struct Choice {
 /// [`Reason::NoPath`] where the backend has none at all.
 #[inline(always)]
 pub fn choose<T: Tables>(tables: &T, backend: &Backend) -> Station<Choice> {
+    if let Some(choice) = first_alive(tables, backend) {
+        return Ok(choice);
+    }
+    if backend.paths[0] == 0 {
+        return Err(Reason::NoPath);
+    }
+    let paths = packed(backend);
+    let rank = tables.least_bad(paths);
+    Ok(Choice { path: of_rank(paths, rank.into()), rank, alive: false })
+}
+
+/// The first path that is alive.
+#[inline(always)]
+pub fn first_alive<T: Tables>(tables: &T, backend: &Backend) -> Option<Choice> {
     let mut rank = 0;
     while rank < PATHS {
         let path = backend.paths[rank];
-        if path != 0 && tables.path_alive(path) {
-            return Ok(Choice { path, rank: rank as u8, alive: true });
+        if path != 0 && tables.path_alive(path) == alive::ON {
+            return Some(Choice { path, rank: rank as u8, alive: true });
         }
         rank += 1;
     }
-    match backend.paths[0] {
-        0 => Err(Reason::NoPath),
-        path => Ok(Choice { path, rank: 0, alive: false }),
+    None
+}
+
+/// A backend's paths in one word, the first in the lowest bits.
+#[inline(always)]
+fn packed(backend: &Backend) -> u64 {
+    let [first, second, third] = backend.paths;
+    first as u64 | (second as u64) << 16 | (third as u64) << 32
+}
+
+#[inline(always)]
+fn of_rank(paths: u64, rank: u32) -> u16 {
+    paths.wrapping_shr(rank * u16::BITS) as u16
+}
+
+/// The rank of the path to take where none of these, in one word, is alive.
+#[inline(always)]
+pub fn least_bad<T: Tables>(tables: &T, paths: u64) -> u8 {
+    let mut rank = 0;
+    while rank < PATHS {
+        let path = of_rank(paths, rank as u32);
+        if path != 0 && tables.path_alive(path) != alive::UNPLUGGED {
+            return rank as u8;
+        }
+        rank += 1;
     }
+    0
 }
 
 /// Whether a packet says anything of its path.

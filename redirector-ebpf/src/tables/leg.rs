@@ -12,7 +12,7 @@ use crate::sync::Word;
 pub const LEGS: usize = 4096;
 
 /// Stands for no leg: no beats go over the path.
-pub const NO_LEG: u16 = u16::MAX;
+pub const NO_LEG: u16 = 0x7fff;
 
 /// Paths that the timer looks at in one round, so that its rounds stay short however many there are.
 pub const PATHS_A_ROUND: u32 = 256;
@@ -50,8 +50,6 @@ pub struct LegSent {
     pub sequence: Word,
     /// A request's nonce is this and its number: drawn anew when an agent starts, so that no old answer fits.
     pub nonce_base: Word,
-    /// Not 0: the port has no carrier.
-    pub down: Word,
     /// Nanoseconds between two requests.
     pub interval: Word,
     /// Nanoseconds that an answer may take.
@@ -59,7 +57,7 @@ pub struct LegSent {
     /// Requests that go unanswered before the leg is silent.
     pub multiplier: Word,
     /// Zero.
-    pub pad: [Word; 2],
+    pub pad: [Word; 3],
     /// When they were sent, by number modulo [`REMEMBERED`].
     pub times: [Word; REMEMBERED],
 }
@@ -99,6 +97,8 @@ pub struct PathAdmission {
     pub path: u16,
     /// Its leg, or [`NO_LEG`].
     pub leg: u16,
+    /// Whether its port has no carrier.
+    pub unplugged: bool,
     /// 0 while the agent does not let the path be alive; a new one each time that it lets it be alive again.
     pub term: u32,
 }
@@ -107,13 +107,15 @@ impl PathAdmission {
     /// As a word.
     #[inline(always)]
     pub const fn word(self) -> u64 {
-        self.path as u64 | (self.leg as u64) << 16 | (self.term as u64) << 32
+        let leg = self.leg & NO_LEG | (self.unplugged as u16) << 15;
+        self.path as u64 | (leg as u64) << 16 | (self.term as u64) << 32
     }
 
     /// Of a word.
     #[inline(always)]
     pub const fn of(word: u64) -> Self {
-        Self { path: word as u16, leg: (word >> 16) as u16, term: (word >> 32) as u32 }
+        let leg = (word >> 16) as u16;
+        Self { path: word as u16, leg: leg & NO_LEG, unplugged: leg > NO_LEG, term: (word >> 32) as u32 }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::hash::HashKey;
 use crate::packet::{Address, Frame};
 use crate::reason::Reason;
 use crate::stations::neighbour::{self, Question};
-use crate::stations::path::{note, note_journey};
+use crate::stations::path::{least_bad, note, note_journey};
 use crate::sync::Word;
 
 pub use cell::Cells;
@@ -65,8 +65,15 @@ pub trait Tables {
     fn backend(&self, id: u16) -> Option<Backend>;
     /// A path.
     fn path(&self, id: u16) -> Option<&Path>;
-    /// Whether a path's alive bit is set.
-    fn path_alive(&self, id: u16) -> bool;
+    /// Whether a path is alive, as one of [`path::alive`].
+    fn path_alive(&self, id: u16) -> u64;
+    /// [`path::least_bad`](crate::stations::path::least_bad). A method, as [`Tables::hear`] is.
+    fn least_bad(&self, paths: u64) -> u8
+    where
+        Self: Sized,
+    {
+        least_bad(self, paths)
+    }
     /// The MAC address of a neighbour, as [`crate::packet::headers::Mac::word`] with [`path::RESOLVED`] set; 0: unknown.
     fn neighbour(&self, id: u32) -> u64;
     /// The number of the neighbour of this address on this interface, if it is one.

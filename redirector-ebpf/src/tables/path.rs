@@ -45,6 +45,16 @@ pub struct Backend {
     pub paths: [u16; PATHS],
 }
 
+/// What a path's word says: that its alive bit is set, and else whether it is worth a try where no other is.
+pub mod alive {
+    /// It is dead.
+    pub const OFF: u64 = 0;
+    /// It is alive.
+    pub const ON: u64 = 1;
+    /// It is dead, and its port has no carrier, so that nothing can leave by it.
+    pub const UNPLUGGED: u64 = 2;
+}
+
 /// How a path carries packets.
 pub mod kind {
     /// The MAC addresses are rewritten; the backend holds the VIP (direct server return).

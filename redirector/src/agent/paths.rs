@@ -186,7 +186,6 @@ impl Paths {
                 let grace = Duration::from_nanos(interval / u64::from(GRACE_DIVISOR)).max(GRACE_MIN);
                 sent.grace.store(grace.as_nanos() as u64);
                 sent.multiplier.store(pace.multiplier.into());
-                sent.down.store(u64::from(self.down.contains(&row.port)));
             }
             match self.paths.get_mut(&id) {
                 Some(watch) => {
@@ -203,7 +202,7 @@ impl Paths {
                 watch.session = watched.session;
             }
             let watch = &self.paths[&id];
-            self.maps.set_admission(watch.row, admission(id, watch));
+            self.maps.set_admission(watch.row, admission(id, watch, &self.down));
         }
         let rows = self.paths.values().map(|watch| watch.row as u32 + 1).max().unwrap_or(0);
         let noted = signals::pace(self.rules.noted, self.paths.values().map(|watch| &watch.flows));
@@ -269,10 +268,8 @@ impl Paths {
         if !carrier {
             self.down.push(port);
         }
-        for watch in self.paths.values().filter(|watch| watch.port == port) {
-            if let Some(leg) = watch.leg {
-                self.maps.sent(leg).down.store(u64::from(!carrier));
-            }
+        for (&id, watch) in self.paths.iter().filter(|(_, watch)| watch.port == port) {
+            self.maps.set_admission(watch.row, admission(id, watch, &self.down));
         }
     }
 
@@ -314,7 +311,7 @@ impl Paths {
                 self.maps.latch(id).why.store(why.map_or(0, health::number));
             }
             if watch.health.state != before {
-                self.maps.set_admission(watch.row, admission(id, watch));
+                self.maps.set_admission(watch.row, admission(id, watch, &self.down));
                 let why = watch.why();
                 tracing::info!(path = id, from = ?before, to = ?watch.health.state, why, "a path changed");
             }
@@ -383,8 +380,9 @@ impl Paths {
     }
 }
 
-fn admission(path: u16, watch: &Watch) -> PathAdmission {
-    PathAdmission { path, leg: watch.leg.unwrap_or(NO_LEG), term: watch.term }
+fn admission(path: u16, watch: &Watch, down: &[u8]) -> PathAdmission {
+    let unplugged = down.contains(&watch.port);
+    PathAdmission { path, leg: watch.leg.unwrap_or(NO_LEG), unplugged, term: watch.term }
 }
 
 /// How many requests in a row were answered, up to the last whose answer is due; none where nothing ever was.

@@ -11,7 +11,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
 use redirector_ebpf::tables::liveness::link;
 use redirector_ebpf::tables::names::{NameKey, kind};
-use redirector_ebpf::tables::path::{FINAL_BIT, RESOLVED};
+use redirector_ebpf::tables::path::{FINAL_BIT, RESOLVED, alive};
 use redirector_ebpf::tables::{Backend, Mark, Path, Pool};
 
 use super::address::address;
@@ -39,7 +39,7 @@ pub fn install(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
     for (&id, path) in &image.paths {
         if maps.paths.get(&u32::from(id), 0).map_err(read("PATHS"))? != *path {
             maps.paths.set(u32::from(id), path, 0).map_err(written("PATHS"))?;
-            maps.path_alive.set(u32::from(id), 1, 0).map_err(written("PATH_ALIVE"))?;
+            maps.path_alive.set(u32::from(id), alive::ON, 0).map_err(written("PATH_ALIVE"))?;
         }
     }
     for (&id, backend) in &image.backends {
@@ -311,7 +311,7 @@ fn release(maps: &mut Maps, image: &mut Image, named: &HashSet<u16>) -> Result<u
     let paths: Vec<u16> = registry.of(kind::PATH).into_iter().map(|(id, _)| id as u16).collect();
     for id in paths.into_iter().filter(|id| !in_use.contains(id)) {
         maps.paths.set(u32::from(id), Path::default(), 0).map_err(written("PATHS"))?;
-        maps.path_alive.set(u32::from(id), 0, 0).map_err(written("PATH_ALIVE"))?;
+        maps.path_alive.set(u32::from(id), alive::OFF, 0).map_err(written("PATH_ALIVE"))?;
         registry.paths.remove(&id);
         forget(maps, &mut registry, kind::PATH, u32::from(id))?;
         released += 1;

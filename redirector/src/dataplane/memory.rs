@@ -1,7 +1,7 @@
 //! The tables in ordinary memory: what `why` asks, and what tests hold the compiled program against.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use redirector_ebpf::tables::event::FlowEvent;
 use redirector_ebpf::tables::flow::{Entry, Record, WAYS};
 use redirector_ebpf::tables::leg::{LegHeard, LegRules, LegSent};
 use redirector_ebpf::tables::liveness::{Condition, Heard, LINKS, Sent, Watch};
-use redirector_ebpf::tables::path::RESOLVED;
+use redirector_ebpf::tables::path::{RESOLVED, alive};
 use redirector_ebpf::tables::signal::SIGHTINGS;
 use redirector_ebpf::tables::{
     AliveNodes, BUDGETS, Backend, Bucket, Budget, Cells, FragmentKey, Mark, NeighbourKey, Node, Path, Pool, Port,
@@ -123,8 +123,8 @@ pub struct MemoryTables {
     pub tables: HashMap<u32, Vec<Row>>,
     /// MAC addresses of neighbours by number.
     pub neighbours: RefCell<HashMap<u32, u64>>,
-    /// Paths whose alive bit is off.
-    pub dead_paths: Vec<u16>,
+    /// What the words of paths say that are not alive, as one of [`alive`].
+    pub paths_off: BTreeMap<u16, u64>,
     /// Marks by source MAC address.
     pub peer_macs: HashMap<u64, Mark>,
     /// VIPs that are held, with the index of the interface on which they are.
@@ -175,7 +175,7 @@ impl MemoryTables {
             pools: HashMap::new(),
             tables: HashMap::new(),
             neighbours: RefCell::default(),
-            dead_paths: Vec::new(),
+            paths_off: BTreeMap::new(),
             peer_macs: HashMap::new(),
             held: HashMap::new(),
             routes: HashMap::new(),
@@ -302,8 +302,8 @@ impl Tables for MemoryTables {
         self.image.paths.get(&id)
     }
 
-    fn path_alive(&self, id: u16) -> bool {
-        !self.dead_paths.contains(&id)
+    fn path_alive(&self, id: u16) -> u64 {
+        self.paths_off.get(&id).copied().unwrap_or(alive::ON)
     }
 
     fn neighbour(&self, id: u32) -> u64 {

@@ -6,6 +6,7 @@ use aya::maps::{Array, MapData};
 use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::leg::{LEGS, LegHeard, LegRules, LegSent, PathAdmission};
 use redirector_ebpf::tables::liveness::Latch;
+use redirector_ebpf::tables::path::alive;
 use redirector_ebpf::tables::signal::{Sighting, Signals};
 
 use super::mapped::Mapped;
@@ -75,7 +76,7 @@ impl PathMaps {
 
     /// Whether a path's alive bit is set.
     pub fn is_alive(&self, path: u16) -> bool {
-        self.bits.shared(usize::from(path)).load() != 0
+        self.bits.shared(usize::from(path)).load() == alive::ON
     }
 
     /// What the flows of the path of this rank to a backend have said since the data plane was loaded.

@@ -184,9 +184,6 @@ fn backend<'a, T: Tables>(tables: &'a T, service: &Service, id: u16) -> Option<(
     if id == 0 || backend.pool != service.pool {
         return None;
     }
-    let choice = path::choose(tables, &backend).ok()?;
-    if !choice.alive {
-        return None;
-    }
+    let choice = path::first_alive(tables, &backend)?;
     Some((tables.path(choice.path)?, id, choice.rank))
 }

@@ -250,11 +250,9 @@ fn backends(view: &View) -> Result<HashMap<u16, OnBackend>, MapsError> {
     let mut tables = MemoryTables::new(Image::default(), 1);
     let mut backends = HashMap::new();
     for (&id, row) in &registry.backends {
-        tables.dead_paths.clear();
+        tables.paths_off.clear();
         for path in row.paths.into_iter().filter(|path| *path != 0) {
-            if !view.path_alive(path)? {
-                tables.dead_paths.push(path);
-            }
+            tables.paths_off.insert(path, view.path_word(path)?);
         }
         let (pool, name) = view.names.backend(id);
         let rank = path::choose(&tables, row).map_or(0, |choice| choice.rank + 1);

@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::Result;
 use aya::maps::MapError;
 use clap::Subcommand;
+use redirector_ebpf::tables::path::alive;
 use redirector_ebpf::tables::{Node, Traffic};
 
 use super::output::{Names, Output};
@@ -132,7 +133,12 @@ impl View {
     }
 
     fn path_alive(&self, path: u16) -> Result<bool, MapsError> {
-        Ok(self.maps.path_alive.get(&u32::from(path), 0).map_err(read("PATH_ALIVE"))? != 0)
+        Ok(self.path_word(path)? == alive::ON)
+    }
+
+    /// What a path's word says, as one of [`alive`].
+    fn path_word(&self, path: u16) -> Result<u64, MapsError> {
+        self.maps.path_alive.get(&u32::from(path), 0).map_err(read("PATH_ALIVE"))
     }
 
     /// What was sent to a backend, by the rank of the path.

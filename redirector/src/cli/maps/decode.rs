@@ -12,7 +12,7 @@ use redirector_ebpf::reason::Reason;
 use redirector_ebpf::tables::cell::Cell;
 use redirector_ebpf::tables::flow::WAYS;
 use redirector_ebpf::tables::names::kind;
-use redirector_ebpf::tables::path::kind as carried;
+use redirector_ebpf::tables::path::{alive, kind as carried};
 use redirector_ebpf::tables::{
     AliveNodes, Backend, FragmentKey, Mark, NeighbourKey, Node, Path, Pool, Port, Row, Service, ServiceKey, Slot,
     Traffic, Vip,
@@ -150,9 +150,10 @@ impl Decoder {
             "PATHS" => array("PATHS", maps.paths.iter(), |at, path: Path| {
                 some(path != Path::default(), || self.path(Some(names.path(at as u16)), &path))
             })?,
-            "PATH_ALIVE" => array("PATH_ALIVE", maps.path_alive.iter(), |at, alive: u64| {
-                let is_path = alive != 0 || names.registry.name(kind::PATH, at).is_some();
-                some(is_path, || json!({"name": names.path(at as u16), "alive": alive != 0}))
+            "PATH_ALIVE" => array("PATH_ALIVE", maps.path_alive.iter(), |at, word: u64| {
+                let is_path = word != 0 || names.registry.name(kind::PATH, at).is_some();
+                let (is_on, carrier) = (word == alive::ON, word != alive::UNPLUGGED);
+                some(is_path, || json!({"name": names.path(at as u16), "alive": is_on, "carrier": carrier}))
             })?,
             "NEIGHBOURS" => array("NEIGHBOURS", maps.neighbours.iter(), |at, word: u64| {
                 some(word != 0, || json!({"name": names.neighbour(at), "mac": mac(word)}))

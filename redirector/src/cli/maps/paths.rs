@@ -27,7 +27,7 @@ pub(super) fn entries(maps: &PathMaps, names: &Names, name: &str) -> Result<Vec<
             .map(|leg| (leg, maps.sent(leg)))
             .map(|(leg, sent)| {
                 let value = json!({
-                    "requests": sent.sequence.load(), "carrier": sent.down.load() == 0,
+                    "requests": sent.sequence.load(),
                     "interval_us": sent.interval.load() / 1000, "grace_us": sent.grace.load() / 1000,
                     "multiplier": sent.multiplier.load(),
                 });
@@ -44,7 +44,8 @@ pub(super) fn entries(maps: &PathMaps, names: &Names, name: &str) -> Result<Vec<
             .filter(|(_, admission)| admission.path != 0)
             .map(|(row, admission)| {
                 let leg = (admission.leg != NO_LEG).then_some(admission.leg);
-                entry(row, json!({"path": names.path(admission.path), "leg": leg, "term": admission.term}))
+                let (path, carrier) = (names.path(admission.path), !admission.unplugged);
+                entry(row, json!({"path": path, "leg": leg, "carrier": carrier, "term": admission.term}))
             })
             .collect(),
         "PATH_LATCHES" => {

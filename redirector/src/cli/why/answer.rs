@@ -8,6 +8,7 @@ use redirector_ebpf::hash::FlowHash;
 use redirector_ebpf::packet::protocol;
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::admit::is_shed;
+use redirector_ebpf::stations::path::Choice;
 use redirector_ebpf::stations::{self, Journey, owner, path, row};
 use redirector_ebpf::tables::flow::{Entry, WAYS};
 use redirector_ebpf::tables::names::kind;
@@ -251,7 +252,10 @@ fn owner_why(tables: &MemoryTables, slot: &Slot, journey: &Journey, place: &row:
 
 fn path_why(tables: &MemoryTables, backend: &Backend) -> String {
     match path::choose(tables, backend) {
-        Ok(choice) if !choice.alive => "none is alive: the first is the least bad".to_owned(),
+        Ok(Choice { alive: false, rank: 0, .. }) => "none is alive: the first is the least bad".to_owned(),
+        Ok(choice) if !choice.alive => {
+            format!("none is alive: rank {} is the first whose port has a carrier", choice.rank + 1)
+        }
         Ok(choice) if choice.rank == 0 => "the first, and alive".to_owned(),
         Ok(choice) => format!("rank {} is the first that is alive", choice.rank + 1),
         Err(reason) => reason.meaning().to_owned(),

@@ -36,9 +36,8 @@ pub(super) fn read(maps: &Maps, names: &Names, question: &Question) -> Result<Me
     tables.pools.insert(service.pool, pool);
     let backends = names.registry.backends.values().filter(|backend| backend.pool == service.pool);
     for path in backends.flat_map(|backend| backend.paths).filter(|path| *path != 0) {
-        if maps.path_alive.get(&u32::from(path), 0).map_err(reading("PATH_ALIVE"))? == 0 {
-            tables.dead_paths.push(path);
-        }
+        let word = maps.path_alive.get(&u32::from(path), 0).map_err(reading("PATH_ALIVE"))?;
+        tables.paths_off.insert(path, word);
     }
     Ok(tables)
 }

@@ -2,7 +2,7 @@ use redirector_ebpf::hash::FlowHash;
 use redirector_ebpf::packet::protocol;
 use redirector_ebpf::tables::flow::{Entry, Record, State};
 use redirector_ebpf::tables::names::{NameKey, kind};
-use redirector_ebpf::tables::path::RESOLVED;
+use redirector_ebpf::tables::path::{RESOLVED, alive};
 use redirector_ebpf::tables::{AliveNodes, Backend, Node, Path, Pool, Port, Row, Service, ServiceKey, Slot, Vip};
 
 use super::answer::Answer;
@@ -149,12 +149,18 @@ fn a_known_flow_keeps_its_backend() {
 #[test]
 fn the_path_is_the_first_that_is_alive() {
     let mut tables = tables(slot([1, 2, 0, 0]), Row::new(1, 1, false));
-    tables.dead_paths = vec![1];
+    tables.paths_off = [(1, alive::OFF)].into();
     let answer = ask(&tables, &web(true));
     assert_eq!((answer.path, answer.verdict), (Some(2), "served"));
-    tables.dead_paths = vec![1, 2];
-    let answer = ask(&tables, &web(true));
-    assert_eq!((answer.path, answer.path_why.as_deref()), (Some(1), Some("none is alive: the first is the least bad")));
+    for (first, second, path, why) in [
+        (alive::OFF, alive::OFF, 1, "none is alive: the first is the least bad"),
+        (alive::UNPLUGGED, alive::OFF, 2, "none is alive: rank 2 is the first whose port has a carrier"),
+        (alive::UNPLUGGED, alive::UNPLUGGED, 1, "none is alive: the first is the least bad"),
+    ] {
+        tables.paths_off = [(1, first), (2, second)].into();
+        let answer = ask(&tables, &web(true));
+        assert_eq!((answer.path, answer.path_why.as_deref()), (Some(path), Some(why)));
+    }
 }
 
 #[test]
