@@ -27,28 +27,50 @@ fn a_node_whose_application_is_silent_drains_until_it_is_well() -> Result<()> {
     let scene = Scene::up(&topology, every_kind(&topology, &["l2"]))?;
     let run = scene.lab.config_file("n3").with_file_name("run");
     let well = run.join("well");
-    // It exits at once until the file is there; then it runs, and says so through its socket.
-    let script = format!("test -e {} || exit 7; exec sleep 1000", well.display());
-    let mut guard = scene.lab.redirector("n3", &["guard", "--name", "app", "--timeout", "2s", "--failures", "2"])?;
-    guard.args(["--", "sh", "-c", &script]);
-    let guard = scene.lab.spawn("n3", "guard", guard)?;
+    // It goes to the background, where it is of no use, until the file is there; then it runs, and says so through its socket.
+    let seconds = (1_000_000 + std::process::id()).to_string();
+    let script = format!("test -e {} || {{ setsid sleep {seconds} & exit 7; }}; exec sleep {seconds}", well.display());
+    let guarded = |label: &str| {
+        let mut guard =
+            scene.lab.redirector("n3", &["guard", "--name", "app", "--timeout", "2s", "--failures", "2"])?;
+        guard.args(["--", "sh", "-c", &script]);
+        scene.lab.spawn("n3", label, guard)
+    };
+    scene.lab.kill_agent("n3")?;
+    let guard = guarded("guard")?;
+    wait_until("the agent is asked in vain", || Ok(guard.log_tail().contains("in vain to have this node drain")))?;
+    scene.lab.start_agent("n3")?;
     wait_until("n3, whose application fails, drains", || Ok(standing(&scene, "n3")?.starts_with("drain")))?;
-    ensure!(guard.log_tail().contains("exited with status 7"), "{}", guard.log_tail());
+    let told = guard.log_tail();
+    ensure!(told.contains("exited with status 7") && told.contains("left processes behind"), "{told}");
     ensure!(standing(&scene, "n1")? == "up" && standing(&scene, "n2")? == "up", "only the guarded node drains");
+    guard.kill()?;
+    wait_until("nothing of the application is left", || Ok(sleepers(&seconds)? == 0))?;
 
     fs::write(&well, "")?;
+    // Another guard puts back what the one before it has taken out.
+    let guard = guarded("guard-again")?;
     let (socket, beats) = (run.join("guard-app.sock"), UnixDatagram::unbound()?);
     wait_until("n3, whose application is well, serves again", || {
-        // The guard may have just been about to start it.
+        // The guard may have just been about to start it, or to listen where the one before it did.
         for _ in 0..4 {
-            beats.send_to(b"WATCHDOG=1", &socket)?;
+            drop(beats.send_to(b"WATCHDOG=1", &socket));
             std::thread::sleep(Duration::from_millis(250));
         }
         Ok(standing(&scene, "n3")? == "up")
     })?;
     // Silent again, it is killed and started anew, which no node notices before it has failed twice.
     wait_until("the silent application is killed", || Ok(guard.log_tail().contains("no sign of life")))?;
-    guard.stop()
+    guard.stop()?;
+    ensure!(sleepers(&seconds)? == 0, "the application outlives its guard");
+    Ok(())
+}
+
+/// Processes that sleep for so long.
+fn sleepers(seconds: &str) -> Result<usize> {
+    let of = |entry: fs::DirEntry| fs::read(entry.path().join("cmdline")).unwrap_or_default();
+    let wanted = format!("sleep\0{seconds}\0").into_bytes();
+    Ok(fs::read_dir("/proc")?.flatten().map(of).filter(|command| *command == wanted).count())
 }
 
 /// Where the guards of backends tell nodes' probes whether their applications are well.

@@ -4,9 +4,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -15,18 +13,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::plane::{log, runtime};
 use super::target::CONFIG;
-use crate::agent::control::{self, Request};
-use crate::config::{self, Config};
-use crate::guard::{Action, Door, Machine, Policy};
+use crate::config;
+use crate::guard::{Action, Application, Door, Machine, Policy, Seat};
 
 /// How often it is looked whether the application runs.
 const TICK: Duration = Duration::from_millis(50);
-
-/// How long the agent may take to answer.
-const ANSWER: Duration = Duration::from_secs(10);
-
-/// An application that leaves its first process behind within this time has probably gone to the background.
-const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// Arguments of `guard`.
 #[derive(Debug, clap::Args)]
@@ -78,7 +69,7 @@ const RUN: &str = "/run/redirector";
 /// What is out while the application is not well.
 enum Dependant {
     /// This node: its agent has it drain.
-    Node(Box<Config>),
+    Node(Seat),
     /// A backend: probes find its door shut.
     Backend(Door),
 }
@@ -91,12 +82,43 @@ impl Dependant {
             Self::Backend(door) => door.answer().await,
         }
     }
-}
 
-struct Application {
-    child: Option<(Child, Instant)>,
-    /// Groups of processes that were left behind and killed, and are to be waited for.
-    left: Vec<i32>,
+    /// Whether it is out when the guard starts.
+    fn is_out(&self) -> bool {
+        match self {
+            Self::Node(seat) => seat.is_out(),
+            Self::Backend(_) => true,
+        }
+    }
+
+    /// Takes it out, or puts it back. What goes wrong is told, and tried again.
+    async fn handle(&mut self, name: &str, action: &Action) {
+        let why = if let Action::TakeOut(why) = action { Some(why) } else { None };
+        match (self, why) {
+            (Self::Node(seat), why) => seat.want(why.cloned()),
+            (Self::Backend(door), Some(why)) => {
+                tracing::warn!(name, "this backend is out: {why}");
+                door.shut();
+            }
+            (Self::Backend(door), None) => match door.open().await {
+                Ok(()) => tracing::warn!(name, "well: this backend is in"),
+                Err(error) => tracing::error!(name, %error, "well, and probes cannot be told"),
+            },
+        }
+    }
+
+    /// Goes on with what could not be done at once.
+    async fn look(&mut self, name: &str, is_out: bool) {
+        match self {
+            Self::Node(seat) => seat.look(name).await,
+            // Where another had the address when it was to be opened.
+            Self::Backend(door) => {
+                if !is_out && !door.is_open() && door.open().await.is_ok() {
+                    tracing::warn!(name, "this backend is in");
+                }
+            }
+        }
+    }
 }
 
 impl Guard {
@@ -114,7 +136,8 @@ impl Guard {
                 }
                 None => {
                     let config = config::load(&self.config)?;
-                    self.watch(&config.node.run.clone(), Dependant::Node(Box::new(config))).await
+                    let seat = Seat::of(&self.name, &config);
+                    self.watch(&config.node.run, Dependant::Node(seat)).await
                 }
             }
         })
@@ -142,15 +165,17 @@ impl Guard {
             steady: self.timeout * 3,
         };
         let began = Instant::now();
-        let begin = if self.backend.is_some() { Machine::with_all_out } else { Machine::new };
+        let begin = if dependant.is_out() { Machine::with_all_out } else { Machine::new };
         let mut machine = begin(policy, began.elapsed());
-        let mut application = Application { child: None, left: Vec::new() };
+        let mut application = Application::default();
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut tick = tokio::time::interval(TICK);
         let mut datagram = [0; 512];
         loop {
             let mut actions = Vec::new();
+            // Signs of life first: those that came while something else was done must not be missed.
             tokio::select! {
+                biased;
                 received = beats.recv(&mut datagram) => match received {
                     Ok(_) => actions.extend(machine.handle_beat(began.elapsed())),
                     Err(error) => tracing::warn!(name = self.name, %error, "a sign of life could not be read"),
@@ -167,14 +192,7 @@ impl Guard {
                         actions.extend(machine.handle_exit(&why, began.elapsed()));
                     }
                     actions.extend(machine.handle_time(began.elapsed()));
-                    // Where another had the address when it was to be opened.
-                    if let Dependant::Backend(door) = &mut dependant
-                        && !machine.is_out()
-                        && !door.is_open()
-                        && door.open().await.is_ok()
-                    {
-                        tracing::warn!(name = self.name, "this backend is in");
-                    }
+                    dependant.look(&self.name, machine.is_out()).await;
                 }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
@@ -186,7 +204,7 @@ impl Guard {
                             let why = format!("{} cannot be started: {error}", self.command[0].to_string_lossy());
                             tracing::error!(name = self.name, "{why}");
                             for action in machine.handle_exit(&why, began.elapsed()) {
-                                self.tell(&mut dependant, &action).await;
+                                dependant.handle(&self.name, &action).await;
                             }
                         }
                     }
@@ -194,97 +212,11 @@ impl Guard {
                         tracing::error!(name = self.name, "{why}: killed, and started anew");
                         application.kill(libc::SIGKILL);
                     }
-                    Action::TakeOut(_) | Action::PutBack => self.tell(&mut dependant, &action).await,
+                    Action::TakeOut(_) | Action::PutBack => dependant.handle(&self.name, &action).await,
                 }
             }
         }
-        application.kill(libc::SIGTERM);
+        application.end().await;
         Ok(())
-    }
-
-    /// Takes out what depends on the application, or puts it back. What goes wrong is told, and the guard goes on.
-    async fn tell(&self, dependant: &mut Dependant, action: &Action) {
-        match dependant {
-            Dependant::Node(config) => self.tell_agent(config, action).await,
-            Dependant::Backend(door) => match action {
-                Action::TakeOut(why) => {
-                    tracing::warn!(name = self.name, "this backend is out: {why}");
-                    door.shut();
-                }
-                _ => match door.open().await {
-                    Ok(()) => tracing::warn!(name = self.name, "well: this backend is in"),
-                    Err(error) => tracing::error!(name = self.name, %error, "well, and probes cannot be told"),
-                },
-            },
-        }
-    }
-
-    /// Has the agent drain the node, or undrain it.
-    async fn tell_agent(&self, config: &Config, action: &Action) {
-        let node = config.node.id;
-        let (request, what) = match action {
-            Action::TakeOut(why) => (Request::Drain { node }, format!("this node drains: {why}")),
-            _ => (Request::Undrain { node }, "well again: this node drains no more".to_owned()),
-        };
-        let socket = control::path(config);
-        let asked = tokio::task::spawn_blocking(move || control::ask_within(ANSWER, &socket, &request)).await;
-        match asked.map_err(anyhow::Error::new).and_then(|answer| answer) {
-            Ok(_) => tracing::warn!(name = self.name, "{what}"),
-            Err(error) => tracing::error!(name = self.name, "the agent was asked in vain ({what}): {error:#}"),
-        }
-    }
-}
-
-impl Application {
-    /// Starts it in a process group of its own, as systemd would a service with a watchdog.
-    fn start(&mut self, command: &[OsString], socket: &std::path::Path, timeout: Duration) -> io::Result<()> {
-        let mut started = Command::new(&command[0]);
-        started.args(&command[1..]).process_group(0);
-        started.env("NOTIFY_SOCKET", socket).env("WATCHDOG_USEC", timeout.as_micros().to_string());
-        self.child = Some((started.spawn()?, Instant::now()));
-        Ok(())
-    }
-
-    /// Why it runs no more, if it has exited since it was last asked. What it has left behind is killed.
-    fn exited(&mut self) -> Option<String> {
-        // SAFETY: takes no status; the answer is 0 as long as one of them has not gone.
-        self.left.retain(|group| unsafe { libc::waitpid(-group, std::ptr::null_mut(), libc::WNOHANG) } >= 0);
-        let (child, since) = self.child.as_mut()?;
-        let (group, lived) = (child.id() as i32, since.elapsed());
-        let status = match child.try_wait() {
-            Ok(None) => return None,
-            Ok(Some(status)) => status,
-            Err(error) => return Some(format!("whether the application runs is not known: {error}")),
-        };
-        self.child = None;
-        // SAFETY: a signal to the group that was made for it; the answer says whether anybody is left there.
-        let left = unsafe { libc::kill(-group, libc::SIGKILL) } == 0;
-        if left {
-            self.left.push(group);
-        }
-        let how = words(status);
-        Some(match (left, lived < AT_ONCE) {
-            (true, _) => format!(
-                "the application {how} after {lived:.1?} and left processes behind, which were killed: it must stay in the \
-                 foreground, so start it without going to the background (no --daemon, `Type=notify` style)"
-            ),
-            (false, true) => format!("the application {how} after {lived:.1?}: what it says itself tells why"),
-            (false, false) => format!("the application {how} after {lived:.1?}"),
-        })
-    }
-
-    fn kill(&mut self, signal: i32) {
-        if let Some((child, _)) = &self.child {
-            // SAFETY: a signal to the group that was made for it and whose first process has not been waited for.
-            unsafe { libc::kill(-(child.id() as i32), signal) };
-        }
-    }
-}
-
-fn words(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exited with status {code}"),
-        (None, Some(signal)) => format!("was ended by signal {signal}"),
-        (None, None) => "ended".to_owned(),
     }
 }

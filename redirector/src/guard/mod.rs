@@ -3,8 +3,12 @@
 //! The machine knows neither processes nor sockets nor clock; `redirector guard` is its shell. Of a backend's application the
 //! nodes learn by a door that their probes find open or shut.
 
+mod application;
 mod door;
 mod machine;
+mod seat;
 
+pub use application::Application;
 pub use door::Door;
 pub use machine::{Action, Machine, Policy};
+pub use seat::Seat;
