@@ -96,8 +96,8 @@ impl Name {
     /// The seconds after which a short version begins no further figure, unless [`WHOLE`] is over before.
     fn time(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Packet => 50,
-            Self::Forward => 60,
+            Self::Packet => 40,
+            Self::Forward => 75,
             Self::Replicate => 45,
             Self::Rewrite => 15,
             Self::Scale => 40,

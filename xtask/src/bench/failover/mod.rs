@@ -77,7 +77,7 @@ trait Scene {
 /// Measures, shows, and writes. Of a time within which to do it every fault has a fair share: it is made once, and again as
 /// long as its share lasts; faults that the time does not suffice for at all are said not to have been run.
 pub(super) fn run(args: &Args, within: Option<Duration>, json: &Path) -> Result<()> {
-    let kills = args.kills.unwrap_or(if within.is_some() { 2 } else { 50 });
+    let kills = args.kills.unwrap_or(if within.is_some() { 1 } else { 50 });
     ensure!(kills > 0, "--kills 0 measures nothing");
     let seed = args.seed.unwrap_or_else(seed_of_now);
     println!("failover: profile {}, {kills} kills each, seed {seed}", args.profile.name());
