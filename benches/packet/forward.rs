@@ -118,7 +118,7 @@ pub(crate) fn run(options: &Options, rows: &mut Rows) -> Result<()> {
 
 fn measure(options: &Options, rows: &mut Rows) -> Result<()> {
     let all = thread::available_parallelism()?.get();
-    let (rounds, slice) = if options.short { (5, 100) } else { (7, 400) };
+    let (rounds, slice) = if options.short { (5, 80) } else { (7, 400) };
     let mut bench = Live::new(all, Duration::from_millis(slice))?;
     let ways = [
         ("redirector, shared", Way::Redirector(cell("shared-l2", 80, Table::Empty, [TARGET; 3])), Some(TARGET)),

@@ -97,7 +97,7 @@ impl Name {
     fn time(self) -> Duration {
         Duration::from_secs(match self {
             Self::Packet => 40,
-            Self::Forward => 75,
+            Self::Forward => 80,
             Self::Replicate => 45,
             Self::Rewrite => 15,
             Self::Scale => 40,
@@ -118,7 +118,7 @@ impl Name {
 }
 
 /// After so long no figure of a short version is begun: with what is then under way it takes less than ten minutes.
-const WHOLE: Duration = Duration::from_secs(545);
+const WHOLE: Duration = Duration::from_secs(560);
 
 /// The command in words, when it was given, and of which state of the project.
 fn told(short: bool) -> String {

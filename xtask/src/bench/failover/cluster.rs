@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::fault::Fault;
+use super::fault::{Fault, Stage};
 use super::figures::Kill;
 use super::shot::Shot;
 use super::{Args, Scene};
@@ -35,15 +35,15 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Brings one up that a fault can be made in, and waits until it is whole.
-    pub(super) fn up(args: &Args, fault: Fault) -> Result<Self> {
-        let between = fault == Fault::Path;
+    /// Brings one up, and waits until it is whole.
+    pub(super) fn up(args: &Args, stage: Stage) -> Result<Self> {
+        let between = stage == Stage::Fabrics;
         let topology = Topology { nodes: args.nodes, between, ..Topology::new(format!("{LAB}{}", std::process::id())) };
         let beats = Some(args.profile.name().to_owned());
         let mut config = Config { beats, ..Config::standard(&topology).with_echo() };
         let mut lab = Lab::up(&topology)?;
         lab.serve_promptly()?;
-        if fault == Fault::VipHolder {
+        if stage == Stage::Holders {
             config = config.with_holders();
             lab.on_link()?;
         }

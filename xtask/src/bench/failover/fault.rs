@@ -33,20 +33,43 @@ pub(super) enum Fault {
     Keepalived,
 }
 
+/// What faults are made in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// A cluster to which VIPs are routed.
+    Cluster,
+    /// One whose nodes hold its VIPs.
+    Holders,
+    /// One with two fabrics between nodes and backends.
+    Fabrics,
+    /// No cluster, but keepalived.
+    Keepalived,
+}
+
 impl Fault {
-    /// All, in the order in which they are shown.
+    /// All, in the order in which they are made and shown: those that one cluster serves for come together.
     pub(super) const ALL: [Self; 10] = [
         Self::Owner,
-        Self::VipHolder,
         Self::Leader,
         Self::Carrier,
         Self::Agent,
-        Self::Path,
         Self::Drain,
         Self::Restart,
         Self::Replace,
+        Self::VipHolder,
+        Self::Path,
         Self::Keepalived,
     ];
+
+    /// What it is made in.
+    pub(super) fn stage(self) -> Stage {
+        match self {
+            Self::VipHolder => Stage::Holders,
+            Self::Path => Stage::Fabrics,
+            Self::Keepalived => Stage::Keepalived,
+            _ => Stage::Cluster,
+        }
+    }
 
     /// Its name in results.
     pub(super) fn name(self) -> &'static str {

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use super::random::Random;
 use cluster::Cluster;
-use fault::Fault;
+use fault::{Fault, Stage};
 use figures::{Kill, Outcome};
 use keepalived::Keepalived;
 
@@ -84,6 +84,7 @@ pub(super) fn run(args: &Args, within: Option<Duration>, json: &Path) -> Result<
     let faults = if args.faults.is_empty() { Fault::ALL.to_vec() } else { args.faults.clone() };
     let until = within.map(|time| Instant::now() + time);
     let (mut outcomes, mut failed, count) = (Vec::new(), Vec::new(), faults.len() as u32);
+    let mut up = None;
     for (fault, left) in faults.into_iter().zip((1..=count).rev()) {
         println!("\n{}: {}", fault.name(), fault.what());
         let rest = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -91,8 +92,14 @@ pub(super) fn run(args: &Args, within: Option<Duration>, json: &Path) -> Result<
         let mut made = Vec::new();
         let done = match rest {
             Some(Duration::ZERO) => Err(anyhow!("the time was over")),
-            _ => scene(args, fault).and_then(|mut scene| make(fault, kills, share, scene.as_mut(), seed, &mut made)),
+            _ => {
+                scene(args, fault.stage(), &mut up).and_then(|scene| make(fault, kills, share, scene, seed, &mut made))
+            }
         };
+        if done.is_err() {
+            // Nobody knows how it was left.
+            up = None;
+        }
         let outcome = match done {
             Err(error) if made.is_empty() => {
                 // keepalived need not be there.
@@ -119,11 +126,23 @@ pub(super) fn run(args: &Args, within: Option<Duration>, json: &Path) -> Result<
     Ok(())
 }
 
-/// What the fault is made in.
-fn scene(args: &Args, fault: Fault) -> Result<Box<dyn Scene>> {
-    Ok(match fault {
-        Fault::Keepalived => Box::new(Keepalived::up(args)?),
-        _ => Box::new(Cluster::up(args, fault)?),
+/// What a fault is made in: what there is already, if that serves, else a new one in its place.
+fn scene<'a>(args: &Args, stage: Stage, up: &'a mut Option<(Stage, Box<dyn Scene>)>) -> Result<&'a mut dyn Scene> {
+    if up.as_ref().is_some_and(|(present, _)| *present != stage) {
+        // Two at once would disturb each other.
+        *up = None;
+    }
+    let (_, scene) = match up.take() {
+        Some(present) => up.insert(present),
+        None => up.insert((stage, bring_up(args, stage)?)),
+    };
+    Ok(scene.as_mut())
+}
+
+fn bring_up(args: &Args, stage: Stage) -> Result<Box<dyn Scene>> {
+    Ok(match stage {
+        Stage::Keepalived => Box::new(Keepalived::up(args)?),
+        _ => Box::new(Cluster::up(args, stage)?),
     })
 }
 
