@@ -1,8 +1,11 @@
 //! Floods do not reach flows that are proven.
 
+use proptest::prelude::*;
+use redirector::dataplane::flows::is_over;
 use redirector::dataplane::memory::MemoryTables;
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::tables::Row;
+use redirector_ebpf::tables::flow::{Entry, State};
 use suite::node;
 use suite::packet::{Packet, tcp_between, udp_between};
 use suite::random::Random;
@@ -102,4 +105,45 @@ fn expired_entries_make_room_and_full_buckets_serve_all_the_same() {
     pass_time(&tables, (timeout + 2) * 1_000);
     let late = node::send(&tables, &flow(&mut random, true).bytes());
     assert_eq!((late.verdict.reason, &late.notes[..]), (Reason::Served, &[Reason::NoteEvicted][..]));
+}
+
+/// Whoever looks at all entries reads the time once, and packets come while it looks.
+#[test]
+fn flows_that_a_packet_touches_during_a_sweep_stay() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut random = Random::new(7);
+    for _ in 0..200 {
+        let (tables, packet) = (small(), flow(&mut random, false));
+        tables.now.set((random.number() % 20_000 + 1) * SECOND - 3_000_000);
+        node::send(&tables, &packet.clone().syn().bytes());
+        pass_time(&tables, 2);
+        node::send(&tables, &packet.bytes());
+        let began = tables.now.get();
+        pass_time(&tables, 1 + random.number() % 30_000);
+        node::send(&tables, &packet.bytes());
+        let (key, idle) = (tables.image.node.hash_key, tables.image.node.idle);
+        let swept = tables.flows.sweep(&key, |flow| is_over(flow, &idle, began), |_| {});
+        assert_eq!(swept, 0, "a flow was swept that had a packet just now");
+        assert!(node::send(&tables, &packet.bytes()).journey.known);
+    }
+}
+
+proptest! {
+    #[test]
+    fn entries_expire_once_their_state_allows_no_more_idle_time(
+        (now, passed, ahead) in (10_000_000..20_000_000u64, 0..8_000u64, 0..64u64), limit in 1..7_200u16,
+    ) {
+        const MILLISECOND: u64 = 1_000_000;
+        let (second, idle) = (1_000 * MILLISECOND, [limit; 8]);
+        let first = |at| Entry::first(1, 1, State::Established, false, at);
+        let proven = |at| first(at).touched(State::Established, true, at);
+        let (seconds, milliseconds) = (now * second, now * MILLISECOND);
+        prop_assert_eq!(proven(seconds - passed * second).expired(&idle, seconds), passed > u64::from(limit));
+        prop_assert_eq!(proven(seconds - passed * second).idle(seconds), passed);
+        let unproven = first(milliseconds - passed * MILLISECOND);
+        prop_assert_eq!(unproven.expired(&idle, milliseconds), passed >= (u64::from(limit) + 1) * 1_000);
+        for (entry, now) in [(proven(seconds + ahead * second), seconds), (first(milliseconds + ahead * MILLISECOND), milliseconds)] {
+            prop_assert!(entry.idle(now) == 0 && !entry.expired(&idle, now));
+        }
+    }
 }

@@ -171,11 +171,15 @@ fn renewed(entry: Entry, packet: &Packet, now: Instant) -> Entry {
         _ => State::Other,
     };
     if entry.proven() {
-        if entry.idle(now) == 0 && state as u8 == entry.state_bits() { entry } else { entry.touched(state, true, now) }
+        if entry.passed(now) == 0 && state as u8 == entry.state_bits() {
+            entry
+        } else {
+            entry.touched(state, true, now)
+        }
     } else if packet.opens() {
         entry
     } else {
-        let proven = entry.idle(now) >= 1;
+        let proven = entry.passed(now) >= 1;
         if proven || state as u8 != entry.state_bits() && !matches!(packet.tuple.protocol, protocol::UDP) {
             entry.touched(state, proven, now)
         } else {
@@ -269,7 +273,7 @@ fn evicted(node: &Node, place: &Place<'_>, now: Instant) -> Option<u64> {
     while way < WAYS {
         let entry = Entry(place.bucket.word(way).load());
         let fit = if entry.expired(&node.idle, now) { 2 } else { u64::from(!entry.proven()) };
-        let candidate = hide(u64::from(place.tag), fit << 16 | entry.idle(now) << 3 | way as u64);
+        let candidate = hide(u64::from(place.tag), fit << 16 | entry.passed(now) << 3 | way as u64);
         best = hide(u64::from(place.tag), if candidate > best { candidate } else { best });
         way += 1;
     }

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use dashmap::DashMap;
-use redirector_ebpf::tables::flow::Entry;
+use redirector_ebpf::tables::flow::{Entry, stamps_between};
 
 use super::key::FlowKey;
 
@@ -33,7 +33,7 @@ impl Held {
 
     /// Seconds since the flow's last packet.
     pub fn idle(&self, now: u64) -> u64 {
-        (now / 1_000_000_000).wrapping_sub(u64::from(self.stamp)) & 0x1fff
+        stamps_between(u64::from(self.stamp), now / 1_000_000_000)
     }
 }
 
