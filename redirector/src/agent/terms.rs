@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::config::{BackendState, Config, Pool, PoolHealth};
+use crate::config::{BackendState, Config, Pool, PoolHealth, Timeouts};
 use crate::consensus::driver::Genesis;
 use crate::consensus::machine;
 use crate::consensus::planner::{Patience, Times};
@@ -48,13 +48,15 @@ pub fn vips(config: &Config) -> BTreeMap<String, Vec<u8>> {
     vip::plan::of(config).into_iter().map(|(vip, ranks)| (vip.to_string(), ranks)).collect()
 }
 
-/// How long backends of pools take to start, and to drain.
+/// How long backends of pools take to start, and to drain, and flows to be over of which a single packet came.
 pub fn times(config: &Config) -> Times {
     let of = |time: fn(&PoolHealth) -> Option<Duration>| -> BTreeMap<String, u64> {
         let timed = |pool: &Pool| Some((pool.name.clone(), time(&pool.health)?.as_millis() as u64));
         config.pools.iter().filter_map(timed).collect()
     };
+    let Timeouts { tcp_new, udp_new, other, .. } = config.timeouts;
     Times {
+        new_flows: tcp_new.max(udp_new).max(other).as_millis() as u64,
         slow_starts: of(|health| Some(health.slow_start).filter(|time| !time.is_zero())),
         drains: of(|health| health.drain.map(|deadline| deadline.after)),
     }

@@ -108,7 +108,7 @@ pub struct Patience {
     pub backend: u64,
     /// A report that is older says nothing.
     pub report: u64,
-    /// Previous owners are asked for so long.
+    /// Previous owners are asked for so long at least, since what they told of last may be on its way.
     pub forwarding: u64,
     /// A node that drains is asked for so long after it has given its last slot away. Whoever got its slots has its flows,
     /// but for those that were not proven by then.
@@ -125,7 +125,7 @@ impl Default for Patience {
             back: 2_000,
             backend: 100,
             report: 1_000,
-            forwarding: 60_000,
+            forwarding: 10_000,
             draining: 3_000,
             settling: 30_000,
         }
@@ -185,13 +185,16 @@ pub struct View<'a> {
     pub welcome: &'a BTreeSet<u8>,
     /// Who should hold each VIP, and who after it, by the configuration.
     pub vips: &'a BTreeMap<String, Vec<u8>>,
-    /// How long backends take to start and to drain.
+    /// How long what the configuration gives time takes.
     pub times: &'a Times,
 }
 
-/// What pools' configuration says of times, in milliseconds, by pool.
+/// What a configuration says of times, in milliseconds; of pools, by pool.
 #[derive(Clone, Debug, Default)]
 pub struct Times {
+    /// How long a flow may be idle of which a single packet was seen. Nobody is told of such ones, so that a previous owner
+    /// is asked until the last of its own is over; all others are where a slot goes before it goes there.
+    pub new_flows: u64,
     /// How long backends that come back take to get all of their weight. Other pools' get it at once.
     pub slow_starts: BTreeMap<String, u64>,
     /// How long backends that drain keep their flows at most. Other pools' keep them until they end.
@@ -272,7 +275,9 @@ impl Planner {
             let command = match concern {
                 Concern::Standing => self.standing(view.state, now),
                 Concern::Slots => self.slots(view.state, now),
-                Concern::Forwarding => self.forwarding.step(view.state, now, self.patience.forwarding),
+                Concern::Forwarding => {
+                    self.forwarding.step(view.state, now, self.patience.forwarding.max(view.times.new_flows))
+                }
                 Concern::Draining => self.draining(view.state, now),
                 Concern::Vips => self.vips(view, now),
                 Concern::Backends => self.backends(view, now),

@@ -195,6 +195,23 @@ fn a_node_whose_agent_is_silent_gives_its_slots_away_and_gets_them_back() {
 }
 
 #[test]
+fn previous_owners_are_asked_until_the_last_of_their_new_flows_is_over() {
+    for (new_flows, asked_for) in [(0, Patience::default().forwarding), (60_000, 60_000)] {
+        let mut world = World::of(3);
+        world.times.new_flows = new_flows;
+        world.settle();
+        for slot in &mut world.state.slots {
+            slot.previous = slot.ranks[1];
+        }
+        for _ in 0..asked_for / 100 {
+            assert_eq!(world.pass(), [], "they may know flows that nobody else does");
+        }
+        assert!(matches!(world.pass()[..], [Command::Forget { .. }]));
+        assert!(world.state.slots.iter().all(|slot| slot.previous == 0));
+    }
+}
+
+#[test]
 fn a_pool_goes_on_only_when_all_nodes_have_installed_the_step() {
     let mut world = World::of(3);
     world.settle();
