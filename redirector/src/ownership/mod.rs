@@ -9,6 +9,7 @@
 //!   that, a changed membership also moves some slots that it did not have to. It is approached by planned moves, when
 //!   nothing is at stake.
 
+mod favourites;
 mod target;
 
 pub(crate) use target::rank;

@@ -16,6 +16,8 @@
 //! A recomputation after one of 16 equal nodes left moves some 1 % of the primaries and 4 % of the secondaries beyond
 //! need (measured in the tests).
 
+use super::favourites::Field;
+
 /// The nodes of a slot: primary, secondary and two more; 0 where there are fewer nodes.
 pub type Ranks = [u8; 4];
 
@@ -28,26 +30,53 @@ pub struct UnknownAlgorithm(
 );
 
 /// Ranks the nodes for each slot. `members` are (node id, weight); without weight a node owns nothing.
+///
+/// What [`rank`] gives for the numbers of the slots as keys, sooner, since a cluster waits for it.
 pub fn target(members: &[(u8, u32)], slots: usize, algorithm: u32) -> Result<Vec<Ranks>, UnknownAlgorithm> {
     if algorithm != 1 {
         return Err(UnknownAlgorithm(algorithm));
     }
-    let keys: Vec<u64> = (0..slots as u64).collect();
-    let ranked = rank(members, &keys, Ranks::default().len()).into_iter();
-    Ok(ranked.map(|nodes| std::array::from_fn(|rank| nodes.get(rank).copied().unwrap_or(0))).collect())
+    let nodes = weighted(members);
+    if nodes.is_empty() {
+        return Ok(vec![Ranks::default(); slots]);
+    }
+    let (mut first, mut second) = rooms(slots, &nodes);
+    let mut field = Field::new(&nodes);
+    let ranked = (0..slots as u64).map(|slot| {
+        let favourites = field.favourites(slot);
+        let mut ranks = Ranks::default();
+        let mut primary = 0;
+        for rank in 0..ranks.len().min(nodes.len()) {
+            let mut room = match rank {
+                0 => Some(&mut first),
+                1 => Some(&mut second[primary]),
+                _ => None,
+            };
+            let allowed = |node: usize| {
+                !ranks[..rank].contains(&nodes[node].0) && room.as_ref().is_none_or(|room| room[node] > 0)
+            };
+            let node = favourites.cheapest(allowed).unwrap_or_else(|| field.cheapest(slot, allowed));
+            if let Some(room) = &mut room {
+                room[node] -= 1;
+            }
+            if rank == 0 {
+                primary = node;
+            }
+            ranks[rank] = nodes[node].0;
+        }
+        ranks
+    });
+    Ok(ranked.collect())
 }
 
-/// Ranks the nodes for each of these keys, up to `ranks` of them, as [`target`] does for slots. The order of the keys
-/// counts: those that come first find more room.
+/// Ranks the nodes for each of these keys, up to `ranks` of them. The order of the keys counts: those that come first find
+/// more room.
 pub(crate) fn rank(members: &[(u8, u32)], keys: &[u64], ranks: usize) -> Vec<Vec<u8>> {
-    let mut nodes: Vec<(u8, u32)> = members.iter().copied().filter(|&(id, weight)| id > 0 && weight > 0).collect();
-    nodes.sort();
-    nodes.dedup_by_key(|node| node.0);
+    let nodes = weighted(members);
     if nodes.is_empty() {
         return vec![Vec::new(); keys.len()];
     }
-    let mut first = shares(keys.len(), &nodes, None);
-    let mut second: Vec<Vec<usize>> = (0..nodes.len()).map(|node| shares(first[node], &nodes, Some(node))).collect();
+    let (mut first, mut second) = rooms(keys.len(), &nodes);
     let mut scores = vec![0.0; nodes.len()];
     let ranked = keys.iter().map(|&key| {
         for (score, &node) in scores.iter_mut().zip(&nodes) {
@@ -80,20 +109,37 @@ pub fn promote(ranks: Ranks, dead: u8) -> Ranks {
     promoted
 }
 
+/// The nodes that may own anything, by id.
+fn weighted(members: &[(u8, u32)]) -> Vec<(u8, u32)> {
+    let mut nodes: Vec<(u8, u32)> = members.iter().copied().filter(|&(id, weight)| id > 0 && weight > 0).collect();
+    nodes.sort();
+    nodes.dedup_by_key(|node| node.0);
+    nodes
+}
+
+/// How many keys each node may be the first of, and for each of these, how many of its keys each may be the second of.
+fn rooms(keys: usize, nodes: &[(u8, u32)]) -> (Vec<usize>, Vec<Vec<usize>>) {
+    let first = shares(keys, nodes, None);
+    let second = (0..nodes.len()).map(|node| shares(first[node], nodes, Some(node))).collect();
+    (first, second)
+}
+
 /// Deals `places` out by weight, without a node that is excepted: everyone's share rounded down, and one more for
 /// those with the greatest remainders, the lower index first.
 fn shares(places: usize, nodes: &[(u8, u32)], except: Option<usize>) -> Vec<usize> {
-    let weight = |node: usize| if Some(node) == except { 0 } else { u128::from(nodes[node].1) };
-    let total: u128 = (0..nodes.len()).map(weight).sum();
+    let weight = |node: usize| if Some(node) == except { 0 } else { u64::from(nodes[node].1) };
+    let total: u64 = (0..nodes.len()).map(weight).sum();
     if total == 0 {
         return vec![0; nodes.len()];
     }
-    let due = |node: usize| places as u128 * weight(node);
-    let mut shares: Vec<usize> = (0..nodes.len()).map(|node| (due(node) / total) as usize).collect();
-    let mut by_remainder: Vec<usize> = (0..nodes.len()).collect();
-    by_remainder.sort_by_key(|&node| std::cmp::Reverse(due(node) % total));
+    // There are fewer places than 2^32.
+    let due: Vec<u64> = (0..nodes.len()).map(|node| places as u64 * weight(node)).collect();
+    let mut shares: Vec<usize> = due.iter().map(|due| (due / total) as usize).collect();
+    let mut by_remainder: Vec<(u64, usize)> =
+        due.iter().zip(0..).map(|(due, node)| (total - due % total, node)).collect();
+    by_remainder.sort_unstable();
     let left = places - shares.iter().sum::<usize>();
-    by_remainder.into_iter().take(left).for_each(|node| shares[node] += 1);
+    by_remainder.into_iter().take(left).for_each(|(_, node)| shares[node] += 1);
     shares
 }
 
@@ -114,16 +160,21 @@ fn cheapest(scores: &[f64], allowed: impl Fn(usize) -> bool) -> usize {
     best.1
 }
 
-/// What a slot or another key pays for a node: an exponential variable with the weight as its rate, so that a node is the cheapest with
-/// a probability in proportion to its weight. The logarithm is `libm`'s, which is the same on every platform.
+/// What a slot or another key pays for a node: an exponential variable with the weight as its rate, so that a node is the
+/// cheapest with a probability in proportion to its weight. The logarithm is `libm`'s, which is the same on every platform.
 fn cost(key: u64, (id, weight): (u8, u32)) -> f64 {
-    let hash = mixed(mixed(key) ^ u64::from(id) << 56);
-    let uniform = ((hash >> 11) + 1) as f64 / (1u64 << 53) as f64;
+    cost_of(mixed(mixed(key) ^ u64::from(id) << 56), weight)
+}
+
+/// The cost by the hash of key and node.
+#[inline(always)]
+pub(super) fn cost_of(hash: u64, weight: u32) -> f64 {
+    let uniform = ((hash >> 11) + 1) as i64 as f64 / (1u64 << 53) as f64;
     -libm::log(uniform) / f64::from(weight)
 }
 
 /// SplitMix64's finaliser: every bit of the input changes half of the output's.
-fn mixed(value: u64) -> u64 {
+pub(super) fn mixed(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -24,10 +24,19 @@ fn unknown_algorithms_are_refused() {
     assert_eq!(target(&equal(3), 256, 2), Err(UnknownAlgorithm(2)));
 }
 
+/// Digests of what was computed before there were any favourites.
 #[test]
 fn the_target_never_changes() {
-    let digest = ranks(&equal(5)).iter().flatten().fold(0u64, |digest, &id| mixed(digest ^ u64::from(id)));
-    assert_eq!(digest, 0xb193_d190_42fc_2325);
+    let weights = |nodes: u8, weight: fn(u32) -> u32| (1..=nodes).map(|id| (id, weight(id.into()))).collect();
+    for (members, digest) in [
+        (equal(5), 0xb193_d190_42fc_2325),
+        (equal(64), 0xf611_7dce_3a3a_045e),
+        (weights(64, |id| id * id), 0xbf59_be0d_62a0_6f3a),
+        (weights(255, |id| if id == 7 { 1_000_000 } else { 1 + id % 3 }), 0x4b81_c29e_cb21_2d44),
+    ] {
+        let computed = ranks(&members).iter().flatten().fold(0u64, |digest, &id| mixed(digest ^ u64::from(id)));
+        assert_eq!(computed, digest, "{members:?}");
+    }
 }
 
 #[test]
@@ -82,6 +91,37 @@ fn sixty_four_nodes_take_milliseconds() {
     std::hint::black_box(ranks(&equal(64)));
     println!("64 nodes x {SLOTS} slots: {:?}", started.elapsed());
     assert!(cfg!(debug_assertions) || started.elapsed().as_millis() < 500);
+}
+
+/// What costs alone give, all of them worked out exactly.
+fn plainly(members: &[(u8, u32)], slots: usize) -> Vec<Ranks> {
+    let ranked = rank(members, &(0..slots as u64).collect::<Vec<_>>(), 4).into_iter();
+    ranked.map(|nodes| std::array::from_fn(|rank| nodes.get(rank).copied().unwrap_or(0))).collect()
+}
+
+/// Few nodes and crowds, of one weight, of about one weight, or with some that outweigh all others.
+fn crowds() -> impl Strategy<Value = Vec<(u8, u32)>> {
+    let weight = prop_oneof![Just(1..=1), Just(1..=4), Just(50..=60), Just(1..=1_000_000), Just(u32::MAX..=u32::MAX)];
+    (prop::collection::btree_map(0u8..=255, 0u32..=10, 0..=255), weight).prop_map(|(nodes, weights)| {
+        let spread = u64::from(weights.end() - weights.start()) + 1;
+        let weight = |(id, luck): (u8, u32)| match luck {
+            0 => (id, 0),
+            1 => (id, *weights.end()),
+            _ => {
+                (id, weights.start() + (mixed(u64::from(id) << 8 | u64::from(luck)) % spread / u64::from(luck)) as u32)
+            }
+        };
+        nodes.into_iter().map(weight).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn favourites_change_nothing(members in crowds(), slots in 0usize..3_000) {
+        prop_assert_eq!(target(&members, slots, 1).unwrap(), plainly(&members, slots));
+    }
 }
 
 proptest! {
