@@ -109,6 +109,7 @@ reasons! {
     NoteLeastBad "note-least-bad" Pass "Besides: no path of the backend was alive, the first was taken.";
     NoteEventLost "note-event-lost" Pass "Besides: a flow changed and the ring that tells the agent was full.";
     NoteSevered "note-severed" Pass "Besides: a TCP flow's backend is dead, and its client is told so by a reset.";
+    NoteAvoided "note-avoided" Pass "Besides: no path of a new flow's backend was alive, another backend was taken.";
 }
 
 impl Reason {

@@ -120,7 +120,7 @@ impl Kernel {
         for (&id, pool) in &host.pools {
             let rows = batch::new_array(&host.tables[&pool.table], "POOL_TABLES").expect("make a table");
             let table = maps.pools.get(&u32::from(id), 0).expect("the pool was installed").table;
-            maps.pool_tables.set(table, &rows, 0).expect("put a table in place");
+            maps.pool_tables.set(table.into(), &rows, 0).expect("put a table in place");
             maps.pools.set(u32::from(id), Pool { table, ..*pool }, 0).expect("set a pool");
         }
         self.paths.set_rules(&host.leg_rules).expect("set the rules of paths");

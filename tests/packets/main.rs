@@ -14,6 +14,7 @@ mod protocols;
 mod refusals;
 mod services;
 mod signals;
+mod suspects;
 mod vips;
 
 use redirector::dataplane::memory::MemoryTables;

@@ -151,7 +151,7 @@ impl Node {
         let id = node::pool(&self.host, "pool");
         let pool = self.maps.pools.get(&u32::from(id), 0)?;
         let rows = vec![Row::new(backend, backend, false); pool.rows as usize];
-        self.maps.pool_tables.set(pool.table, &batch::new_array(&rows, "POOL_TABLES")?, 0)?;
+        self.maps.pool_tables.set(pool.table.into(), &batch::new_array(&rows, "POOL_TABLES")?, 0)?;
         self.maps.pools.set(u32::from(id), Pool { old_until: 0, ..pool }, 0)?;
         Ok(())
     }

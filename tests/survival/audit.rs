@@ -55,7 +55,7 @@ fn a_damaged_table_is_found_repaired_and_noted_and_stays_where_it_is() -> Result
     let other =
         rows.iter().find(|row| row.current() != rows[0].current()).context("one backend has all rows")?.current();
     rows[0] = Row::new(other, other, false);
-    batch::write_array(&maps.pool_tables.get(&pool.table, 0)?, &rows, "POOL_TABLES")?;
+    batch::write_array(&maps.pool_tables.get(&pool.table.into(), 0)?, &rows, "POOL_TABLES")?;
 
     wait_until("n2 has put its tables right", || Ok(tables(&scene, "n2")? == before[1]))?;
     wait_until("it is noted", || Ok(!incidents(&scene, "n2", "repair")?.is_empty()))?;

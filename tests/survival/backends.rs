@@ -11,7 +11,7 @@ use serde::Deserialize;
 use xtask::lab::{Config, Topology};
 use xtask::traffic::{ECHO_PORT, HTTP_PORT, Load, LoadReport, LongConnections, Stream, Streaming};
 
-use crate::scene::{PATIENCE, Scene, all_answered, every_kind, targets, wait_until};
+use crate::scene::{PATIENCE, Scene, all_answered, every_kind, pool_of, targets, wait_until};
 
 /// A backend, as `get backends` tells of it.
 #[derive(Debug, Deserialize)]
@@ -61,6 +61,14 @@ fn requests(scene: &Scene) -> Result<LoadReport> {
     scene.lab.client().run(|| load.run())
 }
 
+/// Requests on new connections to services whose flows have owners. A SYN that nobody answers is sent again after a second.
+fn requests_of_owners(scene: &Scene) -> Result<LoadReport> {
+    let has_owner = |to: &SocketAddr| pool_of(&scene.config, to.ip()).contains("-owned-");
+    let owned = targets(&scene.config, HTTP_PORT).into_iter().filter(has_owner).collect();
+    let load = Load::new(owned, 200, Duration::from_secs(2));
+    scene.lab.client().run(|| load.run())
+}
+
 fn names(load: &LoadReport) -> BTreeSet<&str> {
     load.backends.keys().map(String::as_str).collect()
 }
@@ -77,6 +85,15 @@ fn up(name: &str, nodes: u8) -> Result<Scene> {
 fn new_flows_avoid_it_and_go_to_it_again(scene: &Scene) -> Result<()> {
     all_answered(&requests(scene)?).context("before")?;
     scene.lab.unplug("b1")?;
+    // The first of these begin before anybody suspects it, and may go on before its death is agreed on.
+    let load = requests_of_owners(scene)?;
+    all_answered(&load).context("while it is suspect")?;
+    ensure!(names(&load) == BTreeSet::from(["b2", "b3"]), "{load:#?}");
+    let mut avoided = 0;
+    for node in scene.lab.nodes() {
+        avoided += scene.count(&node, Reason::NoteAvoided)?;
+    }
+    ensure!(avoided > 0, "no new flow avoided it: {load:#?}");
     wait_for_paths(scene, "b1", 0)?;
     wait_for_rows(scene, &["b2", "b3"])?;
     let journal = scene.done("n1", &["incidents"])?;

@@ -11,7 +11,7 @@ use redirector_ebpf::packet::{Address, Frame, Packet, Tuple};
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::Journey;
 use redirector_ebpf::stations::neighbour::{self, Question};
-use redirector_ebpf::stations::path;
+use redirector_ebpf::stations::{path, suspect};
 use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::flow::{Entry, Instant, Record, Record4, Record6};
 use redirector_ebpf::tables::liveness::{Pulse, link};
@@ -122,7 +122,23 @@ fn least_bad(ctx: &XdpContext, paths: u64) -> u32 {
     path::least_bad(&MapTables::new(ctx), paths).into()
 }
 
-/// Likewise of the packet in hand.
+/// The backend for the packet in hand that is taken instead of a suspect one, likewise.
+#[inline(never)]
+fn instead(ctx: &XdpContext) -> u64 {
+    let Some(journey) = maps::JOURNEY.get_ptr(0) else { return 0 };
+    // SAFETY: a per-CPU value that no other program uses.
+    suspect::instead(&MapTables::new(ctx), unsafe { &*journey }).word()
+}
+
+/// Has its flow stay there. Not in one function with the search: of both the stack would be too deep.
+#[inline(never)]
+fn turn(ctx: &XdpContext, backend: u32) -> u32 {
+    let Some(journey) = maps::JOURNEY.get_ptr(0) else { return 0 };
+    // SAFETY: as above.
+    suspect::turn(&MapTables::new(ctx), unsafe { &*journey }, backend as u16).into()
+}
+
+/// What the packet in hand says of its path, likewise.
 #[inline(never)]
 fn note_journey(ctx: &XdpContext) -> u32 {
     let Some(journey) = maps::JOURNEY.get_ptr(0) else { return 0 };
@@ -256,6 +272,16 @@ impl Tables for MapTables<'_> {
     #[inline(always)]
     fn least_bad(&self, paths: u64) -> u8 {
         least_bad(self.ctx, paths) as u8
+    }
+
+    #[inline(always)]
+    fn instead(&self, _: &Journey) -> u64 {
+        instead(self.ctx)
+    }
+
+    #[inline(always)]
+    fn turn(&self, _: &Journey, backend: u16) -> bool {
+        turn(self.ctx, backend.into()) != 0
     }
 
     #[inline(always)]

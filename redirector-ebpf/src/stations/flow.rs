@@ -118,6 +118,24 @@ impl Found {
     }
 }
 
+impl Found {
+    /// Whether the flow is on `backend` and has only begun with this packet, or with one like it.
+    #[inline(always)]
+    pub fn begins(&self, packet: &Packet, backend: u16) -> bool {
+        let is_new = match packet.tuple.protocol {
+            protocol::TCP => matches!(self.entry.state(), State::Opening),
+            _ => !self.entry.proven(),
+        };
+        is_new && self.entry.backend() == backend
+    }
+}
+
+/// Has a flow that has only begun go to another backend; whether it does. Nobody was told of it yet.
+#[inline(always)]
+pub fn turn(place: &Place<'_>, found: Found, backend: u16) -> bool {
+    place.bucket.word(found.way).replace(found.entry.0, found.entry.with_backend(backend).0)
+}
+
 /// Brings the entry of a known flow up to date.
 #[inline(always)]
 pub fn renew<T: Tables>(tables: &T, place: &Place<'_>, found: Found, node: &Node, packet: &Packet, service: &Service) {

@@ -13,6 +13,7 @@ pub mod plain;
 pub mod reply;
 pub mod row;
 pub mod service;
+pub mod suspect;
 pub mod transmit;
 
 use crate::beat::Beat;
@@ -24,6 +25,7 @@ use crate::tables::{Mark, Node, Path, Refusal, RefusedKey, Service, Slot, Tables
 use crate::verifier::{forget, put};
 use owner::Decision;
 use reply::Answer;
+use suspect::Instead;
 
 /// What was found on the way. It is counted, traced, and shown by `why`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,6 +50,8 @@ pub struct Journey {
     pub path: u16,
     /// That path's rank.
     pub rank: u8,
+    /// The backend that it did not go to, since no path of that one is alive; 0: it goes where it was to go.
+    pub avoided: u16,
     /// Why it was refused: one more than the [`Refusal`]; 0: it was not.
     pub refused: u8,
     /// What became of the packet.
@@ -69,6 +73,7 @@ impl Journey {
         put(&mut self.backend, 0);
         put(&mut self.path, 0);
         put(&mut self.rank, 0);
+        put(&mut self.avoided, 0);
         put(&mut self.refused, 0);
     }
 }
@@ -212,10 +217,11 @@ fn steer<F: Frame, T: Tables>(
         }
         place.row.current()
     };
+    let next = toward_backend(tables, journey, &service, backend)?;
     if matches!(journey.packet.kind, Kind::FirstFragment) {
-        fragment::remember(tables, journey, 0, backend);
+        fragment::remember(tables, journey, 0, journey.backend);
     }
-    toward_backend(tables, journey, &service, backend)
+    Ok(next)
 }
 
 /// Refuses a packet; who sent it may be told so, unless there is nothing to answer to.
@@ -368,13 +374,21 @@ fn toward_backend<T: Tables>(tables: &T, journey: &mut Journey, service: &Servic
     if id == 0 || backend.pool != service.pool {
         return Err(Reason::NoBackend);
     }
-    let choice = path::choose(tables, &backend)?;
-    if !choice.alive {
-        tables.count(Reason::NoteLeastBad);
-    }
     journey.backend = id;
+    let choice = path::choose(tables, &backend)?;
     journey.path = choice.path;
     journey.rank = choice.rank;
+    if !choice.alive {
+        let instead = Instead::of(tables.instead(journey));
+        if instead == Instead::NONE || !tables.turn(journey, instead.backend()) {
+            tables.count(Reason::NoteLeastBad);
+            return Ok(Next::Backend);
+        }
+        journey.avoided = id;
+        journey.backend = instead.backend();
+        journey.path = instead.path();
+        journey.rank = instead.rank();
+    }
     Ok(Next::Backend)
 }
 

@@ -21,7 +21,7 @@ pub struct Place {
 /// [`Reason::NoTables`] where pool or table is missing.
 #[inline(always)]
 pub fn find<T: Tables>(tables: &T, service: &Service, hash: FlowHash) -> Station<Place> {
-    let &Pool { table, rows, old_until } = tables.pool(service.pool).ok_or(Reason::NoTables)?;
-    let row = tables.row(table, hash.row(rows)).ok_or(Reason::NoTables)?;
+    let &Pool { table, rows, old_until, .. } = tables.pool(service.pool).ok_or(Reason::NoTables)?;
+    let row = tables.row(table.into(), hash.row(rows)).ok_or(Reason::NoTables)?;
     Ok(Place { row, old_until, needs_owner: service.owned != 0 || row.disputed() })
 }

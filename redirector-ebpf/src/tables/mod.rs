@@ -21,6 +21,7 @@ use crate::packet::{Address, Frame};
 use crate::reason::Reason;
 use crate::stations::neighbour::{self, Question};
 use crate::stations::path::{least_bad, note, note_journey};
+use crate::stations::suspect;
 use crate::sync::Word;
 
 pub use cell::Cells;
@@ -73,6 +74,20 @@ pub trait Tables {
         Self: Sized,
     {
         least_bad(self, paths)
+    }
+    /// The word of [`suspect::instead`], likewise.
+    fn instead(&self, journey: &crate::stations::Journey) -> u64
+    where
+        Self: Sized,
+    {
+        suspect::instead(self, journey).word()
+    }
+    /// [`suspect::turn`], likewise.
+    fn turn(&self, journey: &crate::stations::Journey, backend: u16) -> bool
+    where
+        Self: Sized,
+    {
+        suspect::turn(self, journey, backend)
     }
     /// The MAC address of a neighbour, as [`crate::packet::headers::Mac::word`] with [`path::RESOLVED`] set; 0: unknown.
     fn neighbour(&self, id: u32) -> u64;

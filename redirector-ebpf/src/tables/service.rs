@@ -85,7 +85,9 @@ pub struct Service {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pool {
     /// Number of its present Maglev table.
-    pub table: u32,
+    pub table: u16,
+    /// Not 0: too little of it is healthy, so all of it is used; see [`crate::stations::suspect`].
+    pub panics: u16,
     /// Rows of that table. In one word with its number, so that both change at once.
     pub rows: u32,
     /// Until this monotonic time in nanoseconds, unknown flows of protocols without an opening packet are old ones.

@@ -87,7 +87,7 @@ pub struct Captured {
 /// | 1, 2 | client address, in network order |
 /// | 3, 4 | VIP, in network order |
 /// | 5 | service 16 (all ones: none), slot 16, owner 8, known 8, mark 16 |
-/// | 6 | backend 16, rank 8, port 8, length 16 |
+/// | 6 | backend 16, rank 8, port 8, length 16, avoided backend 16 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Traced {
     /// The words.
@@ -122,7 +122,8 @@ impl Traced {
             u64::from(journey.backend)
                 | u64::from(journey.rank) << 16
                 | u64::from(journey.verdict.port) << 24
-                | u64::from(packet.l3_len) << 32,
+                | u64::from(packet.l3_len) << 32
+                | u64::from(journey.avoided) << 48,
         ];
         Self { words }
     }
@@ -188,6 +189,11 @@ impl Traced {
     /// Rank of the path to the backend.
     pub fn rank(&self) -> u8 {
         (self.words[6] >> 16) as u8
+    }
+
+    /// The backend that it did not go to, since no path of that one is alive; 0: it goes where it was to go.
+    pub fn avoided(&self) -> u16 {
+        (self.words[6] >> 48) as u16
     }
 
     /// The port that it leaves by, if it does.

@@ -241,7 +241,7 @@ impl Maps {
         if pool.rows == 0 {
             return Ok(Vec::new());
         }
-        let table = self.pool_tables.get(&pool.table, 0).map_err(read("POOL_TABLES"))?;
+        let table = self.pool_tables.get(&pool.table.into(), 0).map_err(read("POOL_TABLES"))?;
         super::batch::read_array(&table, pool.rows, "POOL_TABLES")
     }
 

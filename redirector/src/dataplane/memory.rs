@@ -120,7 +120,7 @@ pub struct MemoryTables {
     /// Pools by number.
     pub pools: HashMap<u16, Pool>,
     /// Maglev tables by number.
-    pub tables: HashMap<u32, Vec<Row>>,
+    pub tables: HashMap<u16, Vec<Row>>,
     /// MAC addresses of neighbours by number.
     pub neighbours: RefCell<HashMap<u32, u64>>,
     /// What the words of paths say that are not alive, as one of [`alive`].
@@ -200,8 +200,8 @@ impl MemoryTables {
         };
         for (&id, pool) in &tables.image.pools {
             let rows = crate::pool::transition::fresh(&crate::pool::build(&pool.members, pool.rows));
-            tables.pools.insert(id, Pool { table: u32::from(id) * 2, rows: rows.len() as u32, old_until: 0 });
-            tables.tables.insert(u32::from(id) * 2, rows);
+            tables.pools.insert(id, Pool { table: id * 2, rows: rows.len() as u32, ..Pool::default() });
+            tables.tables.insert(id * 2, rows);
         }
         tables
     }
@@ -273,7 +273,7 @@ impl Tables for MemoryTables {
     }
 
     fn row(&self, table: u32, row: u32) -> Option<Row> {
-        self.tables.get(&table)?.get(row as usize).copied()
+        self.tables.get(&u16::try_from(table).ok()?)?.get(row as usize).copied()
     }
 
     fn slot(&self, slot: u32) -> Option<&Slot> {

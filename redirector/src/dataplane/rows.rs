@@ -96,7 +96,7 @@ impl RowTables for Maps {
 
     fn set_rows(&mut self, id: u16, pool: Pool, rows: &[Row]) -> Result<(), MapsError> {
         let array = super::batch::new_array(rows, "POOL_TABLES")?;
-        self.pool_tables.set(pool.table, &array, 0).map_err(written("POOL_TABLES"))?;
+        self.pool_tables.set(pool.table.into(), &array, 0).map_err(written("POOL_TABLES"))?;
         self.pools.set(u32::from(id), pool, 0).map_err(written("POOLS"))
     }
 
@@ -206,9 +206,9 @@ pub(super) fn replace(
     rows: &[Row],
     old_until: u64,
 ) -> Result<(), MapsError> {
-    let even = u32::from(id) * 2;
+    let even = id * 2;
     let table = if pool.rows != 0 && pool.table == even { even + 1 } else { even };
-    tables.set_rows(id, Pool { table, rows: rows.len() as u32, old_until }, rows)
+    tables.set_rows(id, Pool { table, rows: rows.len() as u32, old_until, ..*pool }, rows)
 }
 
 /// How many rows pools have.

@@ -99,9 +99,10 @@ impl Decoder {
             "POOLS" => array("POOLS", maps.pools.iter(), |at, pool: Pool| {
                 let name = names.pool(at as u16);
                 let left = pool.old_until.saturating_sub(now()) / 1_000_000_000;
+                let panics = pool.panics != 0;
                 some(
                     pool.rows != 0,
-                    || json!({"name": name, "table": pool.table, "rows": pool.rows, "old_for_s": left}),
+                    || json!({"name": name, "table": pool.table, "rows": pool.rows, "old_for_s": left, "panics": panics}),
                 )
             })?,
             "POOL_TABLES" => Box::new(self.pool_tables()?.into_iter()),

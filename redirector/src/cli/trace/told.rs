@@ -30,6 +30,8 @@ pub(super) struct Told {
     /// The node that forwarded it to here.
     from: Option<String>,
     backend: Option<String>,
+    /// The backend that it did not go to, since no path of that one is alive.
+    avoided: Option<String>,
     pool: Option<String>,
     /// Rank of the path.
     path: Option<u8>,
@@ -64,6 +66,7 @@ impl Told {
             from: names.node_if(traced.mark().sender()),
             path: backend.is_some().then(|| traced.rank() + 1),
             backend,
+            avoided: Some(traced.avoided()).filter(|id| *id != 0).map(|id| names.backend(id).1),
             pool,
             port: leaves.then(|| names.port(traced.port())),
             length: traced.length(),
@@ -91,6 +94,9 @@ impl Display for Told {
         }
         if let (Some(pool), Some(backend), Some(path)) = (&self.pool, &self.backend, self.path) {
             write!(f, ", backend {pool}/{backend} by path {path}")?;
+        }
+        if let Some(avoided) = &self.avoided {
+            write!(f, ", as no path of {avoided} is alive")?;
         }
         match &self.port {
             Some(port) => write!(f, ", out by {port}"),
@@ -165,6 +171,13 @@ mod tests {
             "1970-01-01T00:00:00.000Z tcp 10.0.0.1:1234 → 10.77.0.1:80 60 B: served, from n3, service web, \
              slot 777 of n1, known, backend ipip4/b1 by path 2, out by eth0"
         );
+    }
+
+    #[test]
+    fn a_backend_that_was_avoided_is_told() {
+        let journey = Journey { backend: 6, avoided: 5, known: false, ..journey() };
+        let told = Told::new(&Traced::of(&journey), &names(), SystemTime::UNIX_EPOCH);
+        assert!(told.to_string().contains(" by path 2, as no path of b1 is alive, out by eth0"), "{told}");
     }
 
     #[test]

@@ -49,8 +49,10 @@ pub(super) struct Answer {
     /// What this node's flow table holds about it.
     pub(super) flow: Option<Known>,
     pub(super) backend: Option<String>,
-    /// `flow` where the flow table decided, `row` where the pool's row did.
+    /// `flow` where the flow table decided, `row` where the pool's row did, `other` where another row did, since no path is
+    /// alive of the backend that was avoided.
     pub(super) backend_from: Option<&'static str>,
+    pub(super) avoided: Option<String>,
     /// Rank of the path to the backend.
     pub(super) path: Option<u8>,
     pub(super) path_why: Option<String>,
@@ -164,7 +166,12 @@ impl Answer {
             owner_why: place.map(|place| owner_why(tables, &slot, &journey, &place)),
             flow: known,
             backend: row.map(|_| names.backend(backend).1),
-            backend_from: row.map(|_| if journey.known { "flow" } else { "row" }),
+            backend_from: row.map(|_| match journey {
+                Journey { avoided: 1.., .. } => "other",
+                Journey { known: true, .. } => "flow",
+                _ => "row",
+            }),
+            avoided: names.backend_if(journey.avoided),
             path: choice.map(|choice| choice.rank + 1),
             path_why: row.map(|row| path_why(tables, &row)),
             next_hop: way.map(|way| next_hop(tables, names, way)),

@@ -54,7 +54,7 @@ fn tables(slot: Slot, row: Row) -> MemoryTables {
         ..Image::default()
     };
     let mut tables = MemoryTables::new(image, 1);
-    tables.pools.insert(1, Pool { table: 2, rows: 1, old_until: 0 });
+    tables.pools.insert(1, Pool { table: 2, rows: 1, ..Pool::default() });
     tables.tables.insert(2, vec![row]);
     tables.neighbours.borrow_mut().extend((1..=4).map(|id| (id, id as u64 | RESOLVED)));
     tables
@@ -96,6 +96,30 @@ fn an_owned_flow_is_served_by_its_owner() {
     }
     assert_eq!((&json["path"], &json["version"]), (&1.into(), &9.into()));
     assert!(json["flow"].is_null());
+}
+
+#[test]
+fn a_new_flow_that_avoids_a_suspect_backend_says_so() {
+    let mut tables = tables(slot([1, 2, 0, 0]), Row::new(1, 1, false));
+    tables.paths_off.extend([(1, alive::OFF), (2, alive::OFF)]);
+    let stays = ask(&tables, &web(true));
+    assert_eq!((stays.backend.as_deref(), stays.backend_from, stays.avoided), (Some("b1"), Some("row"), None));
+    tables.pools.get_mut(&1).unwrap().rows = 2;
+    tables.tables.insert(2, vec![Row::new(1, 1, false), Row::new(2, 2, false)]);
+    let of_its_row = |tables: &MemoryTables| {
+        let ask = |port| ask(tables, &question(Protocol::Tcp, &format!("10.0.0.1:{port}"), "10.77.0.1:80", true));
+        let is_of = |answer: &Answer| answer.row.as_ref().is_some_and(|row| row.current.as_deref() == Some("l2/b1"));
+        (1..100).map(ask).find(is_of).unwrap()
+    };
+    let answer = of_its_row(&tables);
+    assert_eq!((answer.backend.as_deref(), answer.backend_from), (Some("b2"), Some("other")));
+    assert_eq!((answer.avoided.as_deref(), answer.path), (Some("l2/b1"), Some(1)));
+    let text = answer.text();
+    assert!(text.contains("b2: from another row, since no path of l2/b1 is alive"), "{text}");
+    tables.pools.get_mut(&1).unwrap().panics = 1;
+    tables.set_bucket(false, 0, [0; 8]);
+    let panicking = of_its_row(&tables);
+    assert_eq!((panicking.backend.as_deref(), panicking.backend_from), (Some("b1"), Some("row")));
 }
 
 #[test]

@@ -59,7 +59,11 @@ impl Answer {
             ));
         }
         if let Some(backend) = &self.backend {
-            let from = if self.backend_from == Some("flow") { "the flow table" } else { "the row" };
+            let from = match (&self.avoided, self.backend_from) {
+                (Some(avoided), _) => format!("another row, since no path of {avoided} is alive"),
+                (None, Some("flow")) => "the flow table".to_owned(),
+                (None, _) => "the row".to_owned(),
+            };
             lines.push(("backend", format!("{backend}: from {from}")));
             lines.push((
                 "path",
