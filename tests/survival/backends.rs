@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -120,27 +119,34 @@ fn a_node_alone_takes_a_dead_backend_out_and_in_again() -> Result<()> {
     new_flows_avoid_it_and_go_to_it_again(&up("alone", 1)?)
 }
 
+/// Alone and in a cluster, where that is agreed on.
 #[test]
 fn all_of_a_pool_is_used_when_too_little_of_it_is_healthy() -> Result<()> {
-    let scene = up("panic", 1)?;
+    [("panic", 1), ("panics", 3)].into_iter().try_for_each(|(name, nodes)| all_is_used_in_a_panic(&up(name, nodes)?))
+}
+
+fn all_is_used_in_a_panic(scene: &Scene) -> Result<()> {
     scene.lab.unplug("b1")?;
-    wait_for_rows(&scene, &["b2", "b3"])?;
+    wait_for_rows(scene, &["b2", "b3"])?;
     scene.lab.unplug("b2")?;
-    wait_for_rows(&scene, &["b1", "b2", "b3"])?;
+    wait_for_rows(scene, &["b1", "b2", "b3"])?;
     let says = scene.lab.process("n1-agent")?.log_tail();
     ensure!(says.contains("PANIC"), "it is not said loudly: {says}");
     let journal = scene.done("n1", &["incidents"])?;
     ensure!(journal.contains("PANIC: 33 % of pool"), "{journal}");
-    for backend in backends(&scene, "n1")? {
+    wait_until("packets and `get services` see it", || {
+        Ok(scene.done("n1", &["get", "services"])?.contains("(PANIC)"))
+    })?;
+    for backend in backends(scene, "n1")? {
         let health = backend.health.as_ref().context("the agent knows of backends")?;
         let expected = if backend.name == "b3" { "alive" } else { "panic" };
         ensure!(health.state == expected && health.why.is_some() == (expected == "panic"), "{backend:?}");
     }
     scene.lab.heal()?;
-    wait_for_paths(&scene, "b1", 3).context("b1 is back")?;
-    wait_for_paths(&scene, "b2", 3).context("b2 is back")?;
-    thread::sleep(Duration::from_millis(500));
-    all_answered(&requests(&scene)?)
+    wait_for_paths(scene, "b1", 3).context("b1 is back")?;
+    wait_for_paths(scene, "b2", 3).context("b2 is back")?;
+    wait_until("it is over", || Ok(!scene.done("n1", &["get", "services"])?.contains("(PANIC)")))?;
+    all_answered(&requests(scene)?)
 }
 
 /// What becomes of a dead backend's flows, pool by pool: of each affinity and family both.

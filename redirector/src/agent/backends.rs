@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use redirector_ebpf::tables::Pool;
 use redirector_ebpf::tables::names::kind;
 use serde::{Deserialize, Serialize};
 
@@ -15,20 +16,28 @@ use crate::config::{BackendState, Config, OnDeath};
 use crate::consensus::state::{State, WARMTH};
 use crate::dataplane::flows::now;
 use crate::dataplane::image::{Image, PoolImage};
-use crate::dataplane::rows;
+use crate::dataplane::maps::{Maps, MapsError, written};
+use crate::dataplane::rows::{self, RowTables};
 use crate::journal::Kind;
 use crate::paths::backends::{Backend, Verdict, judge};
 
 /// By pool, the backends that are out.
 pub(super) type Out = BTreeMap<String, BTreeSet<String>>;
 
+/// Pools of which too little is healthy, and how much is, in per cent.
+type Panics = BTreeMap<String, u8>;
+
 /// What a node has found, and what follows from it.
 #[derive(Debug, Default)]
 pub(super) struct Backends {
-    /// Dead in this node's eyes, and to be taken out.
+    /// Dead in this node's eyes.
+    found: Out,
+    /// To be taken out, where this node decides alone.
     out: Out,
-    /// Pools of which too little is healthy in this node's eyes, and how much is, in per cent.
-    panicking: BTreeMap<String, u8>,
+    /// Pools that are in a panic in this node's eyes.
+    panicking: Panics,
+    /// Pools all of which the tables use since they are in a panic.
+    panics_in_force: Panics,
     /// Backends without a path that is used, and since when.
     dead: BTreeMap<u16, Duration>,
     /// What the tables go by.
@@ -61,8 +70,8 @@ pub struct BackendStatus {
 
 impl Backends {
     /// The backends that this node finds dead, by pool.
-    pub(super) fn out(&self) -> &Out {
-        &self.out
+    pub(super) fn found(&self) -> &Out {
+        &self.found
     }
 
     /// There is another configuration.
@@ -70,12 +79,12 @@ impl Backends {
         self.looked = None;
     }
 
-    /// Judges all pools, where paths have changed; tells of what is new.
-    fn look(&mut self, config: &Config, image: &Image, paths: &Paths, incidents: &Incidents) {
+    /// Judges all pools, where paths have changed; tells of what is new. Says whether it has.
+    fn look(&mut self, config: &Config, image: &Image, paths: &Paths) -> bool {
         if self.looked.replace(paths.changes()) == Some(paths.changes()) {
-            return;
+            return false;
         }
-        let (mut next, mut panicking, mut dead) = (Out::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut found, mut out, mut panicking, mut dead) = (Out::new(), Out::new(), Panics::new(), BTreeMap::new());
         let time = Duration::from_nanos(now());
         for pool in &config.pools {
             let backends = pool.backends.iter().map(|backend| {
@@ -88,25 +97,51 @@ impl Backends {
                 let weight = if backend.state == BackendState::Active { backend.weight } else { 0 };
                 Backend { name: &backend.name, weight, is_dead }
             });
+            let backends: Vec<Backend<'_>> = backends.collect();
+            let those = backends.iter().filter(|backend| backend.is_dead).map(|backend| backend.name.to_owned());
+            found.insert(pool.name.clone(), those.collect());
             match judge(backends, pool.health.panic) {
-                Verdict::Out(out) if out.is_empty() => {}
-                Verdict::Out(out) => drop(next.insert(pool.name.clone(), out)),
+                Verdict::Out(those) if those.is_empty() => {}
+                Verdict::Out(those) => drop(out.insert(pool.name.clone(), those)),
                 Verdict::Panic(healthy) => drop(panicking.insert(pool.name.clone(), healthy)),
             }
         }
-        for (pool, healthy) in panicking.iter().filter(|(pool, _)| !self.panicking.contains_key(*pool)) {
+        found.retain(|_, those| !those.is_empty());
+        if found != self.found {
+            tracing::warn!(before = ?self.found, now = ?found, "backends that are dead in this node's eyes");
+        }
+        if panicking != self.panicking {
+            tracing::warn!(?panicking, "pools of which too little is healthy in this node's eyes");
+        }
+        (self.found, self.out, self.panicking, self.dead) = (found, out, panicking, dead);
+        true
+    }
+
+    /// All of these pools is used from now on, and of no others; says so loudly.
+    fn put_panics_in_force(&mut self, panics: Panics, incidents: &Incidents) {
+        for (pool, healthy) in panics.iter().filter(|(pool, _)| !self.panics_in_force.contains_key(*pool)) {
             tracing::error!(pool, healthy, "PANIC: too little of the pool is healthy, all of it is used");
             let what = format!("PANIC: {healthy} % of pool {pool} is healthy, too little: all of it is used");
             incidents.journal().note(Kind::Backend, None, what);
         }
-        for pool in self.panicking.keys().filter(|pool| !panicking.contains_key(*pool)) {
+        for pool in self.panics_in_force.keys().filter(|pool| !panics.contains_key(*pool)) {
             tracing::warn!(pool, "enough of the pool is healthy again");
             incidents.journal().note(Kind::Backend, None, format!("enough of pool {pool} is healthy again"));
         }
-        if next != self.out {
-            tracing::warn!(before = ?self.out, now = ?next, "backends that are dead in this node's eyes");
+        self.panics_in_force = panics;
+    }
+
+    /// Has packets see which pools are in a panic: their new flows do not avoid the dead.
+    fn mark_panics(&self, maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
+        for id in image.pools.keys().copied() {
+            let name = image.registry.name(kind::POOL, u32::from(id));
+            let panics = u16::from(name.is_some_and(|name| self.panics_in_force.contains_key(name)));
+            let pool = RowTables::pool(maps, id)?;
+            if pool.panics != panics {
+                maps.pools.set(u32::from(id), Pool { panics, ..pool }, 0).map_err(written("POOLS"))?;
+            }
         }
-        (self.out, self.panicking, self.dead) = (next, panicking, dead);
+        Ok(())
     }
 
     /// The tables go by this from now on; notes what is new.
@@ -137,7 +172,7 @@ impl Backends {
             let drain = drains.status(id);
             let drains = drain.as_ref().filter(|_| !is_out && since.is_none());
             let state = match since {
-                Some(_) if self.panicking.contains_key(pool) => "panic",
+                Some(_) if self.panics_in_force.contains_key(pool) => "panic",
                 _ if is_out => "dead",
                 Some(_) => "suspect",
                 None if step.is_some() => "starting",
@@ -218,19 +253,35 @@ impl Node {
     /// Looks which backends are dead. Where this node decides alone, its pools go by that from now on.
     pub(super) fn look_at_backends(&mut self) {
         let Some(liveness) = &self.liveness else { return };
-        self.backends.look(&self.config, &self.image, liveness.paths(), &self.incidents);
+        let looked = self.backends.look(&self.config, &self.image, liveness.paths());
+        let panics = self.backends.panics_in_force.clone();
+        self.go_by_backends();
+        if (looked || panics != self.backends.panics_in_force)
+            && let Err(error) = self.backends.mark_panics(&mut self.maps, &self.image)
+        {
+            tracing::error!("packets do not see yet which pools are in a panic: {:#}", anyhow::Error::new(error));
+            self.backends.forget();
+        }
+    }
+
+    /// Goes by what was agreed on; alone, by what was found.
+    fn go_by_backends(&mut self) {
         if let Some(state) = self.agreement.as_ref().and_then(|agreement| agreement.state()) {
             if state.version != self.backends.version {
                 self.backends.version = state.version;
                 self.backends.warming.clone_from(&state.warming);
+                self.backends.put_panics_in_force(state.panicking.clone(), &self.incidents);
                 self.backends.put_in_force(agreed(&state), &self.incidents);
             }
             return;
         }
-        if self.is_in_agreement() || self.backends.in_force == self.backends.out {
+        if self.is_in_agreement() {
             return;
         }
-        self.take_backends_out();
+        self.backends.put_panics_in_force(self.backends.panicking.clone(), &self.incidents);
+        if self.backends.in_force != self.backends.out {
+            self.take_backends_out();
+        }
     }
 
     /// Has pools go by what this node finds alone.

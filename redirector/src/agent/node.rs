@@ -160,7 +160,7 @@ impl Node {
         let follower = self.agreement.as_mut().map(Agreement::follower_mut);
         let report = liveness.pulse(&self.image.slots, self.talk.as_mut(), follower);
         if let (Some(agreement), Some(report)) = (&mut self.agreement, report) {
-            agreement.report(Report { has_withdrawn, dead: self.backends.out().clone(), ..report });
+            agreement.report(Report { has_withdrawn, dead: self.backends.found().clone(), ..report });
         }
         self.look_at_backends();
     }

@@ -48,7 +48,8 @@ pub fn vips(config: &Config) -> BTreeMap<String, Vec<u8>> {
     vip::plan::of(config).into_iter().map(|(vip, ranks)| (vip.to_string(), ranks)).collect()
 }
 
-/// How long backends of pools take to start, and to drain, and flows to be over of which a single packet came.
+/// How long backends of pools take to start, and to drain, and flows to be over of which a single packet came; and how much of
+/// a pool must be healthy.
 pub fn times(config: &Config) -> Times {
     let of = |time: fn(&PoolHealth) -> Option<Duration>| -> BTreeMap<String, u64> {
         let timed = |pool: &Pool| Some((pool.name.clone(), time(&pool.health)?.as_millis() as u64));
@@ -57,6 +58,7 @@ pub fn times(config: &Config) -> Times {
     let Timeouts { tcp_new, udp_new, other, .. } = config.timeouts;
     Times {
         new_flows: tcp_new.max(udp_new).max(other).as_millis() as u64,
+        panics: config.pools.iter().map(|pool| (pool.name.clone(), pool.health.panic)).collect(),
         slow_starts: of(|health| Some(health.slow_start).filter(|time| !time.is_zero())),
         drains: of(|health| health.drain.map(|deadline| deadline.after)),
     }

@@ -48,7 +48,7 @@ impl Kind {
     /// The greatest version of the kind's format that is known here. What older versions understand is written in theirs.
     pub const fn version(self) -> u8 {
         match self {
-            Self::Snapshot | Self::Command => 4,
+            Self::Snapshot | Self::Command => 5,
             Self::Message => 2,
             _ => 1,
         }
@@ -57,10 +57,11 @@ impl Kind {
     /// Bytes that its newest format has at the end and an older one lacks: all zero where they say nothing.
     const fn lacking(self, version: u8) -> usize {
         match (self, version) {
-            // Backends that drain, before that those that warm up, and before that disks that have lost their seats.
-            (Self::Snapshot, 0..=1) => 3,
-            (Self::Snapshot, 2) => 2,
-            (Self::Snapshot, 3) => 1,
+            // Pools in a panic, before that backends that drain, those that warm up, and disks that have lost their seats.
+            (Self::Snapshot, 0..=1) => 4,
+            (Self::Snapshot, 2) => 3,
+            (Self::Snapshot, 3) => 2,
+            (Self::Snapshot, 4) => 1,
             _ => 0,
         }
     }
@@ -190,7 +191,7 @@ mod tests {
         let checksum = crc32c::crc32c(&frame[..body]);
         frame[body..].copy_from_slice(&checksum.to_le_bytes());
         let refused = open::<u8>(Kind::Command, 0, &frame).unwrap_err();
-        assert_eq!(refused, FrameError::Newer { found: 9, known: 4 });
+        assert_eq!(refused, FrameError::Newer { found: 9, known: 5 });
         assert!(refused.to_string().contains("upgrade this node"));
     }
 }

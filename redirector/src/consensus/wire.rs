@@ -175,6 +175,7 @@ impl Snapshot {
     /// Its form on the wire and on disk.
     pub fn seal(&self) -> Vec<u8> {
         let version = match &self.state {
+            state if !state.panicking.is_empty() => 5,
             state if !state.drains.is_empty() => 4,
             state if !state.warming.is_empty() => 3,
             state if !state.given_up.is_empty() || state.has_witness() => 2,

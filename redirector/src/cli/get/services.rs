@@ -19,6 +19,8 @@ pub(super) struct Service {
     class: &'static str,
     affinity: &'static str,
     pool: String,
+    /// Whether so little of the pool is healthy that all of it is used.
+    panics: bool,
     packets: u64,
     bytes: u64,
 }
@@ -37,7 +39,7 @@ impl Row for Service {
             ports,
             self.class.to_owned(),
             self.affinity.to_owned(),
-            self.pool.clone(),
+            if self.panics { format!("{} (PANIC)", self.pool) } else { self.pool.clone() },
             self.packets.to_string(),
             self.bytes.to_string(),
         ]
@@ -60,6 +62,7 @@ pub(super) fn list(view: &View) -> Result<Vec<Service>, MapsError> {
         let traffic = view.maps.service_traffic.get(&u32::from(line.id), 0).map_err(read("SERVICE_TRAFFIC"))?;
         let traffic = sum(traffic.iter().copied());
         let protocol = protocol(number);
+        let pool = view.maps.pools.get(&u32::from(line.pool), 0).map_err(read("POOLS"))?;
         services.push(Service {
             name,
             vip: view.names.vip(vip),
@@ -68,6 +71,7 @@ pub(super) fn list(view: &View) -> Result<Vec<Service>, MapsError> {
             class: class(line.class),
             affinity: if line.owned != 0 { "owned" } else { "shared" },
             pool: view.names.pool(line.pool),
+            panics: pool.panics != 0,
             packets: traffic.packets,
             bytes: traffic.bytes,
         });

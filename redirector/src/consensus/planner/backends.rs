@@ -1,13 +1,15 @@
 //! Backends that most nodes find dead are taken out of their pools, and put in again when most do not; those that drain
-//! keep their flows until their time is over.
+//! keep their flows until their time is over. Where too little of a pool would be left, none of it is taken out: the share is
+//! judged here, over all that would be out, since nodes that each find few dead may find many dead together.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Planner, Report, View, note};
 use crate::consensus::state::{Command, DRAIN_PARTS, Phase, Pool, WARMTH};
+use crate::paths::backends::{Backend, Verdict, judge};
 
 impl Planner {
-    /// The pools whose backends that are out should be others.
+    /// The pools that are in a panic or no more; else those whose backends that are out should be others.
     pub(super) fn backends(&mut self, view: &View<'_>, now: u64) -> Option<Command> {
         let state = view.state;
         let present: Vec<u8> =
@@ -16,7 +18,7 @@ impl Planner {
         if fresh.len() * 2 <= present.len() {
             return None;
         }
-        let mut next = BTreeMap::new();
+        let (mut next, mut panicking) = (BTreeMap::new(), BTreeMap::new());
         for (name, pool) in &state.pools {
             let mut out = BTreeSet::new();
             for backend in pool.configured.0.keys() {
@@ -32,11 +34,26 @@ impl Planner {
                     || !view.times.slow_starts.contains_key(name)
                     || state.warming.get(name).is_some_and(|steps| steps.contains_key(backend));
                 let is_back = is_prepared && for_long(self.alive_since.get(&key), self.patience.back);
-                let stays = pool.out.contains(backend) && !is_back;
+                // In a panic nobody is out: who was dead has to be back for as long all the same.
+                let is_well = for_long(self.alive_since.get(&key), self.patience.back);
+                let stays = pool.out.contains(backend) && !is_back || state.panicking.contains_key(name) && !is_well;
                 if stays || for_long(self.dead_since.get(&key), self.patience.backend) {
                     out.insert(backend.clone());
                 }
             }
+            let panic = view.times.panics.get(name).copied().unwrap_or(0);
+            let judged = pool.configured.0.iter().map(|(backend, &weight)| {
+                let is_dead = out.contains(backend);
+                Backend { name: backend, weight, is_dead }
+            });
+            let out = match judge(judged, panic) {
+                Verdict::Out(out) => out,
+                Verdict::Panic(healthy) => {
+                    // As it was when that began: what changes meanwhile is no news to agree on.
+                    panicking.insert(name.clone(), state.panicking.get(name).copied().unwrap_or(healthy));
+                    BTreeSet::new()
+                }
+            };
             if out != pool.out && pool.takes_change() {
                 next.insert(name.clone(), out);
             }
@@ -47,6 +64,9 @@ impl Planner {
         };
         self.dead_since.retain(|key, _| is_there(key));
         self.alive_since.retain(|key, _| is_there(key));
+        if panicking != state.panicking {
+            return Some(Command::Panic(panicking));
+        }
         (!next.is_empty()).then_some(Command::SetOut(next))
     }
 
@@ -70,7 +90,9 @@ impl Planner {
             let mut steps = before.clone();
             for (backend, &step) in &before {
                 let since = self.warm_since.entry((name.clone(), backend.clone())).or_insert((step, now));
-                if pool.out.contains(backend) || since.0 != step {
+                // In a panic one that is dead is not out, and no part of its time goes by either.
+                let is_dead = self.dead_since.contains_key(&(name.clone(), backend.clone()));
+                if is_dead || pool.out.contains(backend) || since.0 != step {
                     *since = (step, now);
                 } else if pool.phase() != Phase::Announced && now - since.1 >= whole / u64::from(WARMTH) {
                     steps.insert(backend.clone(), step + 1);

@@ -10,6 +10,7 @@
 //! | a slot's previous owner has been asked for long enough | it is forgotten |
 //! | a draining node owns nothing, holds nothing and has been asked for long enough | it is drained |
 //! | most nodes have found a backend dead for a while, or no more | it gets no new flows, or gets some again |
+//! | too little of a pool would be left so, or is no more | all of it is used, or no more |
 //! | a backend of a pool with a slow start is out, or has had a part of its weight for long enough | the first part, the next |
 //! | another part of the time has gone that a backend has to drain | that it has |
 //! | every node has installed a step of a pool's change | the next step |
@@ -189,12 +190,15 @@ pub struct View<'a> {
     pub times: &'a Times,
 }
 
-/// What a configuration says of times, in milliseconds; of pools, by pool.
+/// What a configuration says of times, in milliseconds; of pools, by pool, with the share that decides whether it is time for a
+/// panic.
 #[derive(Clone, Debug, Default)]
 pub struct Times {
     /// How long a flow may be idle of which a single packet was seen. Nobody is told of such ones, so that a previous owner
     /// is asked until the last of its own is over; all others are where a slot goes before it goes there.
     pub new_flows: u64,
+    /// How much of a pool must be healthy, in per cent: where less is, all of it is used. Where nothing is said, any will do.
+    pub panics: BTreeMap<String, u8>,
     /// How long backends that come back take to get all of their weight. Other pools' get it at once.
     pub slow_starts: BTreeMap<String, u64>,
     /// How long backends that drain keep their flows at most. Other pools' keep them until they end.

@@ -143,6 +143,8 @@ pub enum Command {
         /// How many parts have gone.
         parts: BTreeMap<String, u8>,
     },
+    /// In these pools and no others so little is healthy that all is used; with how much, in per cent.
+    Panic(BTreeMap<String, u8>),
 }
 
 /// How a pool's change goes on.
@@ -206,6 +208,7 @@ impl Command {
     /// Its form in the log.
     pub fn seal(&self) -> Vec<u8> {
         let version = match self {
+            Self::Panic(_) => 5,
             Self::Elapse { .. } => 4,
             Self::Warm { .. } => 3,
             Self::SetOut(_) | Self::Witness { .. } => 2,
@@ -256,6 +259,12 @@ pub(super) fn apply(state: &mut State, index: u64, command: &Command) -> Result<
         }
         Command::Warm { pool, steps } => warm(state, index, pool, steps),
         Command::Elapse { pool, version, parts } => elapse(state, pool, *version, parts),
+        Command::Panic(pools) => {
+            // A pool may have been taken away since this was proposed.
+            state.panicking = pools.clone();
+            state.panicking.retain(|name, _| state.pools.contains_key(name));
+            Ok(())
+        }
         Command::Join { id, disk, address, weight, incarnation } => {
             let seat = Some(Seat { disk: *disk, votes: false });
             let (address, weight, incarnation) = (address.clone(), *weight, *incarnation);
@@ -304,6 +313,7 @@ fn specify(
         steps.retain(|backend, _| pools.get(name).is_some_and(|pool| pool.0.contains_key(backend)));
         !steps.is_empty()
     });
+    state.panicking.retain(|name, _| pools.contains_key(name));
     state.drains.retain(|name, parts| {
         parts.retain(|backend, _| pools.get(name).is_some_and(|pool| pool.0.get(backend) == Some(&0)));
         !parts.is_empty()

@@ -40,9 +40,12 @@ pub struct State {
     /// By pool, backends that have only part of their weight since they come back from death, and how many of the
     /// [`WARMTH`] steps towards all of it they have got. Older versions lack it.
     pub warming: BTreeMap<String, BTreeMap<String, u8>>,
-    /// By pool, backends that drain until a deadline, and how many of [`DRAIN_PARTS`] of their time have gone. The last
-    /// field: older versions lack it.
+    /// By pool, backends that drain until a deadline, and how many of [`DRAIN_PARTS`] of their time have gone. Older versions
+    /// lack it.
     pub drains: BTreeMap<String, BTreeMap<String, u8>>,
+    /// Pools of which most nodes find so much dead that all is used, and how much was healthy when that began, in per cent.
+    /// The last field: older versions lack it.
+    pub panicking: BTreeMap<String, u8>,
 }
 
 /// The configuration that all nodes have in common.
@@ -155,6 +158,7 @@ impl State {
             given_up: BTreeSet::new(),
             warming: BTreeMap::new(),
             drains: BTreeMap::new(),
+            panicking: BTreeMap::new(),
         }
     }
 

@@ -251,10 +251,16 @@ fn what_older_versions_know_is_written_as_they_read_it() {
     drains.state.drains.insert("web".to_owned(), [("one".to_owned(), 3)].into());
     let newest = drains.seal();
     assert_eq!((newest[1], Snapshot::open(drains.index(), &newest)), (4, Ok(drains)));
+    let panic = Command::Panic([("web".to_owned(), 33)].into());
+    assert_eq!((panic.seal()[1], Command::open(&panic.seal())), (5, Ok(panic)));
+    let mut panicking = snapshot.clone();
+    panicking.state.panicking.insert("web".to_owned(), 33);
+    let newest = panicking.seal();
+    assert_eq!((newest[1], Snapshot::open(panicking.index(), &newest)), (5, Ok(panicking)));
     // An unknown format is told from damage, whatever it holds.
-    let future = frame::seal_as(Kind::Snapshot, 5, snapshot.index(), &snapshot);
+    let future = frame::seal_as(Kind::Snapshot, 6, snapshot.index(), &snapshot);
     let refused = Snapshot::open(snapshot.index(), &future).unwrap_err();
-    assert!(matches!(refused, FrameError::Newer { found: 5, known: 4 }) && refused.to_string().contains("upgrade"));
+    assert!(matches!(refused, FrameError::Newer { found: 6, known: 5 }) && refused.to_string().contains("upgrade"));
 }
 
 #[test]

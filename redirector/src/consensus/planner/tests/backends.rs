@@ -219,33 +219,87 @@ fn a_short_deadline_is_met_and_one_that_led_before_counts_nothing_of_that_time()
     assert_eq!(drain_for(&mut world, 3_000), Some(1), "who led meanwhile has counted it, or nobody has");
 }
 
-/// In a panic nodes report nobody dead: who was out begins with the first part of its weight, as if it had come back, and goes
-/// on; the end of the panic, with all of them well or one dead again, is no jump for anybody else.
-#[test]
-fn in_a_panic_who_was_out_starts_slowly_and_its_end_changes_no_other() {
-    let mut world = with_slow_start(3, &["one", "two", "three"], 1, 16_000);
-    let live = |world: &mut World, rounds: usize, dead: &[&str]| {
-        let dead: BTreeSet<String> = dead.iter().map(|name| (*name).to_owned()).collect();
-        for _ in 0..rounds {
-            world.catch_up();
-            for report in world.reports.values_mut() {
-                report.restless.insert("web".to_owned(), RowSet::default());
-                report.dead = BTreeMap::from([("web".to_owned(), dead.clone())]);
-            }
-            world.pass();
+/// Lets so many rounds pass, in which nodes find these backends dead, each its own.
+fn find(world: &mut World, rounds: usize, dead: &[(&[u8], &str)]) {
+    for _ in 0..rounds {
+        world.catch_up();
+        for (id, report) in &mut world.reports {
+            report.restless.insert("web".to_owned(), RowSet::default());
+            let own = dead.iter().filter(|(nodes, _)| nodes.contains(id)).map(|(_, name)| (*name).to_owned());
+            report.dead = BTreeMap::from([("web".to_owned(), own.collect())]);
         }
+        world.pass();
+    }
+}
+
+/// Who was out begins with the first part of its weight, as if it had come back, and has no more while it is dead; who dies in
+/// the panic stays whole, and its end changes nothing for anybody who is well.
+#[test]
+fn in_a_panic_all_are_used_and_who_is_dead_uses_up_no_part_of_its_start() {
+    let mut world = with_slow_start(3, &["one", "two", "three"], 1, 16_000);
+    world.times.panics = BTreeMap::from([("web".to_owned(), 50)]);
+    let all: &[u8] = &[1, 2, 3];
+    let parts = |world: &World| {
         let weights = world.state.pools["web"].latest().0.clone();
-        let whole = weights["three"];
-        ["one", "two", "three"].map(|name| weights[name] * u32::from(WARMTH) / whole)
+        ["one", "two", "three"].map(|name| weights[name] * u32::from(WARMTH) / weights["three"])
     };
-    assert_eq!(live(&mut world, 50, &["one"]), [0, 8, 8]);
-    // A second one dies: too little is left, all are used, and nobody is reported dead.
-    assert_eq!(live(&mut world, 24, &[]), [1, 8, 8], "who was out begins, who dies in the panic stays whole");
-    assert_eq!(live(&mut world, 42, &[]), [3, 8, 8]);
-    // The second one is back: the panic ends, and the first is still dead.
-    assert_eq!(live(&mut world, 20, &["one"]), [0, 8, 8]);
-    assert_eq!(live(&mut world, 30, &[]), [1, 8, 8], "its own return begins anew");
-    // In another panic it goes on from where it was.
-    assert_eq!(live(&mut world, 60, &[]), [4, 8, 8]);
-    assert_eq!(live(&mut world, 200, &[]), [8, 8, 8]);
+    find(&mut world, 50, &[(all, "one")]);
+    assert_eq!((parts(&world), world.state.panicking.len()), ([0, 8, 8], 0));
+    find(&mut world, 10, &[(all, "one"), (all, "two")]);
+    assert_eq!(world.state.panicking, BTreeMap::from([("web".to_owned(), 33)]));
+    assert_eq!(parts(&world), [1, 8, 8], "all are used");
+    find(&mut world, 300, &[(all, "one"), (all, "two")]);
+    assert_eq!(parts(&world), [1, 8, 8], "half a minute dead is no start");
+    // The second one is back, and has to be for a while; then the panic ends, and the first is still dead.
+    find(&mut world, 15, &[(all, "one")]);
+    assert_eq!((parts(&world), world.state.panicking.len()), ([1, 8, 8], 1));
+    find(&mut world, 15, &[(all, "one")]);
+    assert_eq!((parts(&world), world.state.panicking.len()), ([0, 8, 8], 0));
+    find(&mut world, 30, &[]);
+    assert_eq!(parts(&world), [1, 8, 8], "its own return begins anew");
+    find(&mut world, 200, &[]);
+    assert_eq!(parts(&world), [8, 8, 8]);
+}
+
+/// Each node finds half of the pool dead, which it may be; most nodes together find three quarters.
+#[test]
+fn the_cluster_takes_out_no_more_than_a_panic_allows_however_its_nodes_differ() {
+    let views: [(&[u8], &str); 3] = [(&[1, 3], "one"), (&[1, 2], "two"), (&[2, 3], "three")];
+    for (panic, out, panicking) in [(50, 0, Some(25)), (26, 0, Some(25)), (25, 3, None), (0, 3, None)] {
+        let mut world = with_slow_start(3, &["one", "two", "three", "four"], 1, 0);
+        world.times = Times { panics: BTreeMap::from([("web".to_owned(), panic)]), ..Times::default() };
+        find(&mut world, 50, &views);
+        let (found, agreed) = (world.state.pools["web"].out.len(), world.state.panicking.get("web").copied());
+        assert_eq!((found, agreed), (out, panicking), "at {panic} %");
+        // Another leader goes on with what it finds, and the panic does not end for as long as it knows nobody well.
+        world.planner = Planner::new(Patience::default());
+        for _ in 0..50 {
+            find(&mut world, 1, &views);
+            assert_eq!(world.state.panicking.get("web").copied(), panicking, "at {panic} %, with another leader");
+        }
+        find(&mut world, 30, &views[..2]);
+        assert_eq!((world.state.pools["web"].out.len(), world.state.panicking.len()), (2, 0), "one is back");
+    }
+}
+
+#[test]
+fn one_of_few_is_out_and_never_a_second_one_for_a_moment() {
+    let mut world = with_slow_start(3, &["one", "two"], 1, 0);
+    world.times = Times { panics: BTreeMap::from([("web".to_owned(), 50)]), ..Times::default() };
+    find(&mut world, 20, &[(&[1, 2, 3], "one")]);
+    assert_eq!(world.state.pools["web"].out.len(), 1);
+    for _ in 0..60 {
+        find(&mut world, 1, &[(&[1, 2, 3], "one"), (&[1, 3], "two")]);
+        assert!(world.state.pools["web"].out.len() < 2, "both out");
+    }
+    assert_eq!((world.state.pools["web"].out.len(), world.state.panicking.len()), (0, 1));
+    world
+        .state
+        .apply(
+            world.state.version + 1,
+            &Command::Apply { text: "none".to_owned(), expect: None, pools: BTreeMap::new() },
+        )
+        .unwrap();
+    assert!(world.state.panicking.is_empty(), "a pool that is gone is in no panic");
+    find(&mut world, 5, &[]);
 }
