@@ -1,12 +1,14 @@
 //! Paths that die under traffic: each backend is reached over fabric A, fabric B and the segment of all.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use serde_json::Value;
 use xtask::lab::{Between, Config, Place, Spoil, Topology, client_addresses};
 use xtask::traffic::{ECHO_PORT, HTTP_PORT, LongConnections, Stream};
 
@@ -26,11 +28,18 @@ struct Why {
 }
 
 fn up(name: &str, modes: &[&str]) -> Result<Scene> {
+    let scene = prepared(name, modes)?;
+    scene.lab.start_agents()?;
+    Ok(scene)
+}
+
+/// The same, where nothing redirects yet.
+fn prepared(name: &str, modes: &[&str]) -> Result<Scene> {
     let topology = Topology { nodes: 2, backends: 2, between: true, ..Topology::for_test(name) };
     let mut config = Config { beats: Some("fast".into()), ..every_kind(&topology, modes).with_fabrics(&topology) };
     // These are about paths alone: no backend is taken out of its pool.
     config.pool.iter_mut().for_each(|pool| pool.health.panic = Some(100));
-    Scene::up(&topology, config)
+    Scene::without_agents(&topology, config)
 }
 
 /// Waits until on every node the paths of these ranks are alive, and no others, by the agent's words and by the bits.
@@ -224,9 +233,56 @@ fn packets_leave_by_the_least_bad_when_no_path_is_alive() -> Result<()> {
     wait_for_ranks(&scene, &[1, 2, 3], "")
 }
 
+/// A node whose way over fabric A leads nowhere says so, and loses part of a quarter of its score.
+fn next_hops_that_nobody_reaches_are_named(scene: &Scene) -> Result<()> {
+    scene.lab.cut(&Place::fabric(Between::A))?;
+    wait_until("n1 names the next hops that it does not reach", || {
+        let (figure, health) = unresolved(scene, "n1")?;
+        let words = figure["words"].as_str().unwrap_or_default();
+        let network = health["areas"].as_array().and_then(|areas| areas.iter().find(|area| area["area"] == "network"));
+        let points = network.and_then(|network| network["points"].as_u64()).context("the network's points")?;
+        let is_named = words.contains("by eth1") && !words.contains("by eth2");
+        Ok(is_named && figure["verdict"] == "poor" && (10..25).contains(&points))
+    })?;
+    let (figure, health) = unresolved(scene, "n1")?;
+    println!("of {}: {}", health["score"], figure["words"]);
+    let value = |name: &str| {
+        let figure = health["figures"].as_array()?.iter().find(|figure| figure["name"] == name)?;
+        figure["value"].as_f64()
+    };
+    ensure!(value("carrier-%") == Some(100.0) && value("xdp-attached-%") == Some(100.0), "{health:#}");
+    ensure!(value("receive-drops-%").is_some(), "{health:#}");
+    scene.lab.mend(&Place::fabric(Between::A))?;
+    wait_until("n1 reaches all of them", || Ok(unresolved(scene, "n1")?.0["value"] == 0.0))
+}
+
+/// Has a node's kernel ask its neighbours by fabric A every second, which it does once in a minute by itself.
+fn doubt_neighbours(scene: &Scene, node: &str) -> Result<()> {
+    let settings = [("base_reachable_time_ms", 1000), ("delay_first_probe_time", 1), ("interval_probe_time_ms", 500)];
+    scene.lab.host(node)?.run(|| {
+        for family in ["ipv4", "ipv6"] {
+            for (key, value) in settings {
+                let path = format!("/proc/sys/net/{family}/neigh/{}/{key}", Between::A.interface());
+                fs::write(&path, value.to_string()).with_context(|| path.clone())?;
+            }
+        }
+        Ok(())
+    })?
+}
+
+/// What a node's health says of unresolved next hops, and all of it.
+fn unresolved(scene: &Scene, node: &str) -> Result<(Value, Value)> {
+    let health: Value = serde_json::from_str(&scene.done(node, &["get", "health", "-o", "json"])?)?;
+    let figures = health["figures"].as_array().context("figures")?;
+    let figure = figures.iter().find(|figure| figure["name"] == "next-hops-unresolved-%").context("next hops")?;
+    Ok((figure.clone(), health))
+}
+
 #[test]
 fn spoilt_frames_are_no_answers_and_a_few_lost_ones_are_no_death() -> Result<()> {
-    let scene = up("spoilt", &["l2", "ipip"])?;
+    let scene = prepared("spoilt", &["l2", "ipip"])?;
+    doubt_neighbours(&scene, "n1")?;
+    scene.lab.start_agents()?;
     wait_for_ranks(&scene, &[1, 2, 3], "")?;
     scene.lab.spoil(&Place::fabric(Between::A), Spoil::Corrupt(100.0))?;
     wait_for_ranks(&scene, &[2, 3], "")?;
@@ -238,5 +294,5 @@ fn spoilt_frames_are_no_answers_and_a_few_lost_ones_are_no_death() -> Result<()>
     let long = scene.lab.client().run(|| LongConnections::open(&web, 8, Duration::from_millis(50), PATIENCE))??;
     wait_for_ranks(&scene, &[1, 2, 3], "")?;
     ensure!(long.finish().broken == 0, "connections over fabric A");
-    Ok(())
+    next_hops_that_nobody_reaches_are_named(&scene)
 }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use redirector_ebpf::reason::Reason;
+use redirector_ebpf::reason::{Action, Reason};
 use serde::{Deserialize, Serialize};
 
 use super::talk::Talk;
@@ -44,6 +44,8 @@ pub(super) struct Condition {
     learnt: Option<Capacity>,
     measured: Duration,
     part: usize,
+    /// Packets that were dropped by now.
+    refused: u64,
     /// The level that is written to the maps.
     written: u8,
 }
@@ -72,6 +74,11 @@ impl Condition {
     /// The greatest part of the load, in per cent.
     pub(super) fn load(&self) -> u8 {
         self.load.greatest().0
+    }
+
+    /// Packets that the data plane had dropped when the load was last measured.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused
     }
 
     /// What there is to tell.
@@ -129,8 +136,10 @@ impl Condition {
 
     fn sample(&mut self, maps: &Maps, talk: Option<&Talk>, now: Duration) -> Result<Sample, MapsError> {
         let counts = maps.all_reasons.sums()?;
-        let ends = Reason::ALL.iter().filter(|reason| !reason.is_note());
-        let packets = ends.filter_map(|reason| counts.get(*reason as usize)).sum();
+        let ends = || Reason::ALL.iter().filter(|reason| !reason.is_note());
+        let packets = ends().filter_map(|reason| counts.get(*reason as usize)).sum();
+        let drops = ends().filter(|reason| reason.action() == Action::Drop);
+        self.refused = drops.filter_map(|reason| counts.get(*reason as usize)).sum();
         let node = maps.node.get(&0, 0).map_err(read("NODE"))?;
         self.part = (self.part + 1) % PARTS;
         // Where it cannot be read, soft interrupts are no part of the load.

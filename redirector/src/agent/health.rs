@@ -8,8 +8,9 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::condition::LoadStatus;
+use super::counts::Counts;
 use crate::config::Health;
-use crate::health::{AreaStatus, FULL_SHARE, FigureStatus, Figures, Host, Probes, Standing, Verdict};
+use crate::health::{AreaStatus, FULL_SHARE, FigureStatus, Figures, Hop, Host, Neighbours, Probes, Standing, Verdict};
 
 /// How often the host is read.
 const EVERY: Duration = Duration::from_millis(500);
@@ -41,12 +42,15 @@ pub(super) struct SelfHealth {
     standing: Standing,
     /// What the agent knows of its host besides.
     pub(super) host: Host,
+    /// What the kernel knows of next hops.
+    pub(super) neighbours: Neighbours,
+    counts: Counts,
     read: Duration,
     pulsed: Duration,
 }
 
 impl SelfHealth {
-    /// Begins to look.
+    /// Begins to look. Needs a tokio runtime.
     ///
     /// # Errors
     /// Where there is no thread to try the disk with.
@@ -56,9 +60,29 @@ impl SelfHealth {
             figures: Figures::default(),
             standing: Standing::default(),
             host: Host::default(),
+            neighbours: Neighbours::default(),
+            counts: Counts::start(),
             read: Duration::ZERO,
             pulsed: Duration::ZERO,
         })
+    }
+
+    /// How many interfaces are configured, and the numbers of those that there are.
+    pub(super) fn set_interfaces(&mut self, configured: usize, indices: Vec<u32>) {
+        self.host.interfaces = configured;
+        self.counts.want(indices);
+    }
+
+    /// Whether it is time to read the host.
+    pub(super) fn is_due(&self, now: Duration) -> bool {
+        now.saturating_sub(self.read) >= EVERY
+    }
+
+    /// Looks which of the next hops are unresolved, and what interfaces have received; XDP has `refused` so many packets.
+    pub(super) fn look_at_network(&mut self, hops: &[Hop], refused: u64, now: Duration) {
+        self.host.next_hops = self.neighbours.judge(hops, now);
+        self.host.received = self.counts.news();
+        self.host.refused = refused;
     }
 
     /// A pulse of the agent, `every` so often; reads the host where it is time to.
@@ -68,17 +92,18 @@ impl SelfHealth {
             self.host.delay = self.host.delay.max(delay);
         }
         self.pulsed = now;
-        if now.saturating_sub(self.read) < EVERY {
+        if !self.is_due(now) {
             return;
         }
         self.read = now;
-        let readings = self.probes.read(&self.host, now);
-        self.host.delay = Duration::ZERO;
+        let readings = self.probes.read(&self.host, &settings.figures, now);
+        (self.host.delay, self.host.received) = (Duration::ZERO, None);
         for (figure, value, verdict) in self.figures.observe(readings, now) {
+            let words = self.figures.words(figure);
             match verdict {
                 Verdict::Good => tracing::info!(figure, value, "good again"),
-                Verdict::Poor => tracing::warn!(figure, value, "this node's health is poor in this"),
-                Verdict::Bad => tracing::error!(figure, value, "this node's health is bad in this"),
+                Verdict::Poor => tracing::warn!(figure, value, words, "this node's health is poor in this"),
+                Verdict::Bad => tracing::error!(figure, value, words, "this node's health is bad in this"),
             }
         }
         if self.standing.observe(self.score(), self.figures.has_failed(), settings, now) {

@@ -17,6 +17,7 @@ mod committed;
 mod condition;
 pub mod control;
 pub mod copies;
+mod counts;
 mod drains;
 mod follow;
 pub mod follower;
@@ -88,6 +89,7 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
     node.start_liveness()?;
     // What happened while no agent ran was told to nobody.
     node.read_carriers().await;
+    node.read_next_hops().await;
     let mut sessions = node.start_bfd()?;
     node.follow().await;
     let (mut seen, mut decisions) = (node.changes(), node.decisions());
@@ -133,6 +135,7 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
             }
             _ = tidy.tick() => {
                 node.follow().await;
+                node.read_next_hops().await;
                 node.tidy();
                 node.look_after_agreement();
                 look_after_vips(&mut vips, &mut node).await;
@@ -188,6 +191,7 @@ async fn look_after_vips(vips: &mut Vips, node: &mut Node) {
 async fn heard(node: &mut Node, event: Event) {
     match event {
         Event::Neighbour(neighbour) => node.neighbour(&neighbour),
+        Event::NeighbourGone { index, address } => node.neighbour_gone(index, address),
         Event::Link { index, carrier: false, .. } => node.carrier(index, false),
         // The kernel drops the entries that it kept when a link goes down, and does not take them up again.
         Event::Link { .. } | Event::Missed => {

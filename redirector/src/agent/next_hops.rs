@@ -1,11 +1,17 @@
 //! MAC addresses of next hops: the kernel keeps them, the data plane gets what it knows.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use redirector_ebpf::tables::names::kind;
+
+use crate::config::Config;
 use crate::dataplane::address::mac_word;
 use crate::dataplane::image::{Image, NextHop};
 use crate::dataplane::install;
 use crate::dataplane::maps::Maps;
+use crate::health::{Hop, Neighbours};
 use crate::netlink::{self, Kept, Neighbour};
 
 /// How long a change waits for next hops that do not answer.
@@ -17,7 +23,7 @@ pub(super) async fn learn(maps: &mut Maps, image: &Image) -> Vec<NextHop> {
     let by_agent = keep(image.neighbours.values()).await;
     let deadline = Instant::now() + LEARN;
     loop {
-        let known = read(maps, image).await;
+        let known = entries().await.iter().map(|neighbour| take_over(maps, image, neighbour)).sum::<usize>();
         if known >= image.neighbours.len() || Instant::now() > deadline {
             return by_agent;
         }
@@ -41,15 +47,37 @@ pub(super) async fn keep(hops: impl Iterator<Item = &NextHop>) -> Vec<NextHop> {
     by_agent
 }
 
-/// Takes over what the kernel knows of an image's next hops; says of how many.
-pub(super) async fn read(maps: &mut Maps, image: &Image) -> usize {
-    match netlink::neighbours().await {
-        Ok(all) => all.iter().map(|neighbour| take_over(maps, image, neighbour)).sum(),
-        Err(error) => {
-            tracing::error!(%error, "the kernel's neighbours cannot be read");
-            0
+/// Takes over what the kernel knows of an image's next hops, and follows them from then on.
+pub(super) async fn read(maps: &mut Maps, image: &Image, neighbours: &mut Neighbours, now: Duration) {
+    let all = entries().await;
+    all.iter().for_each(|neighbour| _ = take_over(maps, image, neighbour));
+    let hops = image.neighbours.values().map(|hop| (hop.interface, hop.address));
+    neighbours.read(hops, all.iter(), now);
+}
+
+/// What the kernel knows.
+async fn entries() -> Vec<Neighbour> {
+    netlink::neighbours().await.unwrap_or_else(|error| {
+        tracing::error!(%error, "the kernel's neighbours cannot be read");
+        Vec::new()
+    })
+}
+
+/// All next hops, as health judges them: who is a node of the cluster is none that packets leave by.
+pub(super) fn judged(config: &Config, image: &Image) -> Vec<Hop> {
+    let links = config.members.iter().flat_map(|member| member.links.iter().map(|link| link.address));
+    let members: BTreeSet<IpAddr> = config.members.iter().map(|member| member.address).chain(links).collect();
+    let hop = |hop: &NextHop| {
+        let port = image.ports.iter().position(|port| port.ifindex == hop.interface);
+        let name = port.and_then(|port| image.registry.name(kind::PORT, port as u32 + 1));
+        Hop {
+            interface: hop.interface,
+            name: name.unwrap_or("an interface that is gone").to_owned(),
+            address: hop.address,
+            is_peer: hop.peer.is_some() || members.contains(&hop.address),
         }
-    }
+    };
+    image.neighbours.values().map(hop).collect()
 }
 
 /// Takes over one neighbour entry, if it is a next hop's; says of how many. A next hop that does not answer keeps its

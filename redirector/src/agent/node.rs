@@ -3,6 +3,7 @@
 mod start;
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,13 +110,10 @@ impl Node {
     /// Takes note of how this node's interfaces are. What is not known counts as attached.
     pub(super) fn set_links(&mut self, links: Option<vip::Links>) {
         self.attached = links.is_none_or(|links| links.is_attached);
-        let names = self.config.interfaces.iter().map(|interface| interface.name.clone());
-        let host = &mut self.health.host;
-        host.interfaces = names.collect();
-        host.links = links.map(|links| (links.carried, links.attached));
-        let hops = self.image.neighbours.keys();
-        let is_known = |id: &&u32| self.maps.neighbours.get(id, 0).is_ok_and(|mac| mac != 0);
-        host.next_hops = (hops.len(), hops.filter(is_known).count());
+        // Ports that no interface has are numbered too.
+        let indices = self.image.ports.iter().map(|port| port.ifindex).filter(|index| *index != 0);
+        self.health.set_interfaces(self.config.interfaces.len(), indices.collect());
+        self.health.host.links = links.map(|links| (links.carried, links.attached));
     }
 
     /// What this node knows of the cluster, as far as VIPs depend on it.
@@ -131,6 +129,10 @@ impl Node {
             tracing::error!("the shed level does not follow the load: {:#}", anyhow::Error::new(error));
         }
         self.health.host.heard_first = self.liveness.as_ref().map(Liveness::heard_first).unwrap_or_default();
+        if self.health.is_due(time) {
+            let hops = next_hops::judged(&self.config, &self.image);
+            self.health.look_at_network(&hops, self.condition.refused(), time);
+        }
         self.health.observe(&self.config.health, PULSE, time);
         let (load, shed) = (self.condition.load(), self.condition.level(&self.config));
         let (health, share) = (self.health.score(), self.health.share(&self.config.health));
@@ -356,6 +358,7 @@ impl Node {
         install::install(&mut self.maps, &image)?;
         self.condition.was_written(image.node.shed_level);
         (self.config, self.image, self.committed) = (next, image, on_disk);
+        self.read_next_hops().await;
         self.backends.forget();
         self.audit.forget();
         if let Some(liveness) = &mut self.liveness {
@@ -395,12 +398,20 @@ impl Node {
 
     /// Takes over what the kernel knows of next hops.
     pub(super) async fn read_next_hops(&mut self) {
-        next_hops::read(&mut self.maps, &self.image).await;
+        let time = Duration::from_nanos(now());
+        next_hops::read(&mut self.maps, &self.image, &mut self.health.neighbours, time).await;
     }
 
     /// Takes over one neighbour entry, if it is a next hop's.
     pub(super) fn neighbour(&mut self, neighbour: &Neighbour) {
         next_hops::take_over(&mut self.maps, &self.image, neighbour);
+        let (index, address, time) = (neighbour.index, neighbour.address, Duration::from_nanos(now()));
+        self.health.neighbours.observe(index, address, Some(neighbour.state), time);
+    }
+
+    /// The kernel has forgotten a neighbour.
+    pub(super) fn neighbour_gone(&mut self, index: u32, address: IpAddr) {
+        self.health.neighbours.observe(index, address, None, Duration::from_nanos(now()));
     }
 
     /// Ends disputes that have settled, sweeps flows that are over, gives numbers back.

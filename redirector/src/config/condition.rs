@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::reader::Reader;
 use super::text::{Wrong, serialize_duration as duration};
+use crate::health::{Figure, Thresholds};
 
 /// Times that a level or standing is kept at least: less than a tick decides nothing, more than ten minutes is no damping.
 const DWELL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
@@ -65,11 +66,14 @@ pub struct Health {
     /// How long a score holds at least before anything follows from it.
     #[serde(serialize_with = "duration")]
     pub dwell: Duration,
+    /// Thresholds of figures that are not as they are by themselves.
+    pub figures: Thresholds,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { hand_over: true, degraded: 75, critical: 50, dwell: Duration::from_secs(3) }
+        let figures = Thresholds::default();
+        Self { hand_over: true, degraded: 75, critical: 50, dwell: Duration::from_secs(3), figures }
     }
 }
 
@@ -115,6 +119,7 @@ pub(super) fn health(mut r: Reader<'_>) -> Health {
         degraded: r.number("degraded", 1..=100).unwrap_or(default.degraded),
         critical: r.number("critical", 1..=100).unwrap_or(default.critical),
         dwell: r.duration("dwell", DWELL).unwrap_or(default.dwell),
+        figures: r.table("figures").map(thresholds).unwrap_or_default(),
     };
     if health.critical >= health.degraded {
         let wrong = format!("critical = {} is not below degraded = {}", health.critical, health.degraded);
@@ -123,4 +128,29 @@ pub(super) fn health(mut r: Reader<'_>) -> Health {
     }
     r.done();
     health
+}
+
+/// Reads `[health.figures]`: by a figure's name, where it ceases to be good, and where it is bad.
+fn thresholds(mut r: Reader<'_>) -> Thresholds {
+    let mut thresholds = Thresholds::default();
+    for figure in Figure::ALL {
+        let order = if figure.rises() { "rise" } else { "fall" };
+        let example = if figure.rises() { "[20, 80]" } else { "[20, 5]" };
+        let mend = format!("write where it ceases to be good and where it is bad, as in {example}");
+        let Some(numbers) = r.item(figure.name).and_then(|item| item.elements(&mend)) else { continue };
+        let count = numbers.len();
+        let numbers: Vec<u32> = numbers.iter().filter_map(|item| item.number(0..=u32::MAX)).collect();
+        let wrong = match <[u32; 2]>::try_from(numbers) {
+            Ok([good, bad]) if good != bad && (good < bad) == figure.rises() => {
+                thresholds.set(&figure, [good, bad]);
+                continue;
+            }
+            Ok([good, bad]) => format!("{good}, {bad} do not {order}, and its bad values lie that way"),
+            Err(_) if count == 2 => continue,
+            Err(_) => format!("there are 2 thresholds, not {count}"),
+        };
+        r.wrong(figure.name, Wrong::new(wrong, mend));
+    }
+    r.done();
+    thresholds
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::thresholds::Figure;
+
 /// What a figure is about; each area is worth 25 points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -39,24 +41,18 @@ pub enum Verdict {
 /// What was measured of one figure.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reading {
-    /// Its area.
-    pub area: Area,
-    /// Its name.
-    pub name: &'static str,
+    /// Which one, with the thresholds that hold.
+    pub figure: Figure,
     /// Its value, in the unit of its name.
     pub value: f64,
-    /// Up to here it is good, or down to here where `bad` is less.
-    pub good: f64,
-    /// From here on it is bad.
-    pub bad: f64,
-    /// Whether a bad one is a failure of the whole node, whatever the others are.
-    pub is_vital: bool,
+    /// What it is about in particular; empty where the value says all.
+    pub words: String,
 }
 
 impl Reading {
     /// 1 for a good value, 0 for a bad one, and what lies between.
     pub fn grade(&self) -> f64 {
-        let grade = (self.bad - self.value) / (self.bad - self.good);
+        let grade = (self.figure.bad - self.value) / (self.figure.bad - self.figure.good);
         if grade.is_nan() { 0.0 } else { grade.clamp(0.0, 1.0) }
     }
 
@@ -86,6 +82,9 @@ pub struct FigureStatus {
     pub verdict: Verdict,
     /// How long that has been its verdict, milliseconds.
     pub for_ms: u64,
+    /// What it is about in particular, where the value does not say all.
+    #[serde(default)]
+    pub words: Option<String>,
 }
 
 /// An area, as it is told.
@@ -109,18 +108,25 @@ impl Figures {
         let mut changed = Vec::new();
         let mut before = std::mem::take(&mut self.readings);
         for reading in readings {
-            let (key, verdict) = ((reading.area, reading.name), reading.verdict());
+            let (figure, verdict) = (reading.figure, reading.verdict());
+            let key = (figure.area, figure.name);
             let since = match before.remove(&key) {
                 Some((_, was, since)) if was == verdict => since,
                 None if verdict == Verdict::Good => now,
                 _ => {
-                    changed.push((reading.name, reading.value, verdict));
+                    changed.push((figure.name, reading.value, verdict));
                     now
                 }
             };
             self.readings.insert(key, (reading, verdict, since));
         }
         changed
+    }
+
+    /// What a figure is about in particular.
+    pub fn words(&self, name: &str) -> &str {
+        let reading = self.readings.values().find(|(reading, ..)| reading.figure.name == name);
+        reading.map_or("", |(reading, ..)| &reading.words)
     }
 
     /// An area's points, 0 to 25: those of its worst figure. What is not measured is not held against it.
@@ -136,20 +142,21 @@ impl Figures {
 
     /// Whether a figure is bad without which a node must not serve.
     pub fn has_failed(&self) -> bool {
-        self.readings.values().any(|(reading, verdict, _)| reading.is_vital && *verdict == Verdict::Bad)
+        self.readings.values().any(|(reading, verdict, _)| reading.figure.is_vital && *verdict == Verdict::Bad)
     }
 
     /// All figures, area by area.
     pub fn statuses(&self, now: Duration) -> Vec<FigureStatus> {
         let status = |(reading, verdict, since): &(Reading, Verdict, Duration)| FigureStatus {
-            area: reading.area,
-            name: reading.name.to_owned(),
+            area: reading.figure.area,
+            name: reading.figure.name.to_owned(),
             // JSON knows no infinity.
             value: reading.value.is_finite().then(|| (reading.value * 10.0).round() / 10.0),
-            good: reading.good,
-            bad: reading.bad,
+            good: reading.figure.good,
+            bad: reading.figure.bad,
             verdict: *verdict,
             for_ms: now.saturating_sub(*since).as_millis() as u64,
+            words: Some(&reading.words).filter(|words| !words.is_empty()).cloned(),
         };
         self.readings.values().map(status).collect()
     }
@@ -165,7 +172,8 @@ mod tests {
     use super::*;
 
     fn reading(area: Area, name: &'static str, value: f64, good: f64, bad: f64) -> Reading {
-        Reading { area, name, value, good, bad, is_vital: area == Area::Storage }
+        let figure = Figure { is_vital: area == Area::Storage, ..Figure::new(area, name, good, bad) };
+        Reading { figure, value, words: String::new() }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the kernel says in `/proc` and `/sys`, taken apart. Pure: what is not there, or not understood, is none.
+//! What the kernel says in `/proc`, taken apart. Pure: what is not there, or not understood, is none.
 
 /// The share of memory that is available, in per cent (proc_meminfo(5)).
 pub(super) fn available(meminfo: &str) -> Option<f64> {
@@ -16,18 +16,6 @@ pub(super) fn pressure(text: &str, whom: &str) -> Option<f64> {
     line.split_ascii_whitespace().find_map(|word| word.strip_prefix("avg10="))?.parse().ok()
 }
 
-/// Packets that interfaces received, and those that overran their rings, from `/proc/net/dev` (proc_pid_net(5)). What a
-/// program or a filter has dropped is not among the latter.
-pub(super) fn received(dev: &str, interfaces: &[String]) -> (u64, u64) {
-    let of_line = |line: &str| {
-        let (name, counts) = line.split_once(':')?;
-        interfaces.iter().any(|interface| interface == name.trim()).then_some(())?;
-        let mut counts = counts.split_ascii_whitespace().map(|word| word.parse::<u64>().unwrap_or(0));
-        Some((counts.nth(1)?, counts.nth(2)?))
-    };
-    dev.lines().filter_map(of_line).fold((0, 0), |(packets, lost), (more, also)| (packets + more, lost + also))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,8 +29,5 @@ mod tests {
         let psi = "some avg10=12.50 avg60=1.00 avg300=0.00 total=5\nfull avg10=3.25 avg60=0.00 avg300=0.00 total=1\n";
         assert_eq!((pressure(psi, "some"), pressure(psi, "full")), (Some(12.5), Some(3.25)));
         assert_eq!(pressure("full avg10=x", "full"), None);
-        let dev = "Inter-|   Receive\n face |bytes packets errs drop fifo\n  eth0: 900 9 1 2 3 0 0 0 5 5\n    lo: 1 1 1 1 1\neth1:1 2 3 4 5\n";
-        let interfaces = ["eth0".to_owned(), "eth1".to_owned(), "eth2".to_owned()];
-        assert_eq!(received(dev, &interfaces), (11, 8));
     }
 }

@@ -7,12 +7,17 @@
 //! [`Figures`] and [`Standing`] know neither clock nor kernel; [`Probes`] reads the host, the disk on a thread of its own,
 //! so that one that does not answer holds up nobody.
 
+mod arrivals;
 mod figure;
 mod host;
+mod neighbours;
 mod probes;
 mod standing;
 mod storage;
+mod thresholds;
 
 pub use figure::{Area, AreaStatus, FigureStatus, Figures, Reading, Verdict};
+pub use neighbours::{Hop, Neighbours, Unresolved};
 pub use probes::{Host, Probes};
 pub use standing::{FULL_SHARE, Standing};
+pub use thresholds::{Figure, Thresholds};

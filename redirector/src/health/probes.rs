@@ -1,25 +1,34 @@
 //! The host, read: once in a while, by the agent's main task, and never a call that could wait.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::figure::{Area, Reading};
-use super::host::{available, pressure, received};
+use super::arrivals::Arrivals;
+use super::figure::Reading;
+use super::host::{available, pressure};
+use super::neighbours::Unresolved;
 use super::storage::Storage;
+use super::thresholds::{Figure, Thresholds};
+use crate::netlink::Received;
 use crate::shedding::cpu_times;
 
 /// What the agent knows of its own host besides.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
-    /// Interfaces that are configured.
-    pub interfaces: Vec<String>,
+    /// How many interfaces are configured.
+    pub interfaces: usize,
     /// Of these, how many have a carrier, and how many have XDP attached in the way that is configured; none while it is not
     /// known.
     pub links: Option<(usize, usize)>,
-    /// Next hops, and how many of them have a MAC address.
-    pub next_hops: (usize, usize),
+    /// Next hops that the kernel finds no MAC address of.
+    pub next_hops: Unresolved,
+    /// What interfaces have received, by their numbers, where that was counted since the last reading.
+    pub received: Option<BTreeMap<u32, Received>>,
+    /// Packets that XDP has dropped on purpose.
+    pub refused: u64,
     /// Of the peers that answer, and that have several links, how many do so on the first.
     pub heard_first: (usize, usize),
     /// The longest time that the agent's main task was held up since the last reading.
@@ -31,12 +40,24 @@ pub struct Host {
 pub struct Probes {
     storage: Storage,
     cpus: Vec<[u64; 8]>,
-    received: (u64, u64),
+    arrivals: Arrivals,
     clocks: Option<(Duration, Duration)>,
 }
 
-fn reading(area: Area, name: &'static str, value: f64, good: f64, bad: f64) -> Reading {
-    Reading { area, name, value, good, bad, is_vital: false }
+/// Readings as they come in.
+struct Sheet<'a> {
+    thresholds: &'a Thresholds,
+    readings: Vec<Reading>,
+}
+
+impl Sheet<'_> {
+    fn note(&mut self, figure: Figure, value: f64) {
+        self.explain(figure, value, String::new());
+    }
+
+    fn explain(&mut self, figure: Figure, value: f64, words: String) {
+        self.readings.push(Reading { figure: self.thresholds.of(figure), value, words });
+    }
 }
 
 fn read(path: impl AsRef<Path>) -> Option<String> {
@@ -49,17 +70,17 @@ impl Probes {
     /// # Errors
     /// Where there is no thread for it.
     pub fn start(data: &Path) -> io::Result<Self> {
-        Ok(Self { storage: Storage::start(data)?, cpus: Vec::new(), received: (0, 0), clocks: None })
+        Ok(Self { storage: Storage::start(data)?, cpus: Vec::new(), arrivals: Arrivals::default(), clocks: None })
     }
 
     /// Reads everything. `now` is monotonic.
-    pub fn read(&mut self, host: &Host, now: Duration) -> Vec<Reading> {
-        let mut readings = Vec::new();
-        self.cpu(host, now, &mut readings);
-        memory(&mut readings);
-        self.network(host, &mut readings);
-        self.storage(&mut readings);
-        readings
+    pub fn read(&mut self, host: &Host, thresholds: &Thresholds, now: Duration) -> Vec<Reading> {
+        let mut sheet = Sheet { thresholds, readings: Vec::new() };
+        self.cpu(host, now, &mut sheet);
+        memory(&mut sheet);
+        self.network(host, &mut sheet);
+        self.storage(&mut sheet);
+        sheet.readings
     }
 
     /// Why the data directory fails, if it does.
@@ -67,7 +88,7 @@ impl Probes {
         self.storage.found().failure
     }
 
-    fn cpu(&mut self, host: &Host, now: Duration, readings: &mut Vec<Reading>) {
+    fn cpu(&mut self, host: &Host, now: Duration, sheet: &mut Sheet<'_>) {
         let cpus = cpu_times(&read("/proc/stat").unwrap_or_default());
         if cpus.len() == self.cpus.len() {
             let share = |kind: usize, (before, after): (&[u64; 8], &[u64; 8])| {
@@ -75,64 +96,55 @@ impl Probes {
                 if all == 0 { 0.0 } else { after[kind].saturating_sub(before[kind]) as f64 * 100.0 / all as f64 }
             };
             let shares = |kind| self.cpus.iter().zip(&cpus).map(move |both| share(kind, both));
-            let steal = shares(7).sum::<f64>() / cpus.len().max(1) as f64;
-            readings.push(reading(Area::Cpu, "steal-%", steal, 20.0, 80.0));
-            readings.push(reading(Area::Cpu, "softirq-%", shares(6).fold(0.0, f64::max), 90.0, 100.0));
+            sheet.note(Figure::STEAL, shares(7).sum::<f64>() / cpus.len().max(1) as f64);
+            sheet.note(Figure::SOFTIRQ, shares(6).fold(0.0, f64::max));
             let idle = shares(3).sum::<f64>() + shares(4).sum::<f64>();
-            // Busy CPUs are no fault by themselves: what suffers by them is measured beside.
-            readings.push(reading(Area::Cpu, "busy-%", 100.0 - idle / cpus.len().max(1) as f64, 100.0, f64::MAX));
+            sheet.note(Figure::BUSY, 100.0 - idle / cpus.len().max(1) as f64);
         }
         self.cpus = cpus;
-        readings.push(reading(Area::Cpu, "loop-delay-ms", host.delay.as_secs_f64() * 1000.0, 500.0, 5000.0));
+        sheet.note(Figure::LOOP_DELAY, host.delay.as_secs_f64() * 1000.0);
         let real = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         if let Some((was_now, was_real)) = self.clocks.replace((now, real)) {
             let step = (real.as_secs_f64() - was_real.as_secs_f64()) - (now.as_secs_f64() - was_now.as_secs_f64());
-            // Nothing but certificates goes by the wall clock.
-            readings.push(reading(Area::Cpu, "clock-step-ms", step.abs() * 1000.0, 1000.0, 3_600_000.0));
+            sheet.note(Figure::CLOCK_STEP, step.abs() * 1000.0);
         }
     }
 
-    fn network(&mut self, host: &Host, readings: &mut Vec<Reading>) {
+    fn network(&mut self, host: &Host, sheet: &mut Sheet<'_>) {
+        let share = |count: usize, of: usize| count as f64 * 100.0 / of.max(1) as f64;
         if let Some((carried, attached)) = host.links {
-            let share = |count: usize| count as f64 * 100.0 / host.interfaces.len().max(1) as f64;
-            readings.push(reading(Area::Network, "carrier-%", share(carried), 100.0, 0.0));
-            readings.push(reading(Area::Network, "xdp-attached-%", share(attached), 100.0, 0.0));
+            sheet.note(Figure::CARRIER, share(carried, host.interfaces));
+            sheet.note(Figure::ATTACHED, share(attached, host.interfaces));
         }
-        let (packets, dropped) = received(&read("/proc/net/dev").unwrap_or_default(), &host.interfaces);
-        let (before, lost) = std::mem::replace(&mut self.received, (packets, dropped));
-        let came = packets.saturating_sub(before);
-        if before > 0 && came > 0 {
-            let share = dropped.saturating_sub(lost) as f64 * 100.0 / came as f64;
-            readings.push(reading(Area::Network, "receive-overruns-%", share, 1.0, 50.0));
+        if let Some(received) = &host.received {
+            self.arrivals.observe(received.clone(), host.refused);
         }
-        // With a single peer it is not known whose fault it is. A node that no packets can come to from the others is alive to
-        // them, by its other links, and must hand over by itself what it has.
+        if let Some(lost) = self.arrivals.lost() {
+            sheet.note(Figure::RECEIVE_DROPS, lost);
+        }
+        // With a single peer it is not known whose fault it is.
         let (first, heard) = host.heard_first;
         if heard > 1 {
-            let share = first as f64 * 100.0 / heard as f64;
-            let on_first = reading(Area::Network, "answers-on-first-link-%", share, 50.0, 0.0);
-            readings.push(Reading { is_vital: true, ..on_first });
+            sheet.note(Figure::FIRST_LINK, share(first, heard));
         }
-        let (hops, known) = host.next_hops;
-        if hops > 0 {
-            readings.push(reading(Area::Network, "next-hops-known-%", known as f64 * 100.0 / hops as f64, 100.0, 0.0));
+        let hops = &host.next_hops;
+        if hops.of > 0 {
+            sheet.explain(Figure::NEXT_HOPS, share(hops.own, hops.of), hops.words.clone());
         }
     }
 
-    fn storage(&self, readings: &mut Vec<Reading>) {
+    fn storage(&self, sheet: &mut Sheet<'_>) {
         let found = self.storage.found();
-        let milliseconds = found.fsync.map_or(f64::INFINITY, |time| time.as_secs_f64() * 1000.0);
-        let fsync = reading(Area::Storage, "fsync-ms", milliseconds, 500.0, 4000.0);
-        readings.push(Reading { is_vital: true, ..fsync });
-        readings.push(reading(Area::Storage, "space-left-%", found.free, 5.0, 0.0));
+        sheet.note(Figure::FSYNC, found.fsync.map_or(f64::INFINITY, |time| time.as_secs_f64() * 1000.0));
+        sheet.note(Figure::SPACE, found.free);
     }
 }
 
-fn memory(readings: &mut Vec<Reading>) {
+fn memory(sheet: &mut Sheet<'_>) {
     if let Some(available) = read("/proc/meminfo").as_deref().and_then(available) {
-        readings.push(reading(Area::Memory, "available-%", available, 5.0, 1.0));
+        sheet.note(Figure::AVAILABLE, available);
     }
     if let Some(waiting) = read("/proc/pressure/memory").and_then(|text| pressure(&text, "full")) {
-        readings.push(reading(Area::Memory, "pressure-%", waiting, 20.0, 80.0));
+        sheet.note(Figure::PRESSURE, waiting);
     }
 }

@@ -22,6 +22,7 @@ mod features;
 mod interface;
 mod neighbour;
 mod owned;
+mod received;
 mod route;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use features::{XdpFeatures, xdp_features};
 pub use interface::{Attached, AttachedMode, Interface, interface, interfaces};
 pub use neighbour::{Kept, Neighbour, NeighbourState, drop_neighbour, keep_neighbour, neighbours};
 pub use owned::{drop_route, owned_routes, put_route};
+pub use received::{Received, received};
 pub use route::{DefaultRoute, Routes, routes};
 pub use watch::{Event, Watch, watch};
 

@@ -266,3 +266,85 @@ fn own_routes_come_and_go_and_others_stay() {
         assert!(String::from_utf8_lossy(&others.stdout).contains("192.0.2.9"), "{others:?}");
     });
 }
+
+#[test]
+fn packets_that_came_and_those_that_were_dropped_are_counted() {
+    with_veth(|_| async {
+        ip("link add here type veth peer name there");
+        ip("link set here up");
+        ip("link set there up");
+        let (here, there) =
+            (interface("here").await.expect("it is there").index, interface("there").await.expect("so is this").index);
+        let before = received(&[there]).await.expect("counts");
+        // An experimental protocol (IEEE 802), which no kernel understands.
+        let frame = [[0xff; 6], [2, 0, 0, 0, 0, 1], [0x88, 0xb5, 0, 0, 0, 0]].concat();
+        (0..50).for_each(|_| send(here, &frame));
+        let begin = Instant::now();
+        loop {
+            // Not one that is not there.
+            let after = received(&[there, 4_000_000]).await.expect("counts");
+            let ([(_, before), ..], [(index, after)]) = (&before[..], &after[..]) else { panic!("{after:?}") };
+            assert_eq!(*index, there);
+            if after.dropped >= before.dropped + 50 && after.packets >= before.packets + 50 {
+                assert_eq!((after.missed, after.overruns), (0, 0), "a veth has no ring");
+                return;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{after:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+}
+
+/// Sends a frame out of an interface.
+fn send(index: u32, frame: &[u8]) {
+    // SAFETY: all zero is a valid address; the socket is closed before anybody else could close it; the frame and the
+    // address outlive the call that reads them.
+    unsafe {
+        let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
+        assert!(socket >= 0, "{}", std::io::Error::last_os_error());
+        let mut to: libc::sockaddr_ll = std::mem::zeroed();
+        (to.sll_family, to.sll_ifindex) = (libc::AF_PACKET as u16, index as i32);
+        let (address, length) = ((&raw const to).cast(), size_of_val(&to) as u32);
+        let sent = libc::sendto(socket, frame.as_ptr().cast(), frame.len(), 0, address, length);
+        assert_eq!(sent, frame.len() as isize, "{}", std::io::Error::last_os_error());
+        libc::close(socket);
+    }
+}
+
+#[test]
+fn a_next_hop_that_does_not_answer_is_found_out() {
+    with_veth(|_| async {
+        const SILENT: &str = "10.0.0.77";
+        let index = interface("near").await.expect("it was just made").index;
+        let mut watch = watch().expect("a watch");
+        let begin = Instant::now();
+        let mut next_hops = crate::health::Neighbours::default();
+        let hop = |address: &str, is_peer| crate::health::Hop {
+            interface: index,
+            name: "near".into(),
+            address: address.parse().expect("an address"),
+            is_peer,
+        };
+        let hops = [hop(SILENT, false), hop(FAR4, true)];
+        let keys = hops.iter().map(|hop| (hop.interface, hop.address));
+        next_hops.read(keys, neighbours().await.expect("entries").iter(), begin.elapsed());
+        for hop in &hops {
+            keep_neighbour(index, hop.address).await.expect("asked");
+        }
+        // The kernel asks for three seconds, and until then nothing is said of it.
+        let told = async {
+            loop {
+                let Some(Event::Neighbour(entry)) = watch.next().await else { continue };
+                next_hops.observe(entry.index, entry.address, Some(entry.state), begin.elapsed());
+                let found = next_hops.judge(&hops, begin.elapsed());
+                if !found.words.is_empty() {
+                    return (entry, found);
+                }
+            }
+        };
+        let (entry, found) = tokio::time::timeout(PATIENCE, told).await.expect("the kernel gives it up");
+        assert_eq!((entry.address, entry.state), (address(SILENT), NeighbourState::Failed));
+        assert_eq!((found.own, found.of), (0, 1), "the peer answers by that interface");
+        assert_eq!(next_hops.judge(&hops[..1], begin.elapsed()).own, 1, "without it nothing does");
+    });
+}

@@ -58,6 +58,8 @@ fn text(health: &HealthStatus) -> String {
         ("shed level", level(load)),
     ];
     pairs.extend(health.storage_failure.iter().map(|why| ("storage fails", why.clone())));
+    let words = health.figures.iter().filter_map(|one| one.words.as_deref());
+    let words: String = words.map(|words| format!("\n{words}")).collect();
     let rows = health.figures.iter().map(|one| {
         let verdict = match one.verdict {
             Verdict::Good => "good",
@@ -69,7 +71,7 @@ fn text(health: &HealthStatus) -> String {
         head.chain(figures).chain([verdict.to_owned(), ago(one.for_ms)]).collect()
     });
     let table = text_table(&["AREA", "FIGURE", "VALUE", "GOOD", "BAD", "VERDICT", "FOR"], rows.collect());
-    format!("{}\n{table}", text_pairs(pairs))
+    format!("{}\n{table}{words}", text_pairs(pairs))
 }
 
 pub(super) fn show(target: &Target, output: Output) -> Result<()> {
