@@ -75,7 +75,11 @@ fn names(load: &LoadReport) -> BTreeSet<&str> {
 /// A lab whose backends' deaths are noticed soon, at a pace that leaves the machine to others.
 fn up(name: &str, nodes: u8) -> Result<Scene> {
     let topology = Topology { nodes, backends: 3, between: true, ..Topology::for_test(name) };
-    let config = Config { beats: Some("50ms x 3".into()), ..every_kind(&topology, &["ipip"]).with_fabrics(&topology) };
+    let mut config =
+        Config { beats: Some("50ms x 3".into()), ..every_kind(&topology, &["ipip"]).with_fabrics(&topology) };
+    if nodes == 1 {
+        config.pool.iter_mut().for_each(|pool| pool.health.slow_start = Some("4s".into()));
+    }
     let scene = Scene::up(&topology, config)?;
     ["b1", "b2", "b3"].iter().try_for_each(|backend| wait_for_paths(&scene, backend, 3))?;
     Ok(scene)
@@ -116,7 +120,32 @@ fn a_cluster_agrees_that_a_backend_is_dead_and_that_it_is_back() -> Result<()> {
 
 #[test]
 fn a_node_alone_takes_a_dead_backend_out_and_in_again() -> Result<()> {
-    new_flows_avoid_it_and_go_to_it_again(&up("alone", 1)?)
+    let scene = up("alone", 1)?;
+    new_flows_avoid_it_and_go_to_it_again(&scene)?;
+    wait_until("b1 has all of its share again", || {
+        Ok(shown(&scene, "n1", "b1")?.1 == BTreeSet::from(["alive".into()]))
+    })?;
+    scene.lab.unplug("b1")?;
+    wait_for_rows(&scene, &["b2", "b3"])?;
+    scene.lab.heal()?;
+    let mut seen = Vec::new();
+    wait_until("b1 has all of its share again, in steps", || {
+        let (share, states) = shown(&scene, "n1", "b1")?;
+        seen.extend(states.contains("starting").then_some(share));
+        Ok(share > 30.0 && states == BTreeSet::from(["alive".into()]))
+    })?;
+    println!("shares of b1, which starts slowly: {seen:?}");
+    ensure!(seen.is_sorted() && seen.first().is_some_and(|first| *first < 15.0), "{seen:?}");
+    let levels: BTreeSet<u64> = seen.iter().map(|share| *share as u64).collect();
+    ensure!(levels.len() >= 4, "too few steps: {seen:?}");
+    scene.nothing_was_dropped()
+}
+
+/// The share that a backend's pools give it on the average, and how it stands in them.
+fn shown(scene: &Scene, node: &str, name: &str) -> Result<(f64, BTreeSet<String>)> {
+    let those: Vec<Backend> = backends(scene, node)?.into_iter().filter(|backend| backend.name == name).collect();
+    let states = those.iter().filter_map(|backend| Some(backend.health.as_ref()?.state.clone())).collect();
+    Ok((those.iter().map(|backend| backend.share).sum::<f64>() / those.len() as f64, states))
 }
 
 /// Alone and in a cluster, where that is agreed on.
@@ -232,11 +261,7 @@ fn a_backend_that_comes_back_gets_its_share_step_by_step() -> Result<()> {
     wait_for_rows(&scene, &["b1", "b2"])?;
     // What the tables give it, before and after, and what clients find meanwhile.
     let mut seen: Vec<(f64, f64, f64)> = Vec::new();
-    let shown = |node: &str| -> Result<(f64, BTreeSet<String>)> {
-        let those: Vec<Backend> = backends(&scene, node)?.into_iter().filter(|backend| backend.name == "b1").collect();
-        let states = those.iter().filter_map(|backend| Some(backend.health.as_ref()?.state.clone())).collect();
-        Ok((those.iter().map(|backend| backend.share).sum::<f64>() / those.len() as f64, states))
-    };
+    let shown = |node: &str| shown(&scene, node, "b1");
     wait_until("it has all of its share again", || {
         let (before, states) = shown("n1")?;
         let found = share_of_b1(&scene)?;

@@ -20,12 +20,16 @@ use crate::dataplane::maps::{Maps, MapsError, written};
 use crate::dataplane::rows::{self, RowTables};
 use crate::journal::Kind;
 use crate::paths::backends::{Backend, Verdict, judge};
+use crate::pool::warmup::{self, Warmup};
 
 /// By pool, the backends that are out.
 pub(super) type Out = BTreeMap<String, BTreeSet<String>>;
 
 /// Pools of which too little is healthy, and how much is, in per cent.
 type Panics = BTreeMap<String, u8>;
+
+/// By pool, the backends that have only part of their weight, and how many steps of it.
+type Warming = BTreeMap<String, BTreeMap<String, u8>>;
 
 /// What a node has found, and what follows from it.
 #[derive(Debug, Default)]
@@ -45,7 +49,9 @@ pub(super) struct Backends {
     /// How often paths had changed when they were last looked at.
     looked: Option<u64>,
     /// By pool, backends that have only part of their weight yet, and how many steps of it.
-    warming: BTreeMap<String, BTreeMap<String, u8>>,
+    warming: Warming,
+    /// The same, where this node decides alone, as it is next.
+    warmup: Warmup,
     /// The version of what was agreed on that was last looked at.
     version: u64,
 }
@@ -144,6 +150,23 @@ impl Backends {
         Ok(())
     }
 
+    /// Gives backends that are back their next steps, where it is time to.
+    fn warm(&mut self, config: &Config) {
+        let (time, none) = (Duration::from_nanos(now()), BTreeSet::new());
+        for pool in &config.pools {
+            let out = self.out.get(&pool.name).unwrap_or(&none);
+            let dead = self.found.get(&pool.name).unwrap_or(&none);
+            let backends = pool.backends.iter().map(|backend| (backend.name.as_str(), dead.contains(&backend.name)));
+            self.warmup.observe(&pool.name, out, backends, pool.health.slow_start, time);
+        }
+        self.warmup.keep(|name| config.pools.iter().any(|pool| pool.name == name));
+    }
+
+    /// Whether the tables go by what this node finds.
+    fn is_in_force(&self) -> bool {
+        self.in_force == self.out && self.warming == self.warmup.steps()
+    }
+
     /// The tables go by this from now on; notes what is new.
     fn put_in_force(&mut self, out: Out, incidents: &Incidents) {
         let names = |out: &Out| -> BTreeSet<String> {
@@ -198,8 +221,8 @@ pub(super) fn number(image: &Image, pool: &str, backend: &str) -> Option<u16> {
     image.registry.id(kind::BACKEND, &format!("{pool}/{backend}")).map(|id| id as u16)
 }
 
-/// Has pools give new flows to those alone that are not out.
-pub(super) fn take_out(image: &mut Image, out: &Out) {
+/// Has pools give new flows to those alone that are not out, and to those that start slowly their part.
+fn take_out(image: &mut Image, out: &Out, warming: &Warming) {
     for (id, pool) in &mut image.pools {
         let Some(name) = image.registry.name(kind::POOL, u32::from(*id)) else { continue };
         let number = |backend: &String| image.registry.id(kind::BACKEND, &format!("{name}/{backend}"));
@@ -209,6 +232,11 @@ pub(super) fn take_out(image: &mut Image, out: &Out) {
         if pool.members.is_empty() {
             pool.members.clone_from(&pool.configured);
         }
+        let Some(steps) = warming.get(name) else { continue };
+        let registry = &image.registry;
+        let id = |backend: &String| registry.id(kind::BACKEND, &format!("{name}/{backend}"));
+        let steps: BTreeMap<u32, u8> = steps.iter().filter_map(|(backend, step)| Some((id(backend)?, *step))).collect();
+        warmup::weigh(&mut pool.members, |member| steps.get(&u32::from(member.id)).copied());
     }
 }
 
@@ -278,19 +306,24 @@ impl Node {
         if self.is_in_agreement() {
             return;
         }
+        self.backends.warm(&self.config);
         self.backends.put_panics_in_force(self.backends.panicking.clone(), &self.incidents);
-        if self.backends.in_force != self.backends.out {
+        if !self.backends.is_in_force() {
             self.take_backends_out();
         }
     }
 
     /// Has pools go by what this node finds alone.
     pub(super) fn take_backends_out(&mut self) {
-        take_out(&mut self.image, &self.backends.out);
+        let warming = self.backends.warmup.steps();
+        take_out(&mut self.image, &self.backends.out, &warming);
         self.drains.mark(&mut self.image);
         self.set_lost(Lost::found(&self.image));
         match rows::follow(&mut self.maps, &self.image) {
-            Ok(()) => self.backends.put_in_force(self.backends.out.clone(), &self.incidents),
+            Ok(()) => {
+                self.backends.warming = warming;
+                self.backends.put_in_force(self.backends.out.clone(), &self.incidents);
+            }
             Err(error) => tracing::error!("pools could not be changed, and soon are: {:#}", anyhow::Error::new(error)),
         }
     }
@@ -314,7 +347,7 @@ impl Node {
     /// What a new image is to leave out, where this node decides alone.
     pub(super) fn keep_out(&self, image: &mut Image) {
         let lost = if image.agreed.is_none() {
-            take_out(image, &self.backends.in_force);
+            take_out(image, &self.backends.in_force, &self.backends.warming);
             self.drains.mark(image);
             Lost::found(image)
         } else if let Some(state) = self.agreement.as_ref().and_then(|agreement| agreement.state()) {

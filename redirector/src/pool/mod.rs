@@ -6,5 +6,6 @@
 pub mod ebb;
 mod maglev;
 pub mod transition;
+pub mod warmup;
 
 pub use maglev::{Member, build, rows, stable_hash};
