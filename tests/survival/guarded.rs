@@ -3,7 +3,8 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::net::UnixDatagram;
+use std::io::Write as _;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -50,11 +51,11 @@ fn a_node_whose_application_is_silent_drains_until_it_is_well() -> Result<()> {
     fs::write(&well, "")?;
     // Another guard puts back what the one before it has taken out.
     let guard = guarded("guard-again")?;
-    let (socket, beats) = (run.join("guard-app.sock"), UnixDatagram::unbound()?);
+    let lines = run.join("guard-app.lines");
     wait_until("n3, whose application is well, serves again", || {
         // The guard may have just been about to start it, or to listen where the one before it did.
         for _ in 0..4 {
-            drop(beats.send_to(b"WATCHDOG=1", &socket));
+            drop(UnixStream::connect(&lines).and_then(|mut stream| stream.write_all(b"alive\n")));
             std::thread::sleep(Duration::from_millis(250));
         }
         Ok(standing(&scene, "n3")? == "up")

@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use tokio::net::UnixDatagram;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::plane::{log, runtime};
 use super::target::CONFIG;
 use crate::config;
-use crate::guard::{Action, Application, Door, Machine, Policy, Seat};
+use crate::guard::{Action, Application, Door, Machine, Policy, Seat, Signs};
 
 /// How often it is looked whether the application runs.
 const TICK: Duration = Duration::from_millis(50);
@@ -22,8 +21,8 @@ const TICK: Duration = Duration::from_millis(50);
 /// Arguments of `guard`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Guard {
-    /// What the application is called in messages; its socket is `guard-NAME.sock` in the node's run directory, or in
-    /// /run/redirector with --backend.
+    /// What the application is called in messages; its sockets are `guard-NAME.sock`, for datagrams, and `guard-NAME.lines`, for
+    /// lines of a stream, in the node's run directory, or in /run/redirector with --backend.
     #[arg(long, value_parser = name)]
     name: String,
     /// How long it may be silent.
@@ -40,7 +39,7 @@ pub(super) struct Guard {
     #[arg(long, value_name = "FILE", default_value = CONFIG, conflicts_with = "backend")]
     config: PathBuf,
     /// The application and its arguments; it stays in the foreground, and sends `WATCHDOG=1`, or any datagram, to the Unix
-    /// socket that NOTIFY_SOCKET names, as for systemd.
+    /// socket that NOTIFY_SOCKET names, as for systemd, or any line to the Unix stream socket that GUARD_LINES names.
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -50,16 +49,6 @@ fn name(text: &str) -> Result<String, String> {
     match (1..=32).contains(&text.len()) && text.chars().all(fits) {
         true => Ok(text.to_owned()),
         false => Err("use 1 to 32 of the characters A-Z a-z 0-9 - _ .".to_owned()),
-    }
-}
-
-/// The socket's file, which goes with the guard.
-struct Socket(PathBuf);
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        // The next guard replaces what is left.
-        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -145,15 +134,9 @@ impl Guard {
 
     async fn watch(&self, run: &Path, mut dependant: Dependant) -> Result<()> {
         std::fs::create_dir_all(run).with_context(|| format!("cannot make {}", run.display()))?;
-        let path = run.join(format!("guard-{}.sock", self.name));
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot replace {}", path.display()));
-            }
-            _ => {}
-        }
-        let beats = UnixDatagram::bind(&path).with_context(|| format!("cannot listen at {}", path.display()))?;
-        let _socket = Socket(path.clone());
+        let place = |kind: &str| run.join(format!("guard-{}.{kind}", self.name));
+        let (socket, lines) = (place("sock"), place("lines"));
+        let mut signs = Signs::listen(&socket, &lines).context("cannot listen for signs of life")?;
         // Who is left by a parent that has gone away is this process's to wait for.
         // SAFETY: integers in.
         unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
@@ -170,16 +153,9 @@ impl Guard {
         let mut application = Application::default();
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut tick = tokio::time::interval(TICK);
-        let mut datagram = [0; 512];
         loop {
             let mut actions = Vec::new();
-            // Signs of life first: those that came while something else was done must not be missed.
             tokio::select! {
-                biased;
-                received = beats.recv(&mut datagram) => match received {
-                    Ok(_) => actions.extend(machine.handle_beat(began.elapsed())),
-                    Err(error) => tracing::warn!(name = self.name, %error, "a sign of life could not be read"),
-                },
                 answered = dependant.answer() => {
                     if let Err(error) = answered {
                         tracing::warn!(name = self.name, %error, "a probe could not be answered");
@@ -187,6 +163,10 @@ impl Guard {
                     }
                 }
                 _ = tick.tick() => {
+                    // First of all: those that came while something else was done must not be missed.
+                    if signs.heard() {
+                        actions.extend(machine.handle_beat(began.elapsed()));
+                    }
                     if let Some(why) = application.exited() {
                         tracing::warn!(name = self.name, "{why}");
                         actions.extend(machine.handle_exit(&why, began.elapsed()));
@@ -200,7 +180,7 @@ impl Guard {
             for action in actions {
                 match action {
                     Action::Start => {
-                        if let Err(error) = application.start(&self.command, &path, self.timeout) {
+                        if let Err(error) = application.start(&self.command, &socket, &lines, self.timeout) {
                             let why = format!("{} cannot be started: {error}", self.command[0].to_string_lossy());
                             tracing::error!(name = self.name, "{why}");
                             for action in machine.handle_exit(&why, began.elapsed()) {

@@ -28,10 +28,11 @@ impl Application {
     ///
     /// # Errors
     /// Where the program cannot be run.
-    pub fn start(&mut self, command: &[OsString], socket: &Path, timeout: Duration) -> io::Result<()> {
+    pub fn start(&mut self, command: &[OsString], socket: &Path, lines: &Path, timeout: Duration) -> io::Result<()> {
         let mut started = Command::new(&command[0]);
         started.args(&command[1..]).process_group(0);
         started.env("NOTIFY_SOCKET", socket).env("WATCHDOG_USEC", timeout.as_micros().to_string());
+        started.env("GUARD_LINES", lines);
         // SAFETY: one call that is safe between fork and exec, with integers.
         unsafe {
             started.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {

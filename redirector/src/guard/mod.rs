@@ -7,8 +7,10 @@ mod application;
 mod door;
 mod machine;
 mod seat;
+mod signs;
 
 pub use application::Application;
 pub use door::Door;
 pub use machine::{Action, Machine, Policy};
 pub use seat::Seat;
+pub use signs::Signs;
