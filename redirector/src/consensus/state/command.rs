@@ -441,7 +441,8 @@ fn set_weights(state: &mut State, weights: &BTreeMap<u8, u32>) -> Result<(), Ref
 }
 
 fn move_slots(state: &mut State, index: u64, first: u32, ranks: &[Ranks]) -> Result<(), Refusal> {
-    let present = |id: u8| id == 0 || state.is_present(id);
+    let present = slots::present(state);
+    let present = |id: u8| id == 0 || present[usize::from(id)];
     let fits = (first as usize).checked_add(ranks.len()).is_some_and(|end| end <= state.slots.len());
     if !fits || !ranks.iter().all(|&ranks| slots::are_ranks(ranks) && ranks.into_iter().all(present)) {
         return Err(Refusal::Ranks { first });

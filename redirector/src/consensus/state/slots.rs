@@ -37,6 +37,13 @@ impl Slot {
     }
 }
 
+/// Which nodes are there to forward packets to, by id: asked of every rank of every slot.
+pub(super) fn present(state: &State) -> [bool; 256] {
+    let mut present = [false; 256];
+    state.members.iter().for_each(|(&id, member)| present[usize::from(id)] = member.is_present());
+    present
+}
+
 /// Takes a dead node out of every slot that names it; those behind it move up.
 pub(super) fn take_out(state: &mut State, id: u8, index: u64) {
     let State { members, slots, .. } = state;
@@ -48,9 +55,9 @@ pub(super) fn take_out(state: &mut State, id: u8, index: u64) {
 
 /// Ranks the nodes of neighbouring slots anew.
 pub(super) fn rank(state: &mut State, first: usize, ranks: &[Ranks], index: u64) {
-    let State { members, slots, .. } = state;
-    let lives = |node: u8| members.get(&node).is_some_and(super::Member::is_present);
-    for (slot, &ranks) in slots[first..].iter_mut().zip(ranks) {
+    let present = present(state);
+    let lives = |node: u8| present[usize::from(node)];
+    for (slot, &ranks) in state.slots[first..].iter_mut().zip(ranks) {
         if slot.ranks != ranks {
             slot.rank(ranks, index, lives);
         }
