@@ -142,6 +142,12 @@ fn rows_of_a_change_are_their_owners_and_what_is_old_lasts() {
     }
     let done = served(&tables, "shared and disputed", &tcp_of(&tables, HTTP, "l2/a", 0).syn(), AVOIDED);
     assert_eq!(done.journey.avoided, backend(&tables, "l2/a"));
+    for (says, at, old_until) in [("an old flow's, for all that is known", 1, u64::MAX), ("a new flow's", 2, 0)] {
+        tables.pools.values_mut().for_each(|pool| pool.old_until = old_until);
+        let (packet, notes) = (sip_of(&tables, "l2/a", at), if old_until == 0 { AVOIDED } else { STAYS_NEW });
+        let done = served(&tables, says, &packet, notes);
+        assert_eq!(done.journey.avoided != 0, old_until == 0, "{says}");
+    }
     let row = Row::new(backend(&tables, "l2/b"), backend(&tables, "l2/a"), true);
     set_rows(&mut tables, "l2", row);
     tables.pools.values_mut().for_each(|pool| pool.old_until = u64::MAX);

@@ -76,14 +76,18 @@ fn find<T: Tables>(tables: &T, journey: &Journey) -> Option<Instead> {
     if !is_whole || !begins || journey.owner != node.id {
         return None;
     }
-    let &Pool { table, panics, rows, .. } = tables.pool(service.pool)?;
+    let &Pool { table, panics, rows, old_until } = tables.pool(service.pool)?;
     if panics != 0 {
         return None;
     }
     let first = FlowHash::of(&node.hash_key, &packet.tuple, packet.v6).row(rows);
-    // What was taken for a flow from before a change of the pool is one that lasts.
-    if !is_tcp(packet) && tables.row(table.into(), first)?.current() != journey.backend {
-        return None;
+    if !is_tcp(packet) {
+        // What was taken for a flow from before a change of the pool is one that lasts. While a change is only announced, the
+        // row says nothing of that: its backends are the same yet.
+        let own = tables.row(table.into(), first)?;
+        if own.current() != journey.backend || own.disputed() && tables.now() < old_until {
+            return None;
+        }
     }
     let mut tries = 0;
     while tries < TRIES {
