@@ -102,7 +102,12 @@ fn source_cell(node: &Node, packet: &Packet) -> u32 {
 /// Takes one from a budget of `rate` a second with a burst of a tenth of a second, or of one; says whether it was there.
 ///
 /// The word holds the virtual time, in nanoseconds, at which the budget is full again (the generic cell rate algorithm,
-/// ITU-T I.371): one word, no refill. A race between CPUs loses one count at most.
+/// ITU-T I.371): one word, no refill.
+///
+/// A source's budget is one word for all CPUs, written whatever another has written since it was read: those that meet take one
+/// together, so that *n* CPUs may let in *n* times the rate at worst. Two that asked ten million times a second in all, at rates
+/// from 100 to 1,000,000 a second, let in up to 12 % more than the rate and one burst. A compare-and-swap would need 32 bytes more
+/// of the program's stack.
 #[inline(always)]
 pub fn spend(budget: Option<&Word>, rate: u32, now: u64) -> bool {
     let Some(word) = budget else { return true };
