@@ -1,6 +1,7 @@
 //! Connections that stay: each exchanges checked lines until told to stop, and notices any break.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -63,7 +64,12 @@ impl LongConnections {
             let sources = client_addresses(target.ip());
             let source = sources[number / targets.len() % sources.len()];
             let stream = connect(target, Some(source), timeout)?;
-            let line = Line { number, input: upgrade(stream, target)?, backend: String::new() };
+            let line = Line {
+                number,
+                ends: (stream.local_addr()?, target),
+                input: upgrade(stream, target)?,
+                backend: String::new(),
+            };
             let (stop, lines) = (open.stop.clone(), open.lines.clone());
             let thread = thread::Builder::new().stack_size(STACK_BYTES);
             open.threads.push(thread.spawn(move || line.exchange(interval, &stop, &lines))?);
@@ -114,8 +120,16 @@ fn upgrade(stream: TcpStream, target: SocketAddr) -> Result<BufReader<TcpStream>
 /// One connection's conversation.
 struct Line {
     number: usize,
+    ends: (SocketAddr, SocketAddr),
     input: BufReader<TcpStream>,
     backend: String,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { number, ends: (source, target), backend, .. } = self;
+        write!(f, "{number} from {source} to {target} on {backend}")
+    }
 }
 
 impl Line {
@@ -127,11 +141,10 @@ impl Line {
                 Ok(true) => {}
                 Ok(false) => {
                     outcome.wrong = true;
-                    outcome.error =
-                        Some(anyhow::anyhow!("connection {} got wrong bytes at line {sequence}", self.number));
+                    outcome.error = Some(anyhow::anyhow!("connection {self} got wrong bytes at line {sequence}"));
                 }
                 Err(error) => {
-                    outcome.error = Some(error.context(format!("connection {} broke at line {sequence}", self.number)));
+                    outcome.error = Some(error.context(format!("connection {self} broke at line {sequence}")));
                 }
             }
             outcome.wait_max = outcome.wait_max.max(begun.elapsed());
