@@ -113,3 +113,79 @@ fn agreeing_nodes_serve_a_flow_by_one_backend() {
         assert_eq!(node::backend(&cluster.nodes[0], "pool/a"), 1);
     }
 }
+
+/// Owned flows that have begun on backend `a`, and their slots, while unknown ones are given to another backend: so it shows
+/// when the wrong node is asked.
+fn young_flows(cluster: &mut Cluster, random: &mut Random) -> Vec<(Packet, u32)> {
+    let flows: Vec<Packet> =
+        (0..20).map(|client| tcp(&format!("192.0.2.1:{}", 2_000 + client), "198.51.100.1:443")).collect();
+    let set_rows = |cluster: &mut Cluster, current: &str, previous: &str| {
+        for tables in &mut cluster.nodes {
+            let [current, previous] = [current, previous].map(|name| node::backend(tables, &format!("pool/{name}")));
+            node::set_rows(tables, "pool", Row::new(current, previous, false));
+        }
+    };
+    set_rows(cluster, "a", "a");
+    let open = |flow: Packet| {
+        let way = cluster.send(1 + random.below(cluster.nodes.len()) as u8, &flow.clone().syn().bytes());
+        (flow, way.done.journey.slot)
+    };
+    let flows = flows.into_iter().map(open).collect();
+    set_rows(cluster, "b", "c");
+    flows
+}
+
+fn stay(cluster: &Cluster, flows: &[(Packet, u32)], entries: impl Fn(u32) -> Vec<u8>, why: &str) {
+    for (flow, slot) in flows {
+        for entry in entries(*slot) {
+            let way = cluster.send(entry, &flow.bytes());
+            assert_eq!(way.done.journey.backend, node::backend(&cluster.nodes[0], "pool/a"), "{why}: {way:?}");
+        }
+    }
+}
+
+/// Nodes switch to a new slot table a moment apart, and flows of few packets have no copies: they stay all the same.
+#[test]
+fn young_flows_stay_while_nodes_switch_to_another_owner_one_by_one() {
+    for between in [Between::Mac, Between::Udp] {
+        for seed in 0..40 {
+            let (mut random, count) = (Random::new(seed), 3 + seed as usize % 3);
+            let mut cluster = Cluster::new(count as u8, between);
+            let flows = young_flows(&mut cluster, &mut random);
+            let mut order: Vec<usize> = (0..count).collect();
+            (0..count).for_each(|at| order.swap(at, random.below(count)));
+            for (switched, node) in order.into_iter().enumerate() {
+                stay(&cluster, &flows, |_| (1..=count as u8).collect(), &format!("seed {seed}, {switched} switched"));
+                for slot in &mut cluster.nodes[node].image.slots {
+                    let old = slot.ranks;
+                    (slot.ranks[0], slot.ranks[1], slot.previous) = (old[1], old[0], old[0]);
+                    slot.version += 1;
+                }
+            }
+            stay(&cluster, &flows, |_| (1..=count as u8).collect(), &format!("seed {seed}, all switched"));
+        }
+    }
+}
+
+/// A node that has an owner for dead, while it lives, sends its packets to the next rank: that one knows better.
+#[test]
+fn young_flows_stay_where_one_node_has_their_owner_for_dead() {
+    for between in [Between::Mac, Between::Udp] {
+        for seed in 0..40 {
+            let (mut random, count) = (Random::new(seed), 4);
+            let mut cluster = Cluster::new(count, between);
+            let flows = young_flows(&mut cluster, &mut random);
+            let slots = cluster.nodes[0].image.slots.clone();
+            for mistaken in 1..=count {
+                for owner in (1..=count).filter(|owner| *owner != mistaken) {
+                    cluster.nodes[usize::from(mistaken) - 1].image.alive.set(owner, false);
+                    // The next rank itself cannot ask anybody whom it has for dead.
+                    let asks =
+                        |slot: u32| if slots[slot as usize].ranks[1] == mistaken { Vec::new() } else { vec![mistaken] };
+                    stay(&cluster, &flows, asks, &format!("seed {seed}, node {mistaken} has {owner} for dead"));
+                    cluster.nodes[usize::from(mistaken) - 1].image.alive.set(owner, true);
+                }
+            }
+        }
+    }
+}

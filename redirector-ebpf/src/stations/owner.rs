@@ -1,8 +1,8 @@
 //! Station 7: who serves the flow? The hop rule, as two pure functions.
 //!
 //! A packet from outside goes to its slot's first rank that is alive. A packet that another node forwarded stays where it
-//! is, with one exception: a flow that the new owner does not know, and that no packet opens here, goes on to the slot's
-//! previous owner, marked final. So a packet is forwarded twice at most, and since the second hop never goes to the
+//! is, with one exception: a flow that its receiver does not know, and that no packet opens here, goes on to the slot's
+//! previous owner, or to the owner if that is not the receiver by its own table, marked final. So a packet is forwarded twice at most, and since the second hop never goes to the
 //! sender of the first nor to the node itself, it visits no node twice, however much the nodes' tables differ.
 
 use crate::abi::RANKS;
@@ -46,13 +46,21 @@ pub fn before_flow(slot: &Slot, alive: &AliveNodes, me: u8, mark: Mark) -> Decis
     }
 }
 
-/// For a flow that the flow table does not know and that this packet does not open: here, or on to the previous owner?
+/// For a flow that the flow table does not know and that this packet does not open: here, or on to whom may know it?
+///
+/// That is the slot's previous owner, or, where whoever forwarded the packet goes by a newer table than this node or has
+/// another node for dead, the owner by what this node goes by.
 #[inline(always)]
 pub fn unknown_flow(slot: &Slot, alive: &AliveNodes, me: u8, mark: Mark) -> Decision {
-    let previous = slot.previous;
-    if mark.is_final() || previous == 0 || previous == me || previous == mark.sender() || !alive.is_alive(previous) {
+    let may_go_to = |node: u8| node != 0 && node != me && node != mark.sender() && alive.is_alive(node);
+    let owner = if mark.is_none() { me } else { first_alive(slot, alive) };
+    if mark.is_final() {
         Decision::Here
+    } else if may_go_to(owner) {
+        Decision::HandBack(owner)
+    } else if may_go_to(slot.previous) {
+        Decision::HandBack(slot.previous)
     } else {
-        Decision::HandBack(previous)
+        Decision::Here
     }
 }
