@@ -4,6 +4,7 @@
 //! by the time that all of them together were there. Then of `n` flows the last ends after the `n`-th harmonic number by the
 //! rate, and after a time `t` as many are left as `n` by `e` to the power of minus rate times `t`.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -42,9 +43,12 @@ impl Ebb {
 
     /// How many of a flow end in a second; none where too little was seen, or none has ended.
     fn rate(&self) -> Option<f64> {
-        let ((began, first), (now, last)) = (*self.counts.front()?, *self.counts.back()?);
+        // Counts rise at first: a flow counts once it has sent a packet. So what went before the highest tells nothing.
+        let highest = (0..self.counts.len()).max_by_key(|&at| (self.counts[at].1, Reverse(at)))?;
+        let counts = || self.counts.range(highest..);
+        let ((began, first), (now, last)) = (*counts().next()?, *self.counts.back()?);
         let ended = first.checked_sub(last).filter(|ended| *ended > 0 && now.saturating_sub(began) >= ENOUGH)?;
-        let pairs = self.counts.iter().zip(self.counts.iter().skip(1));
+        let pairs = counts().zip(counts().skip(1));
         let lived = |((from, before), (to, after)): (&(Duration, u64), &(Duration, u64))| {
             to.saturating_sub(*from).as_secs_f64() * (*before as f64 + *after as f64) / 2.0
         };
@@ -80,6 +84,14 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn what_was_counted_before_all_had_spoken_does_not_count() {
+        let (counts, mut ebb) = ([2, 7, 12, 12, 9, 8, 6, 6, 6], Ebb::default());
+        let times = |count: usize| SECOND * count as u32 * 5;
+        counts.iter().enumerate().for_each(|(at, flows)| ebb.note(*flows, times(at)));
+        assert!(ebb.lasts().is_some_and(|lasts| lasts > Duration::ZERO) && ebb.left_after(SECOND) <= Some(6));
+    }
 
     /// Notes the count of each second of the first `seconds`, and says how long the last flow of all lasts after that.
     fn watch(ends: &[f64], seconds: u32) -> (Ebb, f64) {
