@@ -1,5 +1,7 @@
 //! A short run of the simulation, and the proof that it finds what it is made to find.
 
+mod returning;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 

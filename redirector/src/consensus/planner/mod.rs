@@ -126,7 +126,7 @@ impl Default for Patience {
             back: 2_000,
             backend: 100,
             report: 1_000,
-            forwarding: 60_000,
+            forwarding: 10_000,
             draining: 3_000,
             settling: 30_000,
         }

@@ -41,6 +41,10 @@ impl Cluster {
         let topology = Topology { nodes: args.nodes, between, ..Topology::new(format!("{LAB}{}", std::process::id())) };
         let beats = Some(args.profile.name().to_owned());
         let mut config = Config { beats, ..Config::standard(&topology).with_echo() };
+        // Previous owners are asked for slots that moved as long as new flows may be idle; the next fault waits for that.
+        for of_new in ["tcp_new", "udp_new", "other"] {
+            config.timeouts.insert(of_new.into(), "10s".into());
+        }
         let mut lab = Lab::up(&topology)?;
         lab.serve_promptly()?;
         if stage == Stage::Holders {

@@ -196,7 +196,7 @@ fn a_node_whose_agent_is_silent_gives_its_slots_away_and_gets_them_back() {
 
 #[test]
 fn previous_owners_are_asked_until_the_last_of_their_new_flows_is_over() {
-    for (new_flows, asked_for) in [(0, Patience::default().forwarding), (90_000, 90_000)] {
+    for (new_flows, asked_for) in [(0, Patience::default().forwarding), (60_000, 60_000)] {
         let mut world = World::of(3);
         world.times.new_flows = new_flows;
         world.settle();

@@ -1,6 +1,8 @@
 //! What a node makes of its peers and of itself, without IO: the detector is fed with what the maps say, and peers are let
 //! be alive where it says so.
 
+mod readiness;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,22 +13,20 @@ use redirector_ebpf::tables::{AliveNodes, Slot};
 use siphasher::sip::SipHasher24;
 use siphasher::sip128::SipHasher24 as SipHasher128;
 
+use self::readiness::{FLOWS, Readiness, is_up_as};
 use super::copies::Delivered;
 use crate::config::{Config, Key};
-use crate::consensus::state::{Standing, State};
+use crate::consensus::state::State;
 use crate::dataplane::image::Image;
 use crate::dataplane::liveness::LivenessTables;
 use crate::health::FULL_SHARE;
-use crate::liveness::{AGENT_SILENT, Action, Detector, LinkPlan, Observation, Own, Plan, State as Peer};
+use crate::liveness::{Action, Detector, LinkPlan, Observation, Own, Plan, State as Peer};
 use crate::vip::{Fitness, View};
 
 /// What answers may take, as a share of the interval.
 pub(super) const GRACE_DIVISOR: u32 = 4;
 /// The least that answers may take.
 pub(super) const GRACE_MIN: Duration = Duration::from_micros(500);
-
-/// How long a node that returns waits at most for flows that others have, before it serves without them.
-const FLOWS: Duration = Duration::from_secs(10);
 
 /// What nodes agree on, as far as this one knows.
 #[derive(Clone, Copy, Debug)]
@@ -49,9 +49,7 @@ pub struct Lookout {
     timeout: u64,
     me: u8,
     incarnation: u32,
-    /// Since when it has asked anybody, where an earlier agent left nothing to go on with.
-    starting_since: Option<u64>,
-    lacking_since: Option<u64>,
+    readiness: Readiness,
     own: Own,
     drains: bool,
     condition: Condition,
@@ -117,8 +115,7 @@ impl Lookout {
             timeout: 0,
             me,
             incarnation: 0,
-            starting_since: None,
-            lacking_since: None,
+            readiness: Readiness::default(),
             own: Own::Returning,
             drains: false,
             condition: Condition::default(),
@@ -171,7 +168,7 @@ impl Lookout {
         };
         maps.set_watch(&watch).context("liveness")?;
         if before.incarnation == 0 {
-            self.starting_since = Some(host.time);
+            self.readiness.starting_since = Some(host.time);
         }
         self.incarnation = watch.incarnation;
         self.timeout = config.cluster.beats.timeout().as_nanos() as u64 + watch.grace;
@@ -191,6 +188,8 @@ impl Lookout {
 
     /// Takes over what an earlier agent has left: peers that were alive stay so, and those that were suspected.
     pub fn adopt(&mut self, maps: &impl LivenessTables) {
+        self.readiness.served =
+            matches!(Vitals::of(maps.condition().vitals.load()).state, state::ACTIVE | state::DRAINING);
         for &node in self.allowed.keys() {
             let (Some((row, admission)), Some(peer)) = (maps.admission(node), self.detector.peer_mut(node)) else {
                 continue;
@@ -305,14 +304,7 @@ impl Lookout {
                 tracing::info!(node, from = ?before, to = ?peer.state, "a peer's state changed");
             }
         }
-        let lacks = match agreed {
-            Agreed::On(state) => {
-                let serves = is_up_as(state, self.me, self.incarnation);
-                !serves && (self.is_starting(time) || self.hears_one_up(maps, state, time))
-            }
-            Agreed::Unknown if has_begun => self.waits_to_know(maps, time),
-            Agreed::Unknown | Agreed::Nothing => self.is_starting(time) || self.lacks(maps, delivered, time),
-        };
+        let (lacks, owed) = self.lacks(maps, delivered, agreed, time);
         let own = self.detector.own(!lacks);
         if own != self.own {
             tracing::info!(from = ?self.own, to = ?own, "this node's state changed");
@@ -322,7 +314,7 @@ impl Lookout {
         self.drains = matches!(agreed, Agreed::On(state) if drains(state));
         let Condition { health, load, shed, share } = self.condition;
         self.hands_over = share == 0 && self.has_better_peer(maps);
-        let said = match (lacks, self.drains || self.hands_over) {
+        let said = match (lacks || owed, self.drains || self.hands_over) {
             (true, _) => state::RETURNING,
             (false, true) => state::DRAINING,
             (false, false) => state::ACTIVE,
@@ -348,70 +340,11 @@ impl Lookout {
         heard.filter(|(_, heard)| time.saturating_sub(heard.at.load()) <= self.timeout).collect()
     }
 
-    /// Whether the tables are new, and peers have had no time to answer yet.
-    fn is_starting(&mut self, time: u64) -> bool {
-        let timeout = self.timeout;
-        self.starting_since = self.starting_since.filter(|since| time.saturating_sub(*since) <= timeout);
-        self.starting_since.is_some() && !self.links.is_empty()
-    }
-
-    /// Whether this node's tables, or a peer's, go by something that was agreed on.
-    fn has_begun(&self, maps: &impl LivenessTables, time: u64) -> bool {
-        maps.condition().applied.load() != 0
-            || self.heard(maps, time).iter().any(|(_, heard)| heard.applied.load() != 0)
-    }
-
     /// Peers that go by something later than this node knows of, such as that it was cut off and is down.
     pub(super) fn ahead(&self, maps: &impl LivenessTables, known: Option<u64>) -> BTreeSet<u8> {
         let Some(known) = known else { return BTreeSet::new() };
         let ahead = |(node, port): &(u8, u8)| (maps.heard(*node, *port).applied.load() > known).then_some(*node);
         self.links.iter().filter_map(ahead).collect()
-    }
-
-    /// Whether any peer is heard that serves as the cluster agrees, or that knows of something later: what is agreed on may
-    /// be long past here, such as a cluster of this node alone. Where none is, whoever is left serves.
-    fn hears_one_up(&self, maps: &impl LivenessTables, state: &State, time: u64) -> bool {
-        let serves = |node, heard: &Heard| is_up_as(state, node, heard.incarnation.load() as u32);
-        let heard = self.heard(maps, time);
-        heard.iter().any(|(node, heard)| serves(*node, heard) || heard.applied.load() > state.version)
-    }
-
-    /// Whether this node must not serve before it has heard what is agreed on. One that served before, by the word of an
-    /// earlier agent, goes on; another one waits, but not for ever.
-    fn waits_to_know(&mut self, maps: &impl LivenessTables, time: u64) -> bool {
-        let said = Vitals::of(maps.condition().vitals.load()).state;
-        if matches!(said, state::ACTIVE | state::DRAINING) {
-            self.lacking_since = None;
-            return false;
-        }
-        let since = *self.lacking_since.get_or_insert(time);
-        time.saturating_sub(since) < FLOWS.as_nanos() as u64
-    }
-
-    /// Whether this node must not serve yet: others that live do not count it alive, and it has not got all their flows.
-    /// A node that the others go on counting alive lost nothing, even if its agent is new.
-    fn lacks(&mut self, maps: &impl LivenessTables, delivered: Option<&Delivered>, time: u64) -> bool {
-        let acts = |heard: &Heard| u128::from(Vitals::of(heard.vitals.load()).agent_age) < AGENT_SILENT.as_millis();
-        let heard = self.heard(maps, time).into_iter().filter(|(_, heard)| acts(heard));
-        let voice = |(node, heard): (u8, &Heard)| {
-            let view = AliveNodes { words: std::array::from_fn(|word| heard.view[word].load()) };
-            (node, view.is_alive(self.me))
-        };
-        let voices: Vec<(u8, bool)> = heard.map(voice).collect();
-        let is_out = voices.iter().any(|(_, counted)| !counted);
-        let missing = |delivered: &Delivered| voices.iter().any(|(node, _)| !delivered.from.contains(node));
-        if !is_out || !delivered.is_some_and(missing) {
-            self.lacking_since = None;
-            return false;
-        }
-        let since = *self.lacking_since.get_or_insert(time);
-        if time.saturating_sub(since) < FLOWS.as_nanos() as u64 {
-            return true;
-        }
-        if self.own == Own::Returning {
-            tracing::warn!("peers have not delivered all their flows in {FLOWS:?}: this node serves without them");
-        }
-        false
     }
 
     fn observe(
@@ -473,12 +406,6 @@ fn answered(maps: &impl LivenessTables, node: u8, port: u8) -> Option<u64> {
     let heard = maps.heard(node, port);
     let number = heard.answered.load();
     (number != 0).then(|| slot(&heard.times, number).load())
-}
-
-/// Whether a node serves, as this incarnation: in another one it has lost what it knew.
-fn is_up_as(agreed: &State, node: u8, incarnation: u32) -> bool {
-    let member = agreed.members.get(&node);
-    member.is_some_and(|member| member.standing == Standing::Up && member.incarnation == u64::from(incarnation))
 }
 
 /// Who is alive in whose eyes. Peers that have not been heard of within the timeout have no voice.
