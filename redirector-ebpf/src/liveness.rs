@@ -3,7 +3,8 @@
 //! A peer is *silent* on a link when a multiplier of my own requests, sent at due spacing, are unanswered there, and falls
 //! when it is silent on all its links, or when its incarnation has changed, since then what it knew is lost. No verdict is
 //! passed in a round that comes late (answers may wait to be taken), while my own agent makes no progress, and, for the
-//! time of one timeout, when most peers fall silent at once: that is more likely my own fault.
+//! time of one timeout, when most peers fall silent at once: that is more likely my own fault. Peers behind ports without a
+//! carrier are not asked about: they fall at once, however many.
 //!
 //! Packets to a peer leave by the port that is first for it, or by another one where it answers while it is silent there.
 //!
@@ -99,7 +100,7 @@ pub fn look<W: Watching>(watching: &W, index: u32) -> Option<()> {
     }
     let now = pulse.now.load();
     let (mut silent, mut way) = (true, first);
-    let mut lost = false;
+    let (mut lost, mut plugged) = (false, false);
     let mut port = 0;
     while port < PORTS as u8 {
         if ports >> port & 1 == 1 {
@@ -109,14 +110,17 @@ pub fn look<W: Watching>(watching: &W, index: u32) -> Option<()> {
                 way = port;
             }
             silent &= !is_heard;
+            plugged |= sent.down.load() == 0;
             let incarnation = heard.incarnation.load();
             lost |= incarnation != 0 && incarnation != watched.incarnation.load();
         }
         port += 1;
     }
-    pulse.alive.store(pulse.alive.load() + 1);
-    if silent {
-        pulse.silent.store(pulse.silent.load() + 1);
+    if plugged {
+        pulse.alive.store(pulse.alive.load() + 1);
+        if silent {
+            pulse.silent.store(pulse.silent.load() + 1);
+        }
     }
     if silent || lost {
         set(&pulse.falling, node);

@@ -241,11 +241,17 @@ fn a_latched_peer_comes_back_by_a_new_term_alone() {
 
 #[test]
 fn a_lost_carrier_is_silence_at_once() {
-    let mut watcher = Watcher::new(1, 3);
-    watcher.sent((2, 0)).down.store(1);
-    watcher.sent((2, 1)).down.store(1);
-    watcher.pass(ROUND);
-    assert!(!watcher.is_on(2));
+    for (peers, gone) in (1..=6u8).flat_map(|peers| (1..=peers).map(move |gone| (peers, gone))) {
+        let mut watcher = Watcher::new(peers, 3);
+        let unplugged: Vec<u8> = watcher.peers[..usize::from(gone)].to_vec();
+        for link in unplugged.iter().flat_map(|peer| [(*peer, 0), (*peer, 1)]) {
+            watcher.sent(link).down.store(1);
+        }
+        watcher.pass(ROUND);
+        for peer in watcher.peers.clone() {
+            assert_eq!(watcher.is_on(peer), !unplugged.contains(&peer), "peer {peer} of {peers}, {gone} unplugged");
+        }
+    }
 }
 
 /// Packets leave by the port that comes first, while it answers or nobody does, and else by the other one.
