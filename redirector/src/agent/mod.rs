@@ -66,8 +66,8 @@ use crate::vip::{self, Vips};
 /// How often disputes are looked at and flows that are over are swept.
 const TIDY: Duration = Duration::from_secs(5);
 
-/// How often the agent gives a sign of life and looks at its peers.
-const PULSE: Duration = Duration::from_millis(20);
+/// How often the agent gives a sign of life and looks at its peers, besides whenever a peer's bit or incarnation changes.
+const PULSE: Duration = Duration::from_millis(40);
 
 /// How often what was counted is looked at.
 const LOOK: Duration = Duration::from_millis(500);

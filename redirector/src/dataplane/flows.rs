@@ -3,6 +3,7 @@
 mod copy;
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::path::Path as FilePath;
 
 use redirector_ebpf::hash::{FlowHash, HashKey};
@@ -103,10 +104,26 @@ impl<R: Keeps> Table<R> {
         fits.then_some(Flow { v6: self.v6, place: (bucket as u32, way), entry, record })
     }
 
+    /// The entries in some buckets, and their places. Most buckets are empty most of the time, so each is looked at as one.
+    fn entries(&self, buckets: Range<usize>) -> impl Iterator<Item = (usize, usize, Entry)> + '_ {
+        let taken = |bucket: usize| {
+            let words = self.words(bucket)?;
+            words.iter().any(|word| *word != 0).then_some((bucket, words))
+        };
+        let entries = |(bucket, words): (usize, [u64; WAYS])| {
+            words.into_iter().enumerate().map(move |(way, word)| (bucket, way, Entry(word)))
+        };
+        buckets.filter_map(taken).flat_map(entries).filter(|(.., entry)| !entry.is_empty())
+    }
+
+    fn words(&self, bucket: usize) -> Option<[u64; WAYS]> {
+        // SAFETY: a bucket within the mapping, which lives as long as `self`; it is made of shared words.
+        let bucket = unsafe { &*self.buckets.at(bucket)? };
+        Some(std::array::from_fn(|way| bucket.word(way).load()))
+    }
+
     fn flows<'a>(&'a self, key: &'a HashKey) -> impl Iterator<Item = Flow> + 'a {
-        (0..self.buckets.count)
-            .flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)))
-            .filter_map(|(bucket, way)| self.flow(key, bucket, way))
+        self.entries(0..self.buckets.count).filter_map(|(bucket, way, _)| self.flow(key, bucket, way))
     }
 }
 
@@ -192,12 +209,8 @@ impl FlowTables {
             key: &'a HashKey,
             is_meant: impl Fn(u16) -> bool + 'a,
         ) -> impl Iterator<Item = Flow> + 'a {
-            let places = (0..table.buckets.count).flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)));
-            let is_one = move |(bucket, way): &(usize, usize)| {
-                let entry = table.word(*bucket, *way).map(|word| Entry(word.load()));
-                entry.is_some_and(|entry| !entry.is_empty() && is_meant(entry.backend()))
-            };
-            places.filter(is_one).filter_map(|(bucket, way)| table.flow(key, bucket, way))
+            let meant = table.entries(0..table.buckets.count).filter(move |(.., entry)| is_meant(entry.backend()));
+            meant.filter_map(|(bucket, way, _)| table.flow(key, bucket, way))
         }
         of(&self.v4, key, is_meant).chain(of(&self.v6, key, is_meant))
     }
@@ -206,8 +219,7 @@ impl FlowTables {
     pub fn bucket(&self, key: &HashKey, tuple: &Tuple, v6: bool) -> (u32, [u64; WAYS], Vec<(u32, Record)>) {
         fn gather<R: Keeps>(table: &Table<R>, key: &HashKey, tuple: &Tuple) -> (u32, [u64; WAYS], Vec<(u32, Record)>) {
             let (bucket, _) = FlowHash::of(key, tuple, table.v6).entry(table.buckets.count as u32 - 1);
-            let word = |way| table.word(bucket as usize, way).map_or(0, |word| word.load());
-            let words = std::array::from_fn(word);
+            let words = table.words(bucket as usize).unwrap_or_default();
             let flows = (0..WAYS).filter_map(|way| table.flow(key, bucket as usize, way));
             let records = flows.map(|flow| (flow.place.0 * WAYS as u32 + flow.place.1 as u32, flow.record)).collect();
             (bucket, words, records)
@@ -226,10 +238,8 @@ impl FlowTables {
             let size = table.buckets.count.div_ceil(parts);
             let buckets = (part * size).min(table.buckets.count)..((part + 1) * size).min(table.buckets.count);
             let places = (buckets.len() * WAYS) as u64;
-            let words = buckets.flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)));
-            let entries = words.filter_map(|(bucket, way)| Some(Entry(table.word(bucket, way)?.load())));
-            let counts = |entry: &Entry| !entry.is_empty() && entry.proven() && !entry.expired(idle, now);
-            (entries.filter(counts).count() as u64, places)
+            let counts = |(.., entry): &(usize, usize, Entry)| entry.proven() && !entry.expired(idle, now);
+            (table.entries(buckets).filter(counts).count() as u64, places)
         }
         // Each family's table may be full while the other is empty.
         let (v4, v6) = (count(&self.v4, part, parts, idle, now), count(&self.v6, part, parts, idle, now));

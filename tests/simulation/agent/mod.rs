@@ -42,7 +42,7 @@ use super::flaw::Flaw;
 use super::plane::Plane;
 use super::{MS, SECOND};
 
-const PULSE: u64 = 20 * MS;
+const PULSE: u64 = 40 * MS;
 const TIDY: u64 = 5 * SECOND;
 /// How often replication looks round, and how often it looks who is connected.
 const COPY: u64 = 5 * MS;

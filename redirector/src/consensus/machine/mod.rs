@@ -29,6 +29,7 @@ mod repair;
 mod running;
 mod status;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -74,6 +75,8 @@ struct Own {
     draws: Draws,
     tick: u64,
     state: Arc<State>,
+    /// Whether every slot has two owners by a state, as it was last worked out: all slots are looked at for it.
+    two_owners_each: RefCell<(Arc<State>, bool)>,
     out: Vec<Action>,
     counters: Counters,
     proposals: u64,
@@ -115,6 +118,7 @@ impl<D: Disk> Machine<D> {
             config,
             tick: 0,
             state: Arc::default(),
+            two_owners_each: RefCell::new((Arc::default(), false)),
             out: Vec::new(),
             counters: Counters::default(),
             proposals: 0,

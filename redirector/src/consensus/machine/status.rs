@@ -1,5 +1,7 @@
 //! What a machine tells of itself.
 
+use std::sync::Arc;
+
 use super::{ELECTION, Machine, Phase};
 use crate::consensus::disk::Disk;
 use crate::consensus::frame::FrameError;
@@ -133,7 +135,7 @@ impl<D: Disk> Machine<D> {
             applied,
             last: raft.raft_log.last_index(),
             has_quorum,
-            is_redundant: has_quorum && self.own.state.has_two_owners_each(),
+            is_redundant: has_quorum && self.own.has_two_owners_each(),
             peers: running.peers(&self.own),
         }
     }
@@ -145,6 +147,15 @@ impl<D: Disk> Machine<D> {
 }
 
 impl super::Own {
+    /// Whether every slot has two owners that serve, by the state as it is.
+    fn has_two_owners_each(&self) -> bool {
+        let mut known = self.two_owners_each.borrow_mut();
+        if !Arc::ptr_eq(&known.0, &self.state) {
+            *known = (self.state.clone(), self.state.has_two_owners_each());
+        }
+        known.1
+    }
+
     /// Whether a node was heard within the least election timeout.
     pub(super) fn hears(&self, node: u8) -> bool {
         node == self.config.node || self.heard.get(&node).is_some_and(|&at| self.tick - at <= ELECTION as u64)
