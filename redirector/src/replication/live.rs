@@ -13,6 +13,10 @@ use super::key::FlowKey;
 /// Other nodes of which it is kept what they have of a flow. Two are owners besides this node, and a third may return.
 const HOLDERS: usize = 3;
 
+/// Parts of the map. A part that grows is moved while it is locked, so each is to hold few flows: with the library's few parts
+/// a million flows came late by the time that took.
+const SHARDS: usize = 1024;
+
 /// What a node has of a flow: of the entry what is the same on all nodes of a cluster, once numbers are translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
@@ -76,7 +80,7 @@ impl Live {
     pub fn new(me: u8) -> Self {
         Self {
             me,
-            flows: DashMap::new(),
+            flows: DashMap::with_shard_amount(SHARDS),
             epochs: [const { AtomicU16::new(0) }; 256],
             incarnations: [const { AtomicU64::new(0) }; 256],
             round: AtomicU8::new(0),
