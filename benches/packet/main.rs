@@ -112,7 +112,7 @@ impl Options {
 }
 
 /// Rounds of floor and cell, where nothing else is asked for.
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 21;
 const ROUNDS_SHORT: usize = 5;
 
 /// Another measurement than that of the cells, if one is named.

@@ -47,7 +47,7 @@ pub(crate) fn run(options: &Options, rows: &mut Rows) -> Result<()> {
         "{:<9} {:>9} {:<20} {:>8} {:>9} {:>7} {:>13} {:>10}",
         "axis", "count", "cell", "ns", "floor ns", "ratio", "p10..p90", "memory"
     );
-    let mut scale = Scale { rounds: if options.short { 5 } else { 9 }, rows };
+    let mut scale = Scale { rounds: if options.short { 5 } else { 15 }, rows };
     let steps = |all: &[u64], few: &[u64]| if options.short { few.to_vec() } else { all.to_vec() };
     for flows in steps(&[1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 4_000_000], &[1, 1_000, 100_000, 1_000_000]) {
         // As an operator would: twice as many places as flows.

@@ -164,6 +164,7 @@ pub fn command(args: Args) -> Result<()> {
         let most = within.map_or_else(String::new, |within| format!(", {} s for it", within.as_secs()));
         let progress = format!("{} of {}, {:.0} s so far{most}", at + 1, names.len(), begun.elapsed().as_secs_f64());
         report.step(name.name(), &progress, || {
+            Results::how(name.name()).iter().for_each(|how| println!("{how}"));
             let measured = name.measure(&suite, &args.failover, within, &file);
             // What was measured before something failed is worth keeping.
             if measured.is_ok() || file.exists() {

@@ -30,7 +30,7 @@ pub(super) struct Args {
     /// How soon nodes suspect each other: `standard` (100 ms × 3), `fast` (10 ms × 3) or `extreme` (3 ms × 3)
     #[arg(long, value_enum, default_value = "fast")]
     profile: Profile,
-    /// How often each fault is made: 50 times, or 2 in a short version
+    /// How often each fault is made: 50 times, or as often as the time of a short version allows, once at least
     #[arg(long)]
     kills: Option<u32>,
     /// The faults, all unless some are named

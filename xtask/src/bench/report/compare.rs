@@ -1,5 +1,7 @@
 //! Figures against those of an earlier run.
 
+use serde_json::Value;
+
 use super::Results;
 use super::shape::{self, Figure, Shape};
 
@@ -44,6 +46,18 @@ pub(super) fn changes(now: &Results, before: &Results) -> Vec<Change> {
         }
     }
     changes
+}
+
+/// Rows of the earlier run that this one has not, of the measurements that both have: measurement and row.
+pub(super) fn missing(now: &Results, before: &Results) -> Vec<(&'static str, String)> {
+    let measured = shape::ALL.iter().filter(|shape| !now.rows(shape.name).is_empty());
+    measured
+        .flat_map(|shape| {
+            let ran = |row: &&Value| row.get("not_run").is_none();
+            let gone = move |old: &&Value| !now.rows(shape.name).iter().filter(ran).any(|row| shape.is_same(row, old));
+            before.rows(shape.name).iter().filter(ran).filter(gone).map(|old| (shape.name, shape.label(old)))
+        })
+        .collect()
 }
 
 /// What a change means; it `falls` if what was aimed at was met and is missed now, which is no noise where that is nothing

@@ -126,8 +126,12 @@ impl Results {
 
     /// Shows what got worse since an earlier run, and says how much did.
     pub(super) fn compare(&self, file: &Path) -> Result<usize> {
-        let changes = compare::changes(self, &self.earlier(file)?);
+        let before = self.earlier(file)?;
+        let changes = compare::changes(self, &before);
         compare::show(&changes);
+        for (measurement, row) in compare::missing(self, &before) {
+            println!("  only the earlier run has: {measurement}, {row}");
+        }
         Ok(changes.iter().filter(|change| change.is_worse()).count())
     }
 
@@ -157,6 +161,11 @@ impl Results {
             let (value, aim) = (shape::number(*value), shape::number(*aim));
             println!("  {}{of}: {name}, {row}: {figure} {value}, aimed at {aim}", target.verdict().word());
         }
+    }
+
+    /// How a measurement is made, and what of it is not as in a real network.
+    pub(super) fn how(name: &str) -> Option<&'static str> {
+        shape::ALL.iter().find(|shape| shape.name == name).map(|shape| shape.how)
     }
 
     fn rows(&self, name: &str) -> &[Value] {

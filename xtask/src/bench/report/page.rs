@@ -55,7 +55,15 @@ fn write_targets(page: &mut String, results: &Results) -> Result<()> {
         return Ok(());
     }
     let met = all.iter().filter(|(_, target)| target.verdict() == Verdict::Met).count();
-    write!(page, "<h2>Targets</h2><p class=\"how\">{met} of {} met.</p><div class=\"wide\"><table><tr>", all.len())?;
+    let few = all.iter().filter(|(_, target)| target.verdict() == Verdict::TooFew).count();
+    write!(page, "<h2>Targets</h2><p class=\"how\">{met} of {} met", all.len() - few)?;
+    if few > 0 {
+        write!(page, "; for {few} more there are too few values")?;
+    }
+    page.push_str(
+        ". Each section says how its figures come about: all are of test runs and veths, none of a network card.</p>",
+    );
+    page.push_str("<div class=\"wide\"><table><tr>");
     page.push_str("<th>measurement</th><th>of</th><th>figure</th><th class=\"figure\">measured</th>");
     page.push_str("<th class=\"figure\">aimed at</th><th></th></tr>");
     for (name, one) in all {

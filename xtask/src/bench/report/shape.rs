@@ -92,7 +92,8 @@ pub(super) const ALL: &[Shape] = &[
         name: "failover",
         title: "For how long faults interrupt a stream",
         how: "A paced stream through real agents and data planes in network namespaces, joined by veth and a bridge, on \
-              one machine. Gap: the longest time without an answer.",
+              one machine. Gap: the longest time without an answer. Moments are chosen by chance, and so are victims where \
+              more than one node fits: of leaders there is one, and of a VIP's holders the one that is planned first.",
         keys: &["fault", "profile"],
         figures: &[
             shown("kills", "kills"),

@@ -1,6 +1,6 @@
 use serde_json::{Value, json};
 
-use super::compare::{Verdict, changes};
+use super::compare::{Verdict, changes, missing};
 use super::*;
 
 fn results(name: &str, rows: Value) -> Results {
@@ -64,7 +64,10 @@ fn a_quantile_of_a_few_is_no_verdict() {
 fn what_was_not_run_is_not_compared() {
     let ran = json!([{"fault": "leader", "profile": "fast", "gap_ms": {"p50": 20.0, "p99": 30.0, "max": 30.0}}]);
     let not_run = json!([{"fault": "leader", "profile": "fast", "kills": 0, "not_run": "no leader"}]);
-    assert!(verdicts("failover", ran, not_run).is_empty());
+    assert!(verdicts("failover", ran.clone(), not_run.clone()).is_empty());
+    let (ran, not_run) = (results("failover", ran), results("failover", not_run));
+    assert_eq!(missing(&not_run, &ran), [("failover", "leader, fast".to_owned())]);
+    assert!(missing(&ran, &not_run).is_empty() && missing(&ran, &ran).is_empty());
 }
 
 #[test]
