@@ -296,7 +296,15 @@ impl Lookout {
             };
             let before = peer.state;
             match peer.observe(Duration::from_nanos(time), &seen) {
-                Some(Action::Admit(incarnation)) => maps.admit(node, Some(incarnation)),
+                Some(Action::Admit(incarnation)) => {
+                    if !delivered.is_none_or(|delivered| delivered.to.contains(&node)) {
+                        tracing::warn!(
+                            node,
+                            "a peer is let in without all flows: they have not got there in {FLOWS:?}"
+                        );
+                    }
+                    maps.admit(node, Some(incarnation));
+                }
                 Some(Action::Dismiss) => maps.admit(node, None),
                 None => {}
             }
