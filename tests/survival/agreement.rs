@@ -56,7 +56,11 @@ fn disputed(scene: &Scene, node: &str) -> Result<usize> {
 
 /// The slot tables of all nodes, and what each says of its own and has heard of the others'.
 pub(crate) fn is_one_table(scene: &Scene) -> Result<bool> {
-    let names = scene.lab.nodes();
+    is_one_table_of(scene, &scene.lab.nodes())
+}
+
+/// The same of the first nodes alone.
+pub(crate) fn is_one_table_of(scene: &Scene, names: &[String]) -> Result<bool> {
     let maps = names.iter().map(|node| scene.maps(node)).collect::<Result<Vec<_>>>()?;
     let tables: Vec<Vec<Slot>> = maps.iter().map(|maps| Ok(maps.slots()?)).collect::<Result<_>>()?;
     let said: Vec<u64> = maps.iter().map(|maps| maps.liveness.condition().slots.load()).collect();

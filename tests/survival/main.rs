@@ -21,6 +21,7 @@ mod holders;
 mod kills;
 mod links;
 mod liveness;
+mod membership;
 mod million;
 mod partition;
 mod passive;

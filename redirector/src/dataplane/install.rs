@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
+use redirector_ebpf::abi::PORTS;
 use redirector_ebpf::tables::liveness::link;
 use redirector_ebpf::tables::names::{NameKey, kind};
 use redirector_ebpf::tables::path::{FINAL_BIT, RESOLVED, alive};
@@ -287,7 +288,25 @@ pub fn settle(maps: &mut Maps, image: &mut Image) -> Result<Settled, MapsError> 
         named.extend(rows.iter().flat_map(|row| [row.current(), row.previous()]));
     }
     done.released = release(maps, image, &named)?;
+    forget_nodes(maps, image)?;
     Ok(done)
+}
+
+/// Takes out the ways to nodes that are members no more, and the marks by which their packets are known: whoever has their
+/// address then is nobody who forwards packets. Not as soon as they go, since they may forward some until they know of it.
+fn forget_nodes(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
+    for node in (1..=254).filter(|node| !image.peers.contains_key(node)) {
+        if maps.peer(node)? != Path::default() {
+            for port in 0..PORTS as u8 {
+                maps.peers.set(link(node, port), Path::default(), 0).map_err(written("PEERS"))?;
+            }
+        }
+    }
+    let marks: Vec<(u64, u32)> = maps.peer_macs.iter().collect::<Result<_, _>>().map_err(read("PEER_MACS"))?;
+    for (mac, _) in marks.into_iter().filter(|(_, mark)| !image.peers.contains_key(&Mark(*mark).sender())) {
+        maps.peer_macs.remove(&mac).or_else(gone_already).map_err(written("PEER_MACS"))?;
+    }
+    Ok(())
 }
 
 /// Gives back backends that nothing names, and paths that no backend has.

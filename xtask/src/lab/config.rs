@@ -43,6 +43,9 @@ pub struct Config {
     /// Fabrics over which nodes reach each other too, besides the segment of all.
     #[serde(skip)]
     pub links: Vec<Between>,
+    /// The members by id and their weights; none: all nodes of the lab, each with weight 1.
+    #[serde(skip)]
+    pub members: BTreeMap<u8, u32>,
     /// How long a node is suspected before it is down, if other than usual.
     #[serde(skip)]
     pub down_after: Option<String>,
@@ -268,6 +271,11 @@ impl Config {
         self.path_key.then_some(PATH_KEY)
     }
 
+    fn weights(&self, topology: &Topology) -> impl Iterator<Item = (u8, u32)> {
+        let all = self.members.is_empty().then(|| (1..=topology.nodes).map(|id| (id, 1)));
+        self.members.iter().map(|(&id, &weight)| (id, weight)).chain(all.into_iter().flatten())
+    }
+
     /// The file of one node.
     pub(super) fn file(&self, topology: &Topology, lab: &Path, node: u8) -> Result<String> {
         let routed = topology.fabric == Fabric::Routed;
@@ -303,9 +311,11 @@ impl Config {
                 .into_iter()
                 .map(|name| Interface { name, mode: "native" })
                 .collect(),
-            member: (1..=topology.nodes)
-                .map(|id| Member {
+            member: self
+                .weights(topology)
+                .map(|(id, weight)| Member {
                     id,
+                    weight,
                     address: Role::Node(id).v4().into(),
                     interface: "eth0",
                     next_hop: if routed { Role::Fabric } else { Role::Node(id) }.v4().into(),
@@ -448,6 +458,7 @@ struct Interface {
 #[derive(Serialize)]
 struct Member {
     id: u8,
+    weight: u32,
     address: IpAddr,
     interface: &'static str,
     next_hop: IpAddr,
