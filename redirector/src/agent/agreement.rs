@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::copies::Delivered;
 use super::follower::Follower;
 use super::liveness::Liveness;
+use super::refused::RefusedStatus;
 use super::talk::Talk;
 use super::terms;
 use crate::breaker::Breaker;
@@ -22,7 +23,7 @@ use crate::consensus::driver::{self, Handle, Overview, ProposeError, Settings};
 use crate::consensus::machine::{self, Role};
 use crate::consensus::planner::Report;
 use crate::consensus::state::{Command, Member, MemberState, State};
-use crate::transport::Transport;
+use crate::transport::{Counters, Transport};
 
 /// How long a decided change waits at most until this node has followed it, before it is told as done.
 const FOLLOWED: Duration = Duration::from_secs(10);
@@ -52,6 +53,12 @@ pub struct MemberStatus {
     /// Whether its agent is reached from here just now.
     #[serde(default)]
     pub reached: bool,
+    /// Times that one end refused the other's certificate when this node dialled it.
+    #[serde(default)]
+    pub refused_certificates: u64,
+    /// Frames of its agent that were refused: cut short, too long, changed, or of an unknown version.
+    #[serde(default)]
+    pub damaged_frames: u64,
     /// `voter` or `learner`; none for a node without a seat.
     pub seat: Option<String>,
     /// Up to which index it is known to have the log; only the leader knows.
@@ -88,6 +95,9 @@ pub struct AgreementStatus {
     /// How the log has fared since the agent started.
     #[serde(default)]
     pub log: LogStatus,
+    /// What was refused since the agent started.
+    #[serde(default)]
+    pub refused: RefusedStatus,
     /// The members.
     pub members: Vec<MemberStatus>,
     /// Who holds each VIP, and who after it.
@@ -314,15 +324,20 @@ impl Agreement {
 
     /// How it stands. `lives` says who is alive in this node's eyes, `delivered` who has its flows, where they are copied.
     pub(super) fn status(&self, lives: impl Fn(u8) -> bool, delivered: Option<&Delivered>) -> AgreementStatus {
-        let reached = self.transport.connected();
+        let transport = self.transport.counters();
         let state = self.state.borrow().clone();
         let overview = self.handle.overview().borrow().clone();
         let has_flows = |id: u8| id == overview.me || delivered.is_some_and(|delivered| delivered.to.contains(&id));
         // Who owns nothing is to have nobody's flows.
         let is_owed = |id: u8| state.is_up(id) && !state.owns_nothing(id) && lives(id);
         let copied = state.members.keys().all(|&id| !is_owed(id) || has_flows(id));
-        let status = AgreementStatus::of(overview, &state, &reached, lives, copied);
+        let status = AgreementStatus::of(overview, &state, &transport, lives, copied);
         AgreementStatus { applied: self.follower.installed(), ..status }
+    }
+
+    /// What the transport has counted.
+    pub(super) fn transport(&self) -> Counters {
+        self.transport.counters()
     }
 
     /// Ends this node's part, after another leads.
@@ -333,16 +348,17 @@ impl Agreement {
 }
 
 impl AgreementStatus {
-    /// How it stands, where the agents of `reached` are reached besides this one's.
+    /// How it stands, where the transport has counted this.
     pub(super) fn of(
         overview: Overview,
         state: &State,
-        reached: &[u8],
+        transport: &Counters,
         lives: impl Fn(u8) -> bool,
         copied: bool,
     ) -> Self {
         let Overview { me, status, counters } = overview;
-        let is_reached = |id: u8| id == me || reached.contains(&id);
+        let peer = |id: u8| transport.peers.get(&id);
+        let is_reached = |id: u8| id == me || peer(id).is_some_and(|peer| peer.connected);
         // Connections outlive who died without a word for a while.
         let is_down = |id: u8| state.members.get(&id).is_some_and(|member| member.state() == MemberState::Down);
         let (voters, there) =
@@ -360,6 +376,8 @@ impl AgreementStatus {
             .to_owned(),
             address: member.address.clone(),
             reached: is_reached(node),
+            refused_certificates: peer(node).map_or(0, |peer| peer.refused_certificates),
+            damaged_frames: peer(node).map_or(0, |peer| peer.damaged_frames),
             seat: member.seat.map(|seat| if seat.votes { "voter" } else { "learner" }.to_owned()),
             matched: status.peers.iter().find(|peer| peer.id == node).and_then(|peer| peer.matched),
         };
@@ -382,6 +400,7 @@ impl AgreementStatus {
                 given_up: counters.given_up,
                 disk_failures: counters.disk_failures,
             },
+            refused: RefusedStatus::of(transport, &counters),
             members: state.members.iter().map(member).collect(),
             vips: state.vips.clone(),
         }

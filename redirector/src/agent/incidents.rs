@@ -7,10 +7,13 @@ use crate::consensus::driver::Overview;
 use crate::consensus::machine::Event;
 use crate::journal::{Journal, Kind};
 use crate::liveness::{Detector, Own, State};
-use crate::replication;
+use crate::{replication, transport};
 
 /// Looks at which verdicts have not been frozen once more until they count as passed again.
 const THAWED: u32 = 50;
+
+/// Looks at a count between two lines about it: what somebody sends without end must not push all else out of the journal.
+const PAUSE: u32 = 20;
 
 /// What was seen last.
 #[derive(Default)]
@@ -22,9 +25,17 @@ pub(super) struct Incidents {
     frozen: Option<u64>,
     /// Rounds without a verdict in a row so far, and looks since the last one.
     freeze: Option<(u64, u32)>,
-    counts: BTreeMap<&'static str, u64>,
+    counts: BTreeMap<(&'static str, Option<u8>), Count>,
     /// Peers that packets do not leave for by the interface that is first, and by which they do.
     detours: BTreeMap<u8, String>,
+}
+
+/// A count as it was when its growth was noted last.
+#[derive(Default)]
+struct Count {
+    noted: u64,
+    /// Looks until it may be noted again.
+    pause: u32,
 }
 
 impl Incidents {
@@ -109,17 +120,35 @@ impl Incidents {
             self.journal.note(Kind::Agreement, None, what);
         }
         let counters = &overview.counters;
-        self.counted(Kind::Damage, "messages of agreement whose checksum does not hold", counters.bad_checksums);
-        self.counted(Kind::Damage, "messages of agreement that a sound peer does not send", counters.implausible);
-        self.counted(Kind::Damage, "messages of agreement of a newer format", counters.newer_formats);
+        for (kind, what, count) in [
+            (Kind::Damage, "messages of agreement whose checksum does not hold", counters.bad_checksums),
+            (Kind::Damage, "messages of agreement that a sound peer does not send", counters.implausible),
+            (Kind::Refused, "messages of agreement of a newer format", counters.newer_formats),
+            (Kind::Refused, "messages of agreement of another cluster, or without a sense", counters.foreign),
+            (Kind::Refused, "messages of agreement for or from a seat that is none", counters.wrong_seat),
+            (Kind::Refused, "messages of agreement that came out of turn", counters.out_of_turn),
+        ] {
+            self.counted(kind, None, what, count);
+        }
+    }
+
+    /// What the transport has counted.
+    pub(super) fn transport(&mut self, counters: &transport::Counters) {
+        self.counted(Kind::Refused, None, "connections of strangers were refused", counters.strangers);
+        self.counted(Kind::Refused, None, "connections were turned away, as too many were made", counters.crowded);
+        for (&node, peer) in &counters.peers {
+            let certificates = "times a certificate was refused, its own or this node's";
+            self.counted(Kind::Refused, Some(node), certificates, peer.refused_certificates);
+            self.counted(Kind::Damage, Some(node), "frames that came damaged or in another form", peer.damaged_frames);
+        }
     }
 
     /// What replication has counted.
     pub(super) fn replication(&mut self, counters: &replication::Counters) {
         let received = &counters.received;
-        self.counted(Kind::Conflict, "flows for which two nodes had chosen a backend", received.conflicts);
-        self.counted(Kind::Damage, "batches of flows that came damaged, and are sent again", received.damaged);
-        self.counted(Kind::Damage, "batches of flows that were refused", received.refused);
+        self.counted(Kind::Conflict, None, "flows for which two nodes had chosen a backend", received.conflicts);
+        self.counted(Kind::Damage, None, "batches of flows that came damaged, and are sent again", received.damaged);
+        self.counted(Kind::Damage, None, "batches of flows that were refused", received.refused);
     }
 
     /// What agreement tells.
@@ -135,11 +164,16 @@ impl Incidents {
         self.journal.note(kind, about, event.to_string());
     }
 
-    /// Notes by how much a count has grown since it was looked at last.
-    fn counted(&mut self, kind: Kind, what: &'static str, count: u64) {
-        let more = count.saturating_sub(self.counts.insert(what, count).unwrap_or(0));
-        if more > 0 {
-            self.journal.note(kind, None, format!("{more} {what}"));
+    /// Notes by how much a count, of a node or of all, has grown since that was noted last, unless it was just now.
+    fn counted(&mut self, kind: Kind, node: Option<u8>, what: &'static str, count: u64) {
+        let known = self.counts.entry((what, node)).or_default();
+        known.pause = known.pause.saturating_sub(1);
+        // Who was no member for a while is counted anew.
+        known.noted = known.noted.min(count);
+        let more = count - known.noted;
+        if more > 0 && known.pause == 0 {
+            *known = Count { noted: count, pause: PAUSE };
+            self.journal.note(kind, node, format!("{more} {what}"));
         }
     }
 }
@@ -148,21 +182,69 @@ impl Incidents {
 mod tests {
     use super::*;
 
-    #[test]
-    fn damage_on_the_way_is_noted_once_for_each_time() {
-        let directory = std::env::temp_dir().join(format!("redirector-incidents-{}", std::process::id()));
+    /// What a journal says after this.
+    fn noted(name: &str, happens: impl FnOnce(&mut Incidents)) -> String {
+        let directory = std::env::temp_dir().join(format!("redirector-incidents-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let mut incidents = Incidents::new(Journal::start(&directory));
-        let mut counters = replication::Counters::default();
-        for (damaged, conflicts) in [(0, 0), (2, 0), (2, 0), (3, 1)] {
-            (counters.received.damaged, counters.received.conflicts) = (damaged, conflicts);
-            incidents.replication(&counters);
-        }
+        happens(&mut incidents);
         incidents.journal().flush();
         let text = std::fs::read_to_string(directory.join("incidents.log")).unwrap();
         std::fs::remove_dir_all(directory).unwrap();
-        let lines = |what: &str| text.lines().filter(|line| line.contains(what)).count();
-        assert_eq!((lines("2 batches of flows that came damaged"), lines("1 batches of flows")), (1, 1), "{text}");
-        assert_eq!((lines("came damaged"), lines("two nodes had chosen")), (2, 1), "{text}");
+        text
+    }
+
+    fn lines(text: &str, what: &str) -> usize {
+        text.lines().filter(|line| line.contains(what)).count()
+    }
+
+    #[test]
+    fn damage_on_the_way_is_noted_once_and_soon_again() {
+        let text = noted("damage", |incidents| {
+            let mut counters = replication::Counters::default();
+            for (damaged, conflicts) in [(0, 0), (2, 0), (2, 0), (3, 1)] {
+                (counters.received.damaged, counters.received.conflicts) = (damaged, conflicts);
+                incidents.replication(&counters);
+            }
+            (0..2 * PAUSE).for_each(|_| incidents.replication(&counters));
+        });
+        assert_eq!(lines(&text, "2 batches of flows that came damaged"), 1, "{text}");
+        assert_eq!(lines(&text, "\"1 batches of flows"), 1, "{text}");
+        assert_eq!((lines(&text, "came damaged"), lines(&text, "two nodes had chosen")), (2, 1), "{text}");
+    }
+
+    #[test]
+    fn what_does_not_end_takes_a_line_now_and_then() {
+        let text = noted("endless", |incidents| {
+            for strangers in 1..=10 * u64::from(PAUSE) {
+                incidents.transport(&transport::Counters { strangers, ..transport::Counters::default() });
+            }
+        });
+        let about = "connections of strangers were refused";
+        assert_eq!(lines(&text, about), 10, "{text}");
+        assert_eq!(lines(&text, &format!("\"{PAUSE} {about}")), 9, "{text}");
+    }
+
+    #[test]
+    fn what_is_refused_of_a_peer_is_noted_with_its_name() {
+        let text = noted("refused", |incidents| {
+            let peer = |damaged_frames, refused_certificates| transport::PeerCounters {
+                damaged_frames,
+                refused_certificates,
+                ..transport::PeerCounters::default()
+            };
+            let peers = [(2, peer(4, 0)), (3, peer(0, 1))].into();
+            incidents.transport(&transport::Counters { peers, ..transport::Counters::default() });
+        });
+        let about = |node: u8, what: &str| {
+            let node = format!("\"node\":{node}");
+            text.lines().filter(|line| line.contains(&node) && line.contains(what)).count()
+        };
+        assert_eq!(
+            (about(2, "4 frames that came damaged"), about(3, "1 times a certificate was refused")),
+            (1, 1),
+            "{text}"
+        );
+        assert_eq!(text.lines().count(), 2, "{text}");
     }
 }

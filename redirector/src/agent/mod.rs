@@ -29,6 +29,7 @@ mod next_hops;
 mod node;
 mod paths;
 pub mod pulse;
+mod refused;
 mod signals;
 mod talk;
 mod tally;
@@ -54,6 +55,7 @@ pub(crate) use liveness::boot_id;
 pub use liveness::{LinkStatus, LivenessStatus, PeerStatus};
 pub use node::{Node, load_alone};
 pub use paths::PathStatus;
+pub use refused::RefusedStatus;
 pub use signals::FlowSigns;
 
 use follow::Change;

@@ -182,6 +182,7 @@ impl Node {
         }
         if let Some(agreement) = &self.agreement {
             self.incidents.agreement(&agreement.overview());
+            self.incidents.transport(&agreement.transport());
         }
         if let Some(counters) = self.replication() {
             self.incidents.replication(&counters);

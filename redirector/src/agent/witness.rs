@@ -75,7 +75,10 @@ pub async fn run(path: &Path) -> Result<()> {
             Some((request, answer)) = requested.recv() => witness.answer(request, answer),
             Ok(()) = decisions.changed() => witness.follow(),
             Ok(event) = events.recv() => incidents.told(&event),
-            _ = look.tick() => incidents.agreement(&witness.handle.overview().borrow()),
+            _ = look.tick() => {
+                incidents.agreement(&witness.handle.overview().borrow());
+                incidents.transport(&witness.transport.counters());
+            }
             _ = reload.recv() => witness.transport.renew(&witness.config.cluster),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -143,7 +146,7 @@ impl Witness {
 
     fn status(&self) -> AgreementStatus {
         let overview = self.handle.overview().borrow().clone();
-        AgreementStatus::of(overview, &self.state(), &self.transport.connected(), |_| true, true)
+        AgreementStatus::of(overview, &self.state(), &self.transport.counters(), |_| true, true)
     }
 
     fn answer(&self, request: Request, answer: oneshot::Sender<Answer>) {

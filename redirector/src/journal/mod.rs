@@ -59,6 +59,8 @@ pub enum Kind {
     Repair,
     /// Something stored or received was damaged: it was not used.
     Damage,
+    /// What came from outside was refused: a stranger's, another cluster's, or of a version that is not known here.
+    Refused,
     /// Two nodes had chosen backends for one flow.
     Conflict,
     /// The disk does not take what is written, or does again.

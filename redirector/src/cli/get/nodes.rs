@@ -194,6 +194,9 @@ pub(super) fn show(target: &Target, output: Output) -> Result<()> {
             output.list(nodes.iter().flat_map(|node| node.measured_links(&view)))?;
         }
         if let Some(agreement) = agreement {
+            if let Some(refused) = agreement.refused.in_words() {
+                output.remark(&refused)?;
+            }
             output.remark(in_words(&agreement))?;
         }
     }
