@@ -25,6 +25,7 @@ pub(super) struct Incidents {
     frozen: Option<u64>,
     /// Rounds without a verdict in a row so far, and looks since the last one.
     freeze: Option<(u64, u32)>,
+    beats: Option<u64>,
     counts: BTreeMap<(&'static str, Option<u8>), Count>,
     /// Peers that packets do not leave for by the interface that is first, and by which they do.
     detours: BTreeMap<u8, String>,
@@ -123,12 +124,22 @@ impl Incidents {
         for (kind, what, count) in [
             (Kind::Damage, "messages of agreement whose checksum does not hold", counters.bad_checksums),
             (Kind::Damage, "messages of agreement that a sound peer does not send", counters.implausible),
-            (Kind::Refused, "messages of agreement of a newer format", counters.newer_formats),
             (Kind::Refused, "messages of agreement of another cluster, or without a sense", counters.foreign),
             (Kind::Refused, "messages of agreement for or from a seat that is none", counters.wrong_seat),
             (Kind::Refused, "messages of agreement that came out of turn", counters.out_of_turn),
         ] {
             self.counted(kind, None, what, count);
+        }
+    }
+
+    /// Beats that were dropped since their version is not known here, since the maps were made.
+    pub(super) fn beats(&mut self, unknown: u64) {
+        let what = "beats of a version that is not known here were dropped: upgrade this node, or whoever sends them";
+        // Those of before were another agent's to tell of.
+        let before = *self.beats.get_or_insert(unknown);
+        let more = self.counted(Kind::Refused, None, what, unknown.saturating_sub(before));
+        if more > 0 {
+            tracing::warn!("{more} {what}");
         }
     }
 
@@ -157,24 +168,31 @@ impl Incidents {
             Event::Role { .. } => Kind::Role,
             Event::Rival(_) | Event::Recovered(_) | Event::GivenUp(_) => Kind::Agreement,
             Event::Damaged { .. } | Event::Reborn { .. } | Event::Stopped(_) => Kind::Damage,
+            Event::Newer { .. } => Kind::Refused,
             Event::Repaired { .. } | Event::Refetched { .. } => Kind::Repair,
             Event::DiskFails(_) | Event::DiskWorks => Kind::Disk,
         };
-        let about = if let Event::Rival(node) | Event::GivenUp(node) = event { Some(*node) } else { None };
+        let about = match event {
+            Event::Rival(node) | Event::GivenUp(node) | Event::Newer { from: node, .. } => Some(*node),
+            _ => None,
+        };
         self.journal.note(kind, about, event.to_string());
     }
 
-    /// Notes by how much a count, of a node or of all, has grown since that was noted last, unless it was just now.
-    fn counted(&mut self, kind: Kind, node: Option<u8>, what: &'static str, count: u64) {
+    /// Notes by how much a count, of a node or of all, has grown since that was noted last, unless it was just now; and
+    /// returns what it has noted.
+    fn counted(&mut self, kind: Kind, node: Option<u8>, what: &'static str, count: u64) -> u64 {
         let known = self.counts.entry((what, node)).or_default();
         known.pause = known.pause.saturating_sub(1);
         // Who was no member for a while is counted anew.
         known.noted = known.noted.min(count);
         let more = count - known.noted;
-        if more > 0 && known.pause == 0 {
-            *known = Count { noted: count, pause: PAUSE };
-            self.journal.note(kind, node, format!("{more} {what}"));
+        if more == 0 || known.pause > 0 {
+            return 0;
         }
+        *known = Count { noted: count, pause: PAUSE };
+        self.journal.note(kind, node, format!("{more} {what}"));
+        more
     }
 }
 
@@ -223,6 +241,17 @@ mod tests {
         let about = "connections of strangers were refused";
         assert_eq!(lines(&text, about), 10, "{text}");
         assert_eq!(lines(&text, &format!("\"{PAUSE} {about}")), 9, "{text}");
+    }
+
+    #[test]
+    fn newer_versions_are_told_with_peer_and_mend() {
+        let text = noted("newer", |incidents| {
+            [7, 7, 9].into_iter().for_each(|unknown| incidents.beats(unknown));
+            incidents.told(&Event::Newer { from: 2, found: 9, known: 2 });
+        });
+        assert_eq!(lines(&text, "\"2 beats of a version that is not known here"), 1, "{text}");
+        assert_eq!((lines(&text, "in format 9"), lines(&text, "\"node\":2")), (1, 1), "{text}");
+        assert_eq!((lines(&text, "upgrade this node"), lines(&text, "")), (2, 2), "{text}");
     }
 
     #[test]

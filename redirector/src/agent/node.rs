@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use redirector_ebpf::reason::Reason;
 use redirector_ebpf::tables::AliveNodes;
 use redirector_ebpf::tables::names::kind;
 use tokio::sync::{oneshot, watch};
@@ -186,6 +187,10 @@ impl Node {
         }
         if let Some(counters) = self.replication() {
             self.incidents.replication(&counters);
+        }
+        // What cannot be read is read again soon.
+        if let Ok(unknown) = self.maps.reasons.get(&(Reason::BeatVersion as u32), 0) {
+            self.incidents.beats(unknown.iter().sum());
         }
     }
 

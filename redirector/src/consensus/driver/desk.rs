@@ -86,9 +86,9 @@ impl<D: Disk, A> Desk<D, A> {
         if frame::says(payload, Kind::Report) {
             match Report::open(self.cluster, payload) {
                 Ok(report) => self.planner.handle_report(from, report, now),
-                Err(error) => tracing::warn!(from, %error, "a node's report is refused"),
+                Err(error) => self.machine.refuse(from, error),
             }
-            return;
+            return self.act();
         }
         self.machine.handle_message(from, payload);
         self.act();

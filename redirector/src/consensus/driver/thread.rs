@@ -137,6 +137,7 @@ impl Thread {
                         Event::Role { .. } | Event::Repaired { .. } | Event::Refetched { .. } | Event::DiskWorks => {
                             tracing::info!("{event}")
                         }
+                        Event::Newer { .. } => tracing::warn!("{event}"),
                         _ => tracing::error!("{event}"),
                     }
                     // There may be no journal.

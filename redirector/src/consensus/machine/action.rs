@@ -161,6 +161,19 @@ pub enum Event {
          it again; then it joins this one"
     )]
     Rival(u8),
+    /// A peer's messages are of a newer format.
+    #[error(
+        "node {from} says something of agreement in format {found}, and this version knows formats up to {known}: upgrade this \
+         node; what it does not understand it refuses"
+    )]
+    Newer {
+        /// The peer.
+        from: u8,
+        /// The format that it is of.
+        found: u8,
+        /// The newest that is known here.
+        known: u8,
+    },
     /// The cluster goes on with this node alone to vote.
     #[error(
         "recovered by an operator: this node goes on as the only voter, without node(s) {}; all other disks have lost their \

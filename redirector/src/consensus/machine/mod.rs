@@ -60,6 +60,9 @@ const PATIENCE: u64 = 250;
 /// How often a node is asked for the agreed state. Its answer must not be of another time than what is here.
 const DOUBTS: u32 = 20;
 
+/// Ticks until it is told again that a peer sends a newer format: a minute.
+const NEWER: u64 = 3000;
+
 /// The longest command, so that it fits a message with room to spare.
 const COMMAND_BYTES: usize = 8 << 20;
 
@@ -91,6 +94,8 @@ struct Own {
     doubt: Option<(u8, u32)>,
     /// Term and index of the last entry of those that answered a survey, and when.
     surveyed: BTreeMap<u8, ((u64, u64), u64)>,
+    /// Peers of which it was told that they send a newer format, which, and when.
+    newer: BTreeMap<u8, (u8, u64)>,
 }
 
 enum Phase<D: Disk> {
@@ -129,6 +134,7 @@ impl<D: Disk> Machine<D> {
             rivals: BTreeSet::new(),
             doubt: None,
             surveyed: BTreeMap::new(),
+            newer: BTreeMap::new(),
         };
         let phase = own.open(disk)?;
         let mut machine = Self { own, phase };
@@ -169,14 +175,24 @@ impl<D: Disk> Machine<D> {
         }
     }
 
+    /// Counts a message that is not taken, and tells of newer formats now and then: a peer says the same again and again.
+    pub fn refuse(&mut self, from: u8, error: FrameError) {
+        let Self { own, .. } = self;
+        own.counters.refuse(error);
+        if let FrameError::Newer { found, known } = error {
+            let told = own.newer.get(&from).is_some_and(|&(of, at)| of == found && own.tick - at < NEWER);
+            if !told {
+                own.newer.insert(from, (found, own.tick));
+                own.out.push(Action::Told(Event::Newer { from, found, known }));
+            }
+        }
+    }
+
     /// Takes a message that the transport says is from this node.
     pub fn handle_message(&mut self, from: u8, bytes: &[u8]) {
         let letter = match Letter::open(self.own.config.cluster, bytes) {
             Ok(letter) if from != self.own.config.node => letter,
-            refused => {
-                self.own.counters.refuse(refused.err().unwrap_or(FrameError::Foreign));
-                return;
-            }
+            refused => return self.refuse(from, refused.err().unwrap_or(FrameError::Foreign)),
         };
         self.own.heard.insert(from, self.own.tick);
         if self.own.state.given_up.contains(&letter.disk) {

@@ -257,8 +257,21 @@ fn what_peers_must_not_say_is_refused_and_counted() {
     assert_eq!(machine.counters().wrong_seat, 2);
     machine.handle_message(leader, &Letter { disk, body: Body::Raft(step) }.seal(8));
     assert_eq!(machine.counters().foreign, 1);
+    let mut newer = Letter { disk, body: Body::Begun }.seal(7);
+    newer[1] = 9;
+    let body = newer.len() - 4;
+    let checksum = crc32c::crc32c(&newer[..body]);
+    newer[body..].copy_from_slice(&checksum.to_le_bytes());
+    (0..3).for_each(|_| machine.handle_message(leader, &newer));
+    assert_eq!(machine.counters().newer_formats, 3);
     net.commit(&text("nothing lost"));
     net.until_agreed();
+    let told: Vec<String> =
+        net.events.iter().filter(|(id, _)| *id == follower).map(|(_, event)| event.to_string()).collect();
+    let newer: Vec<&String> =
+        told.iter().filter(|told| told.contains("in format 9, and this version knows formats up to 2")).collect();
+    assert!(newer.len() == 1 && newer[0].starts_with(&format!("node {leader} ")), "{told:?}");
+    assert!(newer[0].contains("upgrade this node"), "{newer:?}");
 }
 
 #[test]
