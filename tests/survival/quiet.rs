@@ -27,6 +27,9 @@ struct Told {
     suspicions: u64,
     gap_max_us: u64,
     timer_gap_max_us: u64,
+    late_p99_us: u64,
+    late_max_us: u64,
+    rounds_left_out: u64,
 }
 
 fn told(scene: &Scene, node: &str) -> Result<Told> {
@@ -35,11 +38,17 @@ fn told(scene: &Scene, node: &str) -> Result<Told> {
         nodes.as_array().context("a list of nodes")?.iter().map(|node| &node["measured"]).collect();
     let number = |value: &Value| value.as_u64().unwrap_or(0);
     let gaps = peers.iter().flat_map(|peer| peer["links"].as_array().into_iter().flatten());
+    let own = nodes.as_array().into_iter().flatten().find(|node| node["self"] == true).context("the node itself")?;
+    let sender = &own["sender"];
+    ensure!(sender["real_time"] == true, "the sender of {node} has no real-time priority: {sender}");
     let pulse: Value = serde_json::from_str(&scene.done(node, &["maps", "dump", "PULSE", "-o", "json"])?)?;
     Ok(Told {
         suspicions: peers.iter().map(|peer| number(&peer["suspicions"])).sum(),
         gap_max_us: gaps.map(|link| number(&link["gap_us"]["max"])).max().unwrap_or(0),
         timer_gap_max_us: number(&pulse[0]["value"]["gap_max_us"]),
+        late_p99_us: number(&sender["lateness_us"]["p99"]),
+        late_max_us: number(&sender["lateness_us"]["max"]),
+        rounds_left_out: number(&sender["skipped"]),
     })
 }
 
@@ -79,6 +88,14 @@ fn a_busy_machine_makes_no_suspects() -> Result<()> {
     // Of stalls from before only those count that were outdone meanwhile.
     let grown = after.iter().zip(&before).filter(|(after, before)| after.timer_gap_max_us > before.timer_gap_max_us);
     let timer = grown.map(|(after, _)| after.timer_gap_max_us).max().unwrap_or(0);
+    let most = |of: fn(&Told) -> u64| after.iter().map(of).max().unwrap_or(0);
+    let left_out = |told: &[Told]| told.iter().map(|told| told.rounds_left_out).sum::<u64>();
+    println!(
+        "senders since they began: p99 of lateness {} us, max {} us; rounds left out meanwhile {}",
+        most(|told| told.late_p99_us),
+        most(|told| told.late_max_us),
+        left_out(&after) - left_out(&before),
+    );
     println!(
         "{seconds} s, {NODES} nodes, fast: {suspicions} suspicions; largest beat gap {gap} us, largest gap of a kernel \
          timer {timer} us, steal {stolen:.2} %"

@@ -21,7 +21,7 @@ use crate::dataplane::address::ip;
 use crate::dataplane::flows::now;
 use crate::dataplane::liveness::LivenessTables as _;
 use crate::dataplane::maps::{MapsError, read};
-use crate::liveness::AGENT_SILENT;
+use crate::liveness::{AGENT_SILENT, Spread};
 
 #[derive(Serialize)]
 pub(super) struct Node {
@@ -63,6 +63,9 @@ pub(super) struct Node {
     /// What this node's agent has measured; absent where it does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     measured: Option<Measured>,
+    /// How its sender of beats keeps time; only of the node itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sender: Option<Sender>,
 }
 
 #[derive(Serialize)]
@@ -82,6 +85,32 @@ struct Measured {
     peer: PeerStatus,
     false_suspicions_per_hour: f64,
     links: Vec<LinkStatus>,
+}
+
+/// How a node's own sender of beats keeps time.
+#[derive(Serialize)]
+struct Sender {
+    /// How late it woke, microseconds.
+    lateness_us: Spread,
+    /// Rounds that it left out since it was late by more than an interval.
+    skipped: u64,
+    /// Whether it runs with real-time priority.
+    real_time: bool,
+}
+
+impl Sender {
+    fn of(status: &LivenessStatus) -> Self {
+        Self { lateness_us: status.lateness_us, skipped: status.skipped, real_time: status.real_time }
+    }
+
+    fn in_words(&self) -> String {
+        let Self { lateness_us: Spread { p50, p99, max, .. }, skipped, real_time } = self;
+        let priority = if *real_time { "with" } else { "without" };
+        format!(
+            "sender of beats, {priority} real-time priority: wakes {p50} us late (p50; p99 {p99} us, max {max} us), left \
+             {skipped} rounds out"
+        )
+    }
 }
 
 impl Row for &Node {
@@ -184,6 +213,7 @@ pub(super) fn show(target: &Target, output: Output) -> Result<()> {
         }
         if node.is_self {
             node.agreement = agreement.clone();
+            node.sender = liveness.as_ref().map(Sender::of);
         }
         node.measured = liveness.as_ref().and_then(|status| measured(status, node.id));
     }
@@ -193,7 +223,11 @@ pub(super) fn show(target: &Target, output: Output) -> Result<()> {
             output.remark("")?;
             output.list(nodes.iter().flat_map(|node| node.measured_links(&view)))?;
         }
+        if let Some(sender) = nodes.iter().find_map(|node| node.sender.as_ref()) {
+            output.remark(&sender.in_words())?;
+        }
         if let Some(agreement) = agreement {
+            output.remark(&log_in_words(&agreement))?;
             if let Some(refused) = agreement.refused.in_words() {
                 output.remark(&refused)?;
             }
@@ -241,6 +275,7 @@ impl Node {
             leads: false,
             agreement: None,
             measured: None,
+            sender: None,
         }
     }
 }
@@ -261,6 +296,11 @@ fn in_words(agreement: &AgreementStatus) -> &'static str {
         }
         _ => "not redundant: another fault may break connections or keep changes from being made",
     }
+}
+
+/// How far the log is.
+fn log_in_words(AgreementStatus { term, last, commit, applied, .. }: &AgreementStatus) -> String {
+    format!("term {term}, log {last}, committed {commit}, applied {applied}")
 }
 
 /// What the agent has to say, if there is one.
@@ -322,6 +362,7 @@ fn list(view: &View) -> Result<Vec<Node>, MapsError> {
             leads: false,
             agreement: None,
             measured: None,
+            sender: None,
         });
     }
     Ok(nodes)
