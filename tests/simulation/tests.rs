@@ -20,7 +20,7 @@ fn the_same_seed_is_the_same_run() {
 
 #[test]
 fn a_few_seeds_hold() {
-    // `cargo xtask test` runs more of them, optimised.
+    // `cargo xtask test` then runs fifty more.
     for seed in 1..=4 {
         run(seed, EPISODES, Flaw::None).unwrap_or_else(|failure| panic!("{failure}\nreplay it: {}", replay(seed)));
     }

@@ -10,10 +10,10 @@ use crate::step;
 pub struct Args {
     /// How many seeds.
     #[arg(long, default_value_t = 100)]
-    seeds: u64,
+    pub(crate) seeds: u64,
     /// The first of them.
     #[arg(long = "seed", value_name = "FIRST", default_value_t = 1)]
-    first: u64,
+    pub(crate) first: u64,
 }
 
 /// Runs five nodes under virtual time and faults, once for each seed.

@@ -9,7 +9,11 @@ use clap::{Args as ClapArgs, ValueEnum};
 
 use crate::setup::{self, Purpose};
 use crate::step::{self, Report};
-use crate::{ebpf, kernel};
+use crate::{ebpf, kernel, sim};
+
+/// How many seeds the simulation is run with, besides those that its tests try.
+const SEEDS: u64 = 50;
+const FIRST_SEED: u64 = 5;
 
 /// What to check.
 #[derive(ClapArgs, Debug)]
@@ -76,8 +80,10 @@ pub fn command(args: &Args) -> Result<()> {
         });
     }
     if wanted(Step::Sim) {
-        report.step("sim", "cargo test --release --package simulation", || {
-            step::run(tests(args).args(["test", "--release", "--package", "simulation"]))
+        let what = format!("cargo test --release --package simulation; then {SEEDS} seeds more");
+        report.step("sim", &what, || {
+            step::run(tests(args).args(["test", "--release", "--package", "simulation"]))?;
+            sim::command(&sim::Args { seeds: SEEDS, first: FIRST_SEED })
         });
     }
     if wanted(Step::Object) {
