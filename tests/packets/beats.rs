@@ -259,11 +259,23 @@ fn a_new_incarnation_is_learnt_from_an_answer_alone() {
     assert_eq!((heard(&one, 2).incarnation.load(), heard(&one, 2).asked.load()), (103, 21));
     refused("an answer of its former life", &one, &old_answer, Reason::BeatReplayed);
     let learnt = all_heard(&one);
-    deliver(&one, &old_request);
+    refused("a request of its former life", &one, &frame(Family::V4, 2, 1, &old_request), Reason::BeatReplayed);
     assert_eq!(all_heard(&one), learnt, "a request of its former life");
     let next = ask(&two, 1);
     assert_eq!(deliver(&one, &next).verdict.reason, Reason::BeatAnswered);
     assert_eq!(heard(&one, 2).asked.load(), next.sequence(), "now it is");
+}
+
+/// A host may lose its disk and its clock.
+#[test]
+fn an_incarnation_that_went_back_is_learnt_from_an_answer_too() {
+    let (one, _) = acquainted();
+    let mut two = beat::node(Family::V4, 2, &[1]);
+    two.watch.incarnation -= 1;
+    refused("its request", &one, &frame(Family::V4, 2, 1, &ask(&two, 1)), Reason::BeatReplayed);
+    exchange(&one, &two);
+    assert_eq!(heard(&one, 2).incarnation.load(), 101);
+    assert_eq!(deliver(&one, &ask(&two, 1)).verdict.reason, Reason::BeatAnswered);
 }
 
 #[test]

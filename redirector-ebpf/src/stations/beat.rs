@@ -108,8 +108,13 @@ fn take<T: Tables>(tables: &T, beat: &mut Beat) -> Result<Reason, Reason> {
         return Ok(Reason::BeatTaken);
     }
 
-    // A peer whose incarnation is not known yet is answered, and not believed.
-    if heard.incarnation.load() == u64::from(beat.incarnation()) {
+    // A peer whose incarnation is not known yet is answered, and not believed. One of before was recorded, unless the peer's
+    // clock went back and its disk is lost: then its answers tell soon.
+    let (known, incarnation) = (heard.incarnation.load(), u64::from(beat.incarnation()));
+    if incarnation < known {
+        return Err(Reason::BeatReplayed);
+    }
+    if incarnation == known {
         if !heard.asked.raise(beat.sequence()) {
             return Err(Reason::BeatReplayed);
         }
