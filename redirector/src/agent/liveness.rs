@@ -23,6 +23,7 @@ use crate::consensus::planner::Report;
 use crate::dataplane::flows::now;
 use crate::dataplane::image::Image;
 use crate::dataplane::liveness::{LivenessMaps, LivenessTables};
+use crate::journal::Journal;
 use crate::liveness::{Detector, Own, Sender, Spread};
 use crate::paths::health::Sign;
 use crate::vip::{self, View};
@@ -33,6 +34,7 @@ pub(super) struct Liveness {
     sender: Sender,
     lookout: Lookout,
     paths: Paths,
+    journal: Journal,
 }
 
 /// What is measured of a link to a peer.
@@ -100,11 +102,13 @@ impl Liveness {
         key: [u8; 16],
         image: &Image,
         breakers: &Breakers,
+        journal: &Journal,
     ) -> Result<Self> {
         let maps = LivenessMaps::open(directory)?;
         let sender = Sender::start(directory)?;
         let paths = Paths::open(directory, breakers)?;
-        let mut liveness = Self { maps, sender, lookout: Lookout::new(config.node.id), paths };
+        let mut liveness =
+            Self { maps, sender, lookout: Lookout::new(config.node.id), paths, journal: journal.clone() };
         liveness.configure(config, key, image)?;
         liveness.lookout.adopt(&liveness.maps);
         liveness.maps.condition().agent.store(now());
@@ -113,7 +117,8 @@ impl Liveness {
 
     /// Takes over a configuration.
     pub(super) fn configure(&mut self, config: &Config, key: [u8; 16], image: &Image) -> Result<()> {
-        let next_incarnation = || committed::next_incarnation(&config.node.data).context("no incarnation can be kept");
+        let next_incarnation =
+            || committed::next_incarnation(&config.node.data, &self.journal).context("no incarnation can be kept");
         let host = Host { boot_id: boot_id(), next_incarnation, time: now() };
         let plan = self.lookout.configure(&mut self.maps, config, key, image, host)?;
         self.sender.set_plan(plan);

@@ -200,7 +200,9 @@ impl Node {
     /// Where the kernel refuses.
     pub(in crate::agent) fn start_liveness(&mut self) -> Result<()> {
         let directory = load::directory(&self.config.node.pins);
-        self.liveness = Some(Liveness::start(&directory, &self.config, self.key, &self.image, &self.breakers)?);
+        let journal = self.incidents.journal();
+        let liveness = Liveness::start(&directory, &self.config, self.key, &self.image, &self.breakers, journal)?;
+        self.liveness = Some(liveness);
         load::start_timer(&mut load::open(&directory, &self.config, 0)?)?;
         self.talk = Talk::start(&self.config, &directory, &self.breakers);
         self.start_agreement();
