@@ -125,7 +125,7 @@ pub struct Sent {
     pub sequence: Word,
     /// A request's nonce is this and its number: drawn anew when an agent starts, so that no old answer fits.
     pub nonce_base: Word,
-    /// Not 0: the port has no carrier.
+    /// 1: the port has no carrier; else 0.
     pub down: Word,
     /// Zero.
     pub pad: Word,
