@@ -9,6 +9,7 @@ pub mod config;
 pub mod consensus;
 pub mod dataplane;
 pub mod doctor;
+pub mod doorbell;
 pub mod guard;
 pub mod health;
 pub mod journal;

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
-use crossbeam::channel::Sender;
 use redirector_ebpf::reason::Reason;
 
 use super::key::FlowKey;
 use crate::dataplane::flows::read_event;
 use crate::dataplane::maps::MapsError;
+use crate::doorbell::Letterbox;
 
 /// A change of a flow.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +69,7 @@ impl Ring {
     }
 
     /// Puts what has come into the queue; says whether anything had.
-    pub(super) fn drain(&mut self, queue: &Sender<Changed>, heard: &Heard) -> bool {
+    pub(super) fn drain(&mut self, queue: &Letterbox<Changed>, heard: &Heard) -> bool {
         let (mut events, mut lost) = (0, 0);
         while let Some(bytes) = self.ring.next() {
             events += 1;

@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::dataplane::flows::{FlowTables, now};
 use crate::dataplane::maps::{MapsError, name_text, read};
 use crate::dataplane::registry::Registry;
+use crate::doorbell::{Doorbell, Letterbox};
 use crate::transport::{Incoming, Transport};
 
 /// Events that wait for the sender at most.
@@ -199,13 +200,14 @@ pub fn start(
         directory: directory.to_owned(),
         stopping: AtomicBool::new(false),
     });
-    let (events, changed) = bounded(EVENTS);
+    let ((events, changed), bell) = (bounded(EVENTS), Doorbell::default());
+    let events = Letterbox::new(events, bell.clone());
     let (deciding, decided) = bounded(DECIDED);
     let (ending, ended) = oneshot::channel();
     let Settings { flush, pace: flows_per_second } = settings;
     let pace = Pace { flush, flows_per_second, pending: PENDING, batch_bytes: BATCH_BYTES };
     let waiting = changed.clone();
-    let worker = Worker::new(shared.clone(), pace, runtime.clone(), changed, decided);
+    let worker = Worker::new(shared.clone(), pace, runtime.clone(), changed, decided, bell);
     let thread = |name: &str, work: Box<dyn FnOnce() + Send>| {
         thread::Builder::new().name(name.to_owned()).spawn(work).map_err(StartError::Thread)
     };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, bounded, select};
+use crossbeam::channel::{Receiver, bounded};
 use tokio::runtime::Handle;
 
 use super::events::Changed;
@@ -13,6 +13,7 @@ use super::receive::Decided;
 use super::shell::{Shared, lock};
 use super::wire::Answer;
 use crate::dataplane::flows::now;
+use crate::doorbell::{Doorbell, Letterbox};
 use crate::shedding::work::{self, Work};
 use crate::transport::Channel;
 
@@ -48,7 +49,9 @@ pub(super) struct Worker {
     runtime: Handle,
     changed: Receiver<Changed>,
     decided: Receiver<Decided>,
-    answered: (Sender<Answered>, Receiver<Answered>),
+    answers: Letterbox<Answered>,
+    answered: Receiver<Answered>,
+    bell: Doorbell,
     looked: Instant,
     named: Instant,
     warned: Option<Instant>,
@@ -61,7 +64,9 @@ impl Worker {
         runtime: Handle,
         changed: Receiver<Changed>,
         decided: Receiver<Decided>,
+        bell: Doorbell,
     ) -> Self {
+        let (answers, answered) = bounded(ANSWERS);
         let machine = Machine::new(shared.own, pace, shared.live.clone());
         let now = Instant::now();
         Self {
@@ -70,7 +75,9 @@ impl Worker {
             runtime,
             changed,
             decided,
-            answered: bounded(ANSWERS),
+            answers: Letterbox::new(answers, bell.clone()),
+            answered,
+            bell,
             looked: now,
             named: now,
             warned: None,
@@ -81,24 +88,20 @@ impl Worker {
     pub(super) fn run(mut self) {
         let tick = self.shared.settings.tick();
         let mut next = Instant::now();
+        self.bell.answer();
         while !self.shared.is_stopping() {
-            let wait = next.saturating_duration_since(Instant::now());
-            select! {
-                recv(self.changed) -> event => match event {
-                    Ok(event) => {
-                        self.handle(event);
-                        next = next.min(Instant::now() + tick);
-                    }
-                    // The ring's thread has ended, and this one is about to.
-                    Err(_) => std::thread::sleep(wait),
-                },
-                recv(self.answered.1) -> answered => {
-                    if let Ok(Answered { from, sequence, answer }) = answered {
-                        self.machine.handle_answer(from, sequence, answer, now());
-                        self.send();
-                    }
-                }
-                default(wait) => {}
+            let (event, answered) = (self.changed.try_recv(), self.answered.try_recv());
+            let is_idle = event.is_err() && answered.is_err();
+            if let Ok(event) = event {
+                self.handle(event);
+                next = next.min(Instant::now() + tick);
+            }
+            if let Ok(Answered { from, sequence, answer }) = answered {
+                self.machine.handle_answer(from, sequence, answer, now());
+                self.send();
+            }
+            if is_idle {
+                self.bell.wait(next);
             }
             if Instant::now() >= next {
                 self.tick();
@@ -164,7 +167,7 @@ impl Worker {
         let flows = self.shared.flows(&known);
         for Outgoing { to, sequence, bytes } in self.machine.poll_batches(&flows, &known.names, now()) {
             let (transport, cluster) = (self.shared.transport.clone(), self.shared.own.cluster);
-            let answers = self.answered.0.clone();
+            let answers = self.answers.clone();
             drop(self.runtime.spawn(async move {
                 let answer = match transport.request(to, Channel::Flows, bytes, TIMEOUT).await {
                     Ok(answer) => match Answer::read(&answer, cluster) {

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crossbeam::channel::{Sender, TrySendError, bounded};
+use crossbeam::channel::{TrySendError, bounded};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep};
@@ -28,6 +28,7 @@ use super::planner::{Patience, Report, Times};
 use super::redb::File;
 use super::state::{Command, Refusal, State};
 use crate::breaker::Breaker;
+use crate::doorbell::{Doorbell, Letterbox};
 use crate::transport::{Channel, Incoming, Transport};
 use thread::Input;
 
@@ -119,7 +120,7 @@ pub struct Overview {
 /// Where the agent asks for changes and learns of them. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
-    inputs: Sender<Input>,
+    inputs: Letterbox<Input>,
     transport: Transport,
     cluster: u32,
     state: watch::Receiver<Arc<State>>,
@@ -144,7 +145,8 @@ pub fn start(settings: Settings, transport: Transport, inbox: mpsc::Receiver<Inc
             Err(BootstrapError::Elsewhere(_)) => {}
         }
     }
-    let (inputs, waiting) = bounded(WAITING);
+    let ((inputs, waiting), bell) = (bounded(WAITING), Doorbell::default());
+    let inputs = Letterbox::new(inputs, bell.clone());
     let (publish_state, state) = watch::channel(Arc::clone(machine.state()));
     let (me, counters) = (machine.config().node, machine.counters().clone());
     let overview = Overview { me, status: machine.status(), counters };
@@ -153,7 +155,7 @@ pub fn start(settings: Settings, transport: Transport, inbox: mpsc::Receiver<Inc
     let first = Arc::new(Mutex::new(Some(first)));
     let published = thread::Published { state: publish_state, overview: publish_overview, events: events.clone() };
     let thread = thread::Thread::new(machine, patience, welcome, transport.clone(), published);
-    std::thread::Builder::new().name("consensus".to_owned()).spawn(move || thread.run(&waiting))?;
+    std::thread::Builder::new().name("consensus".to_owned()).spawn(move || thread.run(&waiting, &bell))?;
     let handle = Handle { inputs, transport, cluster, state, overview, events, first };
     tokio::spawn(receive(inbox, handle.clone()));
     Ok(handle)

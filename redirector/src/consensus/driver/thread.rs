@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError};
+use crossbeam::channel::{Receiver, TryRecvError};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::desk::{Desk, Errand};
@@ -14,6 +14,7 @@ use crate::consensus::machine::{BootstrapError, Event, Machine, RecoverError};
 use crate::consensus::planner::{Patience, Report, Times};
 use crate::consensus::redb::File;
 use crate::consensus::state::{Command, State};
+use crate::doorbell::Doorbell;
 use crate::transport::{Channel, Transport};
 
 /// Ticks that are made up for after a pause; the others never were.
@@ -63,11 +64,13 @@ impl Thread {
         Self { desk: Desk::new(machine, patience, welcome), transport, published, started: Instant::now() }
     }
 
-    pub(super) fn run(mut self, inputs: &Receiver<Input>) {
+    /// Runs until its end is asked for, or nobody is left to ask anything.
+    pub(super) fn run(mut self, inputs: &Receiver<Input>, bell: &Doorbell) {
+        bell.answer();
         let (mut next_tick, mut next_round) = (Instant::now() + TICK, Instant::now());
         self.act();
         loop {
-            match inputs.recv_deadline(next_tick) {
+            match inputs.try_recv() {
                 Ok(Input::End(ended)) => {
                     drop(self);
                     // Whoever asked may have gone away.
@@ -75,8 +78,8 @@ impl Thread {
                     return;
                 }
                 Ok(input) => self.handle(input),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(TryRecvError::Empty) => bell.wait(next_tick),
+                Err(TryRecvError::Disconnected) => return,
             }
             let now = Instant::now();
             next_tick = next_tick.max(now.checked_sub(MADE_UP * TICK).unwrap_or(now));
