@@ -6,7 +6,7 @@ use std::time::Duration;
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::tables::Row;
 use redirector_ebpf::tables::event::FlowEvent;
-use redirector_ebpf::tables::flow::State;
+use redirector_ebpf::tables::flow::{LASTING, State};
 use suite::node;
 use suite::packet::{Packet, tcp_between, udp_between};
 
@@ -53,11 +53,20 @@ fn flows_are_told_of_when_they_are_proven_and_when_they_close() {
         ("and closes but once", fin(tcp(1)), &[]),
         ("a SYN opens it again", tcp(1).syn(), &[]),
         ("and it is proven again", tcp(1), &[State::Established]),
+        ("nor do packets of a connection that was not seen to open", tcp(3), &[]),
+        ("nor do packets of a connection that was not seen to open", tcp(3), &[]),
+        ("nor that it closes", fin(tcp(3)), &[]),
+        ("of another", tcp(4), &[]),
         ("IPv6: a SYN proves nothing", tcp6().syn(), &[]),
         ("the answer's acknowledgement does", tcp6(), &[State::Established]),
         ("and the flow closes", fin(tcp6()), &[State::Closing]),
+        ("it has lasted", tcp(4), &[State::Established]),
     ];
     for (says, packet, states) in steps {
+        if says == "it has lasted" {
+            sleep(Duration::from_millis(LASTING));
+            host.now.set(host.now.get() + LASTING * 1_000_000);
+        }
         let frame = packet.bytes();
         let done = node::send(&host, &frame);
         assert_eq!(done.verdict.reason, Reason::Served, "{says}");

@@ -164,6 +164,40 @@ fn a_flow_is_proven_by_a_second_packet_and_closes() {
     assert_eq!(state(), (State::Opening, false), "the port is used anew");
 }
 
+/// A connection that nobody here has seen open is kept, but counts only when it has lasted.
+#[test]
+fn a_connection_that_is_taken_up_must_last_to_be_proven() {
+    let mut tables = owner("l2/b", "l2/a");
+    tables.image.node.tells_flows = 1;
+    let entry = |tables: &MemoryTables| {
+        let [(_, entry)] = tables.entries(false)[..] else { panic!("one flow") };
+        (Entry(entry).state(), Entry(entry).proven())
+    };
+    let pass = |tables: &MemoryTables, milliseconds: u64| tables.now.set(tables.now.get() + milliseconds * 1_000_000);
+    served(&tables, "its first packet here goes to the old backend", &https(1), "l2/a", false, RECORDED);
+    for _ in 0..4 {
+        pass(&tables, 1_000);
+        served(&tables, "more of it", &https(1), "l2/a", true, &[]);
+        assert_eq!(entry(&tables), (State::TakenUp, false));
+    }
+    assert!(tables.told.borrow().is_empty(), "no other node is told of what may be a flood");
+    pass(&tables, 100);
+    served(&tables, "it has lasted", &https(1), "l2/a", true, &[]);
+    assert_eq!(entry(&tables), (State::Established, true));
+    assert_eq!(tables.told.borrow().len(), 1);
+
+    let mut tables = owner("l2/b", "l2/a");
+    tables.image.node.tells_flows = 1;
+    send(&tables, &https(1).bytes());
+    for _ in 0..3 {
+        pass(&tables, 1_000);
+        served(&tables, "it ends", &https(1).flags(|tcp| tcp.fin = true), "l2/a", true, &[]);
+        assert_eq!(entry(&tables), (State::Closing, false), "so that its dispute can end");
+    }
+    assert!(tables.told.borrow().is_empty());
+    served(&tables, "the port is used anew", &https(1).syn(), "l2/b", true, &[]);
+}
+
 #[test]
 fn an_entry_of_another_pool_makes_way() {
     let mut tables = owner("l2/a", "l2/a");

@@ -5,7 +5,7 @@ use redirector::dataplane::flows::is_over;
 use redirector::dataplane::memory::MemoryTables;
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::tables::Row;
-use redirector_ebpf::tables::flow::{Entry, State};
+use redirector_ebpf::tables::flow::{Entry, LASTING, State, WAYS};
 use suite::node;
 use suite::packet::{Packet, tcp_between, udp_between};
 use suite::random::Random;
@@ -46,7 +46,8 @@ fn floods_never_evict_proven_flows() {
         let proven: Vec<Packet> = (0..12)
             .map(|_| flow(&mut random, datagrams))
             .filter(|packet| {
-                let first = node::send(&tables, &shape(packet.clone()).bytes());
+                let opening = if datagrams { packet.clone() } else { packet.clone().syn() };
+                let first = node::send(&tables, &opening.bytes());
                 pass_time(&tables, 2);
                 let second = node::send(&tables, &packet.bytes());
                 first.notes == [Reason::NoteRecorded] && second.journey.known
@@ -67,6 +68,48 @@ fn floods_never_evict_proven_flows() {
             let done = node::send(&tables, &packet.bytes());
             assert!(done.journey.known && done.journey.backend == kept, "{says}: a proven flow was evicted");
         }
+    }
+}
+
+/// Whatever a flood of ACKs repeats and for how long: half of each bucket is left to flows that were seen to open.
+#[test]
+fn floods_of_acks_prove_half_of_each_bucket_at_most() {
+    let (tables, mut random) = (small(), Random::new(8));
+    let proven = || {
+        let all = tables.entries(false);
+        let is_proven = |bucket: usize| {
+            move |(place, word): &&(u32, u64)| *place as usize / WAYS == bucket && Entry(*word).proven()
+        };
+        [0, 1].map(|bucket| all.iter().filter(is_proven(bucket)).count())
+    };
+    let flood: Vec<Packet> = (0..12).map(|_| flow(&mut random, false)).collect();
+    let mut began = None;
+    for round in 0..600 {
+        for packet in &flood {
+            let done = node::send(&tables, &packet.bytes());
+            assert_eq!(done.verdict.reason, Reason::Served, "an unknown connection is refused nothing");
+        }
+        let so_far = proven();
+        assert!(so_far.iter().all(|proven| *proven <= WAYS / 2), "{so_far:?} are proven");
+        if so_far != [0, 0] && began.is_none() {
+            began = Some(round * 100);
+        }
+        pass_time(&tables, 100);
+    }
+    let began = began.expect("what lasts is proven in the end");
+    assert!(began >= LASTING as usize, "proven after {began} ms");
+    assert_eq!(proven(), [WAYS / 2; 2], "the flood took all that it may");
+    for _ in 0..WAYS {
+        let ours = flow(&mut random, false);
+        let before: usize = proven().iter().sum();
+        node::send(&tables, &ours.clone().syn().bytes());
+        pass_time(&tables, 2);
+        node::send(&tables, &ours.bytes());
+        let now = proven();
+        assert!(
+            now.iter().sum::<usize>() == before + 1 || now.contains(&WAYS),
+            "a new connection was kept out: {now:?}"
+        );
     }
 }
 
@@ -129,6 +172,19 @@ fn flows_that_a_packet_touches_during_a_sweep_stay() {
 }
 
 proptest! {
+    #[test]
+    fn what_was_not_seen_to_open_must_last(
+        (now, passed) in (10_000_000..20_000_000u64, 0..8_128u64), state in proptest::sample::select(vec![1, 2, 3, 4, 5, 6, 7]),
+    ) {
+        let state = State::from_bits(state);
+        let entry = Entry::first(1, 1, state, false, (now - passed) * 1_000_000);
+        let must_last = matches!(state, State::TakenUp | State::Closing);
+        prop_assert_eq!(entry.must_last(), must_last);
+        prop_assert_eq!(entry.proves(now * 1_000_000), passed >= if must_last { LASTING } else { 1 });
+        prop_assert!(!Entry::first(1, 1, state, false, now * 1_000_000 + 3_000_000).proves(now * 1_000_000), "another CPU's");
+        prop_assert!(!entry.touched(state, true, now * 1_000_000).must_last());
+    }
+
     #[test]
     fn entries_expire_once_their_state_allows_no_more_idle_time(
         (now, passed, ahead) in (10_000_000..20_000_000u64, 0..8_000u64, 0..64u64), limit in 1..7_200u16,

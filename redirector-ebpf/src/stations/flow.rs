@@ -2,6 +2,14 @@
 //!
 //! A first entry is *unproven* and the first to make room; a second packet at least 1 ms later, for TCP one that does not
 //! open, proves it. So floods of SYN, ACK or UDP find only each other to evict. Inserts have a budget of their own.
+//!
+//! TCP that goes on, though nobody here has seen it open, is served by its row and *taken up*: it belongs to a connection from
+//! before a change of owners or of its row, or to a flood of ACKs, which one direction alone cannot tell apart. So it is
+//! refused nothing, but proven only if it has lasted for seconds, and only while less than half of its bucket is: whatever a
+//! flood sends, the other half is for flows that were seen to open. What is not proven is not told to other nodes either, and
+//! loses nothing by that while it is recorded, nor by making room while its row says the same. On a disputed row it is the
+//! record that keeps the dispute from ending under it: a flood that crowds out of a full bucket an old connection that sends
+//! nothing until the dispute has ended may break that one.
 
 use super::admit;
 use crate::hash::FlowHash;
@@ -103,7 +111,7 @@ pub fn known<T: Tables>(
     if found.reopens(packet) {
         let entry = found.entry;
         let reopened = Entry::first(place.tag, current, State::Opening, entry.ambiguous(), tables.instant());
-        touch(tables, place, found, node, packet, service, reopened);
+        touch(tables, place, found, node, packet, service, reopened, false);
         return Some(current);
     }
     renew(tables, place, found, node, packet, service);
@@ -139,12 +147,15 @@ pub fn turn(place: &Place<'_>, found: Found, backend: u16) -> bool {
 /// Brings the entry of a known flow up to date.
 #[inline(always)]
 pub fn renew<T: Tables>(tables: &T, place: &Place<'_>, found: Found, node: &Node, packet: &Packet, service: &Service) {
-    let renewed = renewed(found.entry, packet, tables.instant());
-    touch(tables, place, found, node, packet, service, renewed);
+    let entry = found.entry;
+    let is_crowded = entry.must_last() && place.bucket.is_half_proven();
+    let renewed = renewed(entry, packet, tables.instant(), is_crowded);
+    touch(tables, place, found, node, packet, service, renewed, is_crowded);
 }
 
 /// Replaces the entry, if it differs, and tells of it, if others are to know.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "inlined; a struct would be made for it alone")]
 fn touch<T: Tables>(
     tables: &T,
     place: &Place<'_>,
@@ -153,6 +164,7 @@ fn touch<T: Tables>(
     packet: &Packet,
     service: &Service,
     entry_now: Entry,
+    is_crowded: bool,
 ) {
     let Found { way, entry } = found;
     if entry_now.0 == entry.0 {
@@ -166,7 +178,7 @@ fn touch<T: Tables>(
         // Another CPU was first with a packet of the flow; what this one changes, the end of a connection above all,
         // is put on top of it.
         before = Entry(word.load());
-        after = renewed(before, packet, tables.instant());
+        after = renewed(before, packet, tables.instant(), is_crowded);
         put = before.tag() == place.tag && !before.is_empty() && word.replace(before.0, after.0);
     }
     if node.tells_flows != 0 && put && after.tells(before) {
@@ -174,12 +186,13 @@ fn touch<T: Tables>(
     }
 }
 
-/// The entry after this packet of its flow.
+/// The entry after this packet of its flow, which proves none where it `is_crowded`.
 #[inline(always)]
-fn renewed(entry: Entry, packet: &Packet, now: Instant) -> Entry {
+fn renewed(entry: Entry, packet: &Packet, now: Instant, is_crowded: bool) -> Entry {
     if matches!(packet.kind, Kind::Error | Kind::LaterFragment) {
         return entry;
     }
+    let proves = !is_crowded && entry.proves(now);
     let state = match (packet.tuple.protocol, entry.state()) {
         (protocol::TCP, State::Closing) => State::Closing,
         (protocol::TCP, _) if packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 => State::Closing,
@@ -196,13 +209,10 @@ fn renewed(entry: Entry, packet: &Packet, now: Instant) -> Entry {
         }
     } else if packet.opens() {
         entry
+    } else if proves || state as u8 != entry.state_bits() && (entry.is_used() || matches!(state, State::Closing)) {
+        entry.touched(state, proves, now)
     } else {
-        let proven = entry.passed(now) >= 1;
-        if proven || state as u8 != entry.state_bits() && !matches!(packet.tuple.protocol, protocol::UDP) {
-            entry.touched(state, proven, now)
-        } else {
-            entry
-        }
+        entry
     }
 }
 
@@ -211,7 +221,7 @@ fn renewed(entry: Entry, packet: &Packet, now: Instant) -> Entry {
 fn first_state(packet: &Packet) -> State {
     match packet.tuple.protocol {
         protocol::TCP if packet.opens() => State::Opening,
-        protocol::TCP => State::Established,
+        protocol::TCP => State::TakenUp,
         protocol::UDP => State::FirstDatagram,
         _ => State::Other,
     }

@@ -11,6 +11,8 @@ use crate::sync::Word;
 /// Entries in a bucket.
 pub const WAYS: usize = 8;
 
+const _: () = assert!(State::TakenUp as u8 & 0b11 == 0b11 && State::Closing as u8 & 0b11 == 0b11);
+
 /// Largest tag: 31 bits.
 pub const TAG_MAX: u32 = 0x7fff_ffff;
 
@@ -32,6 +34,18 @@ impl Bucket {
     pub fn word(&self, way: usize) -> &Word {
         &self.entries[way & (WAYS - 1)]
     }
+
+    /// Whether half of the bucket is proven. Without a branch, as [`Entry::passed`].
+    #[inline(always)]
+    pub fn is_half_proven(&self) -> bool {
+        let (mut proven, mut way) = (0, 0);
+        while way < WAYS {
+            // Added up where the bit stands: eight of them need three bits more.
+            proven += self.word(way).load() & 1 << Entry::PROVEN;
+            way += 1;
+        }
+        proven >= (WAYS as u64 / 2) << Entry::PROVEN
+    }
 }
 
 /// What is known of a flow's life.
@@ -50,6 +64,8 @@ pub enum State {
     Other = 5,
     /// UDP of which a single packet was seen.
     FirstDatagram = 6,
+    /// TCP of which the opening was not seen, and that has not lasted yet: never proven.
+    TakenUp = 7,
 }
 
 impl State {
@@ -62,6 +78,7 @@ impl State {
             3 => Self::Closing,
             4 => Self::Datagrams,
             6 => Self::FirstDatagram,
+            7 => Self::TakenUp,
             _ => Self::Other,
         }
     }
@@ -74,6 +91,9 @@ impl State {
 pub struct Entry(pub u64);
 
 const STAMP_MASK: u64 = 0x1fff;
+
+/// How long a flow must last whose opening was not seen until it is proven, milliseconds: half of what its stamp can tell.
+pub const LASTING: u64 = 4096;
 
 /// A stamp this far ahead of a time, or less, is of a packet that came after that time was read.
 const AHEAD: u64 = 64;
@@ -162,10 +182,32 @@ impl Entry {
         self.0 >> Self::AMBIGUOUS & 1 == 1
     }
 
-    /// Whether a second packet, at least 1 ms after the first, has been seen.
+    /// Whether a second packet, long enough after the first, has been seen: see [`Entry::proves`].
     #[inline(always)]
     pub const fn proven(self) -> bool {
         self.0 >> Self::PROVEN & 1 == 1
+    }
+
+    /// Whether a packet proves an unproven entry, if `now` is its time: 1 ms after the first, or [`LASTING`] after it where no
+    /// opening was seen, or the end was. Packets that come in long rows of the stamp's 8,192 ms prove it sooner or later.
+    #[inline(always)]
+    pub fn proves(self, now: impl Into<Instant>) -> bool {
+        let least = 1 + u64::from(self.must_last()) * (LASTING - 1);
+        // One comparison for both ends, as in `expired`: another CPU's stamp may be a little ahead.
+        self.passed(now).wrapping_sub(least) <= STAMP_MASK - AHEAD - least
+    }
+
+    /// Whether the flow must last to be proven, and is not: taken up or closing, which differ in one bit, so that one
+    /// comparison tells.
+    #[inline(always)]
+    pub const fn must_last(self) -> bool {
+        self.0 >> Self::PROVEN & 0b111 == 0b110
+    }
+
+    /// Whether the state is one that a flow's packets may change before it is proven.
+    #[inline(always)]
+    pub const fn is_used(self) -> bool {
+        self.state_bits() < State::FirstDatagram as u8
     }
 
     /// The state.

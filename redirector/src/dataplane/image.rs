@@ -282,6 +282,8 @@ impl Image {
         idle[3] = seconds(timeouts.tcp_closing);
         idle[4] = seconds(timeouts.udp);
         idle[6] = seconds(timeouts.udp_new);
+        // It may be an idle connection as well as any.
+        idle[7] = idle[2];
         self.node = Node {
             hash_key,
             tag_key: word(7),

@@ -38,7 +38,7 @@ pub(super) struct Flows {
     #[arg(long, value_name = "PREFIX", value_parser = prefix)]
     source: Option<Prefix>,
     /// Only flows in this state.
-    #[arg(long, value_parser = ["opening", "established", "closing", "datagrams", "first-datagram", "other"])]
+    #[arg(long, value_parser = ["opening", "established", "closing", "datagrams", "first-datagram", "taken-up", "other"])]
     state: Option<String>,
     /// Show so many at most.
     #[arg(long, value_name = "N")]

@@ -124,6 +124,7 @@ pub(in crate::cli) fn state(state: State) -> &'static str {
         State::Closing => "closing",
         State::Datagrams => "datagrams",
         State::FirstDatagram => "first-datagram",
+        State::TakenUp => "taken-up",
         State::Other => "other",
     }
 }

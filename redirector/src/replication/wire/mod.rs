@@ -169,7 +169,7 @@ fn state(bits: u8, transport: u8) -> Option<State> {
         State::Established | State::Closing => transport == protocol::TCP,
         State::Datagrams => transport == protocol::UDP,
         State::Other => bits == State::Other as u8 && !matches!(transport, protocol::TCP | protocol::UDP),
-        State::Opening | State::FirstDatagram => false,
+        State::Opening | State::FirstDatagram | State::TakenUp => false,
     };
     fits.then_some(state)
 }
