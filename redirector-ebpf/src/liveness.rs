@@ -12,6 +12,7 @@
 
 use crate::abi::PORTS;
 use crate::sync::Word;
+use crate::tables::Node;
 use crate::tables::liveness::{Admission, Condition, Heard, Latch, Pulse, Sent, Watch, Watched, link};
 
 /// Nanoseconds between two rounds.
@@ -19,6 +20,9 @@ pub const ROUND: u64 = 1_000_000;
 
 /// A round that comes later than this after the last one passes no verdict, nanoseconds.
 pub const LATE: u64 = 4 * ROUND;
+
+/// An agent that has given no sign of life for so long does not see what its shed level does any more, nanoseconds.
+pub const ABANDONED: u64 = 5_000_000_000;
 
 /// What the rule looks at.
 pub trait Watching {
@@ -38,6 +42,14 @@ pub trait Watching {
     fn latch(&self, node: u8) -> Option<&Latch>;
     /// The port that packets to a node leave by.
     fn way(&self, node: u8) -> Option<&Word>;
+}
+
+/// The shed level that holds: the agent's, or, where its last sign of life is too old, what is configured as the least. A load
+/// that nobody measures any more must not keep users out.
+#[inline(always)]
+pub fn shed_level(node: &Node, condition: &Condition, now: u64) -> u8 {
+    let is_abandoned = now.saturating_sub(condition.agent.load()) > ABANDONED;
+    if is_abandoned && node.shed_level > node.shed_least { node.shed_least } else { node.shed_level }
 }
 
 /// Whether as many requests as count are unanswered on a link, and for as long as it takes.

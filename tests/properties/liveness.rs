@@ -1,9 +1,11 @@
 //! The rule by which peers are turned off, in ordinary memory and on a clock of the test's own.
 
 use proptest::prelude::*;
-use redirector_ebpf::liveness::{LATE, ROUND, round};
-use redirector_ebpf::tables::AliveNodes;
-use redirector_ebpf::tables::liveness::{Admission, Heard, MULTIPLIER_MAX, REMEMBERED, Sent, Watch, link, slot};
+use redirector_ebpf::liveness::{ABANDONED, LATE, ROUND, round, shed_level};
+use redirector_ebpf::tables::liveness::{
+    Admission, Condition, Heard, MULTIPLIER_MAX, REMEMBERED, Sent, Watch, link, slot,
+};
+use redirector_ebpf::tables::{AliveNodes, Node};
 use suite::watching::Maps;
 
 const MS: u64 = 1_000_000;
@@ -402,5 +404,19 @@ proptest! {
                 },
             }
         }
+    }
+}
+
+proptest! {
+    /// While its agent lives its level holds; then the configured one, and never a higher one than was there.
+    #[test]
+    fn a_shed_level_does_not_outlive_its_agent(level in 0..=3u8, least in 0..=3u8, age in 0..4 * ABANDONED) {
+        let (node, condition) = (Node { shed_level: level, shed_least: least, ..Node::default() }, Condition::default());
+        let now = 100 * ABANDONED;
+        condition.agent.store(now - age);
+        let holds = if age > ABANDONED { level.min(least) } else { level };
+        prop_assert_eq!(shed_level(&node, &condition, now), holds);
+        condition.agent.store(now + 1);
+        prop_assert_eq!(shed_level(&node, &condition, now), level, "a sign that came after the time was read");
     }
 }

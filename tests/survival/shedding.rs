@@ -196,6 +196,11 @@ fn a_host_learns_what_it_can_take_and_its_agent_goes_by_it() -> Result<()> {
     ensure!(now["load"]["capacity"].as_f64() == Some(capacity) && now["load"]["learnt"] == learnt, "{now:#}");
     ensure!(scene.done("n1", &["get", "health"])?.contains("packets/s, learnt 20"), "when it was learnt is not told");
     scene.lab.process("n1-agent")?.kill()?;
+    let mut maps = scene.maps("n1")?;
+    let mut node = maps.node.get(&0, 0)?;
+    node.shed_level = 3;
+    maps.node.set(0, node, 0)?;
+    wait_until("the level goes with its agent", || Ok(maps.node.get(&0, 0)?.shed_level == 0))?;
     scene.lab.start_agent("n1")?;
     ensure!(health()?["load"]["capacity"].as_f64() == Some(capacity), "it is forgotten with the agent");
     Ok(())

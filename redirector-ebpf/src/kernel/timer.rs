@@ -115,6 +115,7 @@ extern "C" fn tick(_map: *mut c_void, _key: *mut u32, clock: *mut Clock) -> i32 
     let now = unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() };
     let _ = round(now);
     let _ = settle_paths();
+    let _ = relieve(now);
     // SAFETY: the timer that called.
     unsafe { bpf_timer_start(&raw mut (*clock).timer, ROUND, 0) };
     0
@@ -144,6 +145,21 @@ fn round(now: u64) -> Option<()> {
             }
         }
         word += 1;
+    }
+    Some(())
+}
+
+/// Lowers a shed level that its agent has abandoned.
+#[inline(always)]
+fn relieve(now: u64) -> Option<()> {
+    let node = maps::NODE.get_ptr_mut(0)?;
+    // SAFETY: the map's value. Whoever else writes it sees to it that the level is right in the end.
+    unsafe {
+        let level = liveness::shed_level(&*node, MapWatching.condition()?, now);
+        let place = &raw mut (*node).shed_level;
+        if place.read_volatile() != level {
+            place.write_volatile(level);
+        }
     }
     Some(())
 }

@@ -287,7 +287,7 @@ pub struct Node {
     pub idle: [u16; 8],
     /// This node's id.
     pub id: u8,
-    /// Present shed level, 0..=3.
+    /// Present shed level, 0..=3. The timer lowers it, too: see [`crate::liveness::shed_level`].
     pub shed_level: u8,
     /// What is told of packets that match the trace filter: one of the constants of [`trace::switch`].
     pub trace: u8,
@@ -297,8 +297,10 @@ pub struct Node {
     pub tells_flows: u8,
     /// 1: who is refused is told so by a reset or port unreachable.
     pub tells_refused: u8,
+    /// The shed level that holds at least, whatever the load.
+    pub shed_least: u8,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
 }
 
 impl Node {

@@ -5,6 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use redirector_ebpf::reason::{Action, Reason};
+use redirector_ebpf::tables::Node;
 use serde::{Deserialize, Serialize};
 
 use super::talk::Talk;
@@ -111,7 +112,10 @@ impl Condition {
     ) -> Result<(), MapsError> {
         if now.saturating_sub(self.measured) >= EVERY {
             self.measured = now;
-            let sample = self.sample(maps, talk, now)?;
+            let node = maps.node.get(&0, 0).map_err(read("NODE"))?;
+            // The kernel's timer lowers the level of an agent that was silent for long.
+            self.written = node.shed_level;
+            let sample = self.sample(maps, &node, talk, now)?;
             let capacity = self.capacity(&config.shedding);
             self.load = self.meter.observe(sample, capacity, config.shedding.softirq);
             let before = self.levels.level();
@@ -125,22 +129,31 @@ impl Condition {
             }
         }
         let level = self.level(config);
-        if level != self.written {
-            let mut node = maps.node.get(&0, 0).map_err(read("NODE"))?;
-            node.shed_level = level;
-            maps.node.set(0, node, 0).map_err(written("NODE"))?;
-            self.was_written(level);
-        }
+        if level != self.written { self.write(maps, level) } else { Ok(()) }
+    }
+
+    /// Goes back to what is configured as the least, since nobody will measure the load.
+    ///
+    /// # Errors
+    /// [`MapsError`]; the kernel's timer does the same a little later.
+    pub(super) fn relieve(&mut self, config: &Config, maps: &mut Maps) -> Result<(), MapsError> {
+        self.write(maps, config.limits.shed_level)
+    }
+
+    fn write(&mut self, maps: &mut Maps, level: u8) -> Result<(), MapsError> {
+        let mut node = maps.node.get(&0, 0).map_err(read("NODE"))?;
+        node.shed_level = level;
+        maps.node.set(0, node, 0).map_err(written("NODE"))?;
+        self.was_written(level);
         Ok(())
     }
 
-    fn sample(&mut self, maps: &Maps, talk: Option<&Talk>, now: Duration) -> Result<Sample, MapsError> {
+    fn sample(&mut self, maps: &Maps, node: &Node, talk: Option<&Talk>, now: Duration) -> Result<Sample, MapsError> {
         let counts = maps.all_reasons.sums()?;
         let ends = || Reason::ALL.iter().filter(|reason| !reason.is_note());
         let packets = ends().filter_map(|reason| counts.get(*reason as usize)).sum();
         let drops = ends().filter(|reason| reason.action() == Action::Drop);
         self.refused = drops.filter_map(|reason| counts.get(*reason as usize)).sum();
-        let node = maps.node.get(&0, 0).map_err(read("NODE"))?;
         self.part = (self.part + 1) % PARTS;
         // Where it cannot be read, soft interrupts are no part of the load.
         let stat = fs::read_to_string("/proc/stat").unwrap_or_default();

@@ -237,8 +237,11 @@ impl Node {
         self.talk.as_ref().and_then(Talk::counters)
     }
 
-    /// Ends talking to the peers.
+    /// Ends shedding and talking to the peers.
     pub(super) async fn end(&mut self) {
+        if let Err(error) = self.condition.relieve(&self.config, &mut self.maps) {
+            tracing::error!("the shed level stays for some seconds more: {:#}", anyhow::Error::new(error));
+        }
         drop(self.speaker.take());
         if let Some(agreement) = self.agreement.take() {
             agreement.end().await;

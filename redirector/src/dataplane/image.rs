@@ -296,6 +296,7 @@ impl Image {
             idle,
             id: config.node.id,
             shed_level: limits.shed_level,
+            shed_least: limits.shed_level,
             prefixes: u8::from(config.vips.iter().any(|vip| !vip.address.is_single())),
             tells_refused: u8::from(matches!(config.shedding.answer, Refused::Reject)),
             tells_flows: u8::from(config.replication.enabled && config.members.len() > 1),

@@ -251,7 +251,7 @@ impl Decoder {
         let limit = |rate: u32| (rate != 0).then_some(rate);
         json!({
             "id": node.id, "name": self.names.node(node.id), "cluster": node.cluster, "slots": node.slot_mask + 1,
-            "shed_level": node.shed_level, "tells_refused": node.tells_refused != 0, "trace": node.trace != 0, "prefixes": node.prefixes != 0,
+            "shed_level": node.shed_level, "shed_least": node.shed_least, "tells_refused": node.tells_refused != 0, "trace": node.trace != 0, "prefixes": node.prefixes != 0,
             "hop4": some_address(&node.hop4, false), "hop6": some_address(&node.hop6, true),
             "new_flows": limit(node.new_flows), "new_flows_per_source": limit(node.new_flows_per_source),
             "inserts": limit(node.inserts), "replies": node.replies, "idle_s": node.idle,
