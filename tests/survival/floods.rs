@@ -6,10 +6,11 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use redirector::dataplane::flows::now;
 use redirector_ebpf::reason::Reason;
 use suite::packet::{tcp_between, udp_between};
 use xtask::lab::{Ports, Role, Service, Topology, Vip, vip4};
-use xtask::traffic::{HTTP_PORT, Load, LongConnections};
+use xtask::traffic::{ECHO_PORT, HTTP_PORT, Load, LongConnections, Stream, StreamReport, Streaming};
 
 use crate::scene::{PATIENCE, Scene, every_kind, targets};
 
@@ -21,8 +22,16 @@ const FLOOD: u32 = 12 * USERS * PACKETS;
 const LASTS: Duration = Duration::from_secs(4);
 /// Sources of a flood; more flows than an eighth of the flow table holds.
 const SOURCES: u32 = 12_000;
+/// How often a packet of the ACK flood is repeated, and how many of its flows come before it is.
+const REPEATED: u32 = 3;
+const BETWEEN: u32 = 1_000;
+/// Datagrams a second of users' established flows, and of new ones, and how many flows these are.
+const DATAGRAMS: u32 = 200;
+const FLOWS: usize = 40;
 /// New flows a second that a source prefix is let in at each node.
 const PER_SOURCE: u32 = 1_000;
+/// Users' own flows and what of the floods before counts, in per cent of a flow table; the flood of ACKs has twice as many.
+const FILL_MAX: u64 = 5;
 /// A port that nobody listens at.
 const DISCARD: u16 = 9;
 
@@ -53,7 +62,30 @@ fn frames(kind: Kind, nodes: u8) -> Vec<Vec<u8>> {
         };
         packet.to(Role::Node(node).mac_bytes()).from(Role::Client.mac_bytes()).bytes()
     };
-    (0..SOURCES).map(frame).collect()
+    match kind {
+        // Else each flow's packets might come over a longer time than a connection must last to count.
+        Kind::Ack => {
+            let rounds = (0..SOURCES).step_by(BETWEEN as usize).flat_map(|first| (0..REPEATED).map(move |_| first));
+            // Not the flows that the flood of SYNs has opened: an ACK after a SYN is a connection.
+            rounds.flat_map(|first| first..first + BETWEEN).map(|number| frame(SOURCES + number)).collect()
+        }
+        _ => (0..SOURCES).map(frame).collect(),
+    }
+}
+
+/// Flows that count at a node, of a hundred that would fill its table.
+fn fill(scene: &Scene, node: &str) -> Result<u64> {
+    let maps = scene.maps(node)?;
+    let (proven, places) = maps.flows.proven(0, 1, &maps.node.get(&0, 0)?.idle, now());
+    Ok(proven * 100 / places)
+}
+
+/// Users' datagrams were answered, all flows', and by one backend each.
+fn is_well(says: &str, stream: &StreamReport) -> Result<()> {
+    println!("{says}: {} of {} datagrams of {FLOWS} flows were answered", stream.answered, stream.sent);
+    let silent = stream.flows.iter().filter(|flow| flow.answered == 0).count();
+    ensure!(stream.answered * 100 >= stream.sent * 99 && silent == 0 && stream.moved == 0, "{says}: {stream:#?}");
+    Ok(())
 }
 
 /// Sends frames by the interface of this thread's namespace, again and again, at the flood's pace; says how many.
@@ -98,7 +130,7 @@ fn flood(frames: &[Vec<u8>]) -> Result<u64> {
 fn floods_break_no_connection_and_keep_nobody_out() -> Result<()> {
     let topology = Topology::for_test("floods");
     let mut config = every_kind(&topology, &["l2"]);
-    let web = targets(&config, HTTP_PORT);
+    let (web, echo) = (targets(&config, HTTP_PORT), targets(&config, ECHO_PORT));
     config.vip.push(Vip::new(vip4(9).into()));
     config.service.push(Service {
         name: "discard".into(),
@@ -114,13 +146,16 @@ fn floods_break_no_connection_and_keep_nobody_out() -> Result<()> {
     ensure!(web.contains(&(vip4(2), HTTP_PORT).into()), "the flooded service is one of the users'");
     let client = scene.lab.client();
     let long = client.run(|| LongConnections::open(&web, 60, Duration::from_millis(50), PATIENCE))??;
+    let datagrams = || client.run(|| Stream::new(DATAGRAMS, &echo, FLOWS).start())?;
+    let established = datagrams()?;
     for kind in [Kind::Syn, Kind::Ack, Kind::Udp, Kind::OnePrefix] {
         let frames = frames(kind, topology.nodes);
         let users = Load::new(web.clone(), USERS, LASTS);
-        let (sent, users) = std::thread::scope(|scope| {
+        let (sent, users, new) = std::thread::scope(|scope| {
             let flood = scope.spawn(|| client.run(|| flood(&frames)));
+            let new = datagrams();
             let users = client.run(|| users.run());
-            (flood.join(), users)
+            (flood.join(), users, new.and_then(Streaming::finish))
         });
         let sent = sent.unwrap_or_else(|panic| std::panic::resume_unwind(panic))??;
         let users = users?;
@@ -130,7 +165,15 @@ fn floods_break_no_connection_and_keep_nobody_out() -> Result<()> {
         );
         ensure!(sent >= 10 * u64::from(PACKETS) * users.sent, "{kind:?}: a flood of {sent} frames was none");
         ensure!(users.ok * 100 >= users.sent * 99 && users.sent > 0, "{kind:?}: {users:#?}");
+        is_well(&format!("{kind:?}, new"), &new?)?;
+        for node in scene.lab.nodes() {
+            let (fill, level) = (fill(&scene, &node)?, scene.maps(&node)?.node.get(&0, 0)?.shed_level);
+            println!("{kind:?}: {node}'s flow table is full to {fill} %, its shed level {level}");
+            ensure!(level == 0, "{kind:?}: {node} sheds at level {level}");
+            ensure!(kind != Kind::Ack || fill <= FILL_MAX, "a flood of ACKs fills {fill} % of {node}'s flow table");
+        }
     }
+    is_well("established", &established.finish()?)?;
     let long = long.finish();
     ensure!(long.broken == 0 && long.opened == 60, "{long:#?}");
     let counted = |reason| scene.lab.nodes().iter().map(|node| scene.count(node, reason)).sum::<Result<u64>>();
