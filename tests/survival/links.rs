@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use redirector_ebpf::reason::Reason;
 use serde::Deserialize;
+use serde_json::Value;
 use xtask::lab::{Between, Cut, Place, Topology, VIPS4, VIPS6};
 
 use crate::kills::{Traffic, nothing_broke};
@@ -86,11 +87,15 @@ fn one_of_two_links_may_fail_and_nobody_is_suspected() -> Result<()> {
     let topology = Topology { between: true, ..Topology::for_test("links") };
     let mut config = every_kind(&topology, &["l2"]).with_holders();
     config.links = vec![Between::A];
-    config.more = "[health]\ndwell = \"500ms\"\n[shedding]\nsoftirq = false\n".into();
+    // A node with a carrier on two of its three interfaces is as ill in its network as can be.
+    config.more = "[health]\ndwell = \"500ms\"\n[health.figures]\n\"carrier-%\" = [100, 70]\n\
+                   [shedding]\nsoftirq = false\n"
+        .into();
     let scene = Scene::up(&topology, config)?;
     each_link_is_told_of(&scene)?;
     the_second_is_not_missed(&scene)?;
     packets_turn_to_the_second(&scene)?;
+    an_ill_node_gives_most_of_its_share_away(&scene)?;
     nobody_was_suspected(&scene)?;
     without_its_first_a_node_hands_over(&scene)?;
     nobody_was_suspected(&scene)?;
@@ -169,6 +174,39 @@ fn known_to_all(scene: &Scene) -> Result<Traffic> {
     wait_until("every flow goes on for a while", || Ok(traffic.flows() && traffic.goes_on()))?;
     wait_until("all have each other's flows", || every(&nodes, |node| is_delivered(scene, node, &nodes)))?;
     Ok(traffic)
+}
+
+/// One area of node 3's health is as bad as can be, and all others are good: its share falls to a quarter, a quarter at a
+/// time, and it keeps that, and serves.
+fn an_ill_node_gives_most_of_its_share_away(scene: &Scene) -> Result<()> {
+    let others = ["n1", "n2"];
+    let share = peers(scene, "n1")?["n3"].primary_slots;
+    let traffic = known_to_all(scene)?;
+    scene.lab.unlink(&"n3-a".parse().map_err(anyhow::Error::msg)?)?;
+    // A quarter of a share beside two whole ones is a ninth of all.
+    wait_until("n3 has a quarter of its share", || {
+        every(&others, |by| Ok(peers(scene, by)?["n3"].primary_slots.abs_diff(share / 3) <= share / 20))
+    })
+    .with_context(|| format!("{:?}; {:?}", scene.done("n3", &["get", "health"]), peers(scene, "n1")))?;
+    let log = scene.lab.process("n3-agent")?.log_tail();
+    let mut told = log.lines().filter(|line| line.contains("quarters of its share"));
+    for quarters in [3, 2, 1] {
+        let step = told.next().with_context(|| format!("it is not told of {quarters} quarters:\n{log}"))?;
+        ensure!(step.contains(&format!("takes {quarters} quarters")), "no step to {quarters} quarters: {step}");
+    }
+    let health: Value = scene.lab.ask("n3", &["get", "health"])?;
+    ensure!(health["share"] == 1 && health["hands_over"] == false, "{health:#}");
+    for by in others {
+        ensure!(peers(scene, by)?["n3"].state == "alive", "{by} does not see n3 alive, which has a part to serve");
+    }
+    scene.lab.heal()?;
+    wait_until("n3 has its whole share again", || {
+        every(&others, |by| Ok(peers(scene, by)?["n3"].primary_slots.abs_diff(share) <= 3))
+    })?;
+    let (stream, long) = traffic.finish()?;
+    nothing_broke(&long)?;
+    ensure!(stream.lost == 0 && stream.wrong == 0 && stream.moved == 0, "{stream:#?}");
+    Ok(())
 }
 
 /// Nothing of node 3 comes out of the interface that leads to clients and backends too. It lives, by its other one, and has

@@ -59,7 +59,8 @@ impl Default for Shedding {
 pub struct Health {
     /// Whether it does anything.
     pub hand_over: bool,
-    /// The score below which its share of the slots falls step by step.
+    /// The score below which its share of the slots falls step by step. As it is by itself, one area at its worst, which leaves
+    /// 75, is enough.
     pub degraded: u8,
     /// The score below which it hands everything over.
     pub critical: u8,
@@ -73,7 +74,7 @@ pub struct Health {
 impl Default for Health {
     fn default() -> Self {
         let figures = Thresholds::default();
-        Self { hand_over: true, degraded: 75, critical: 50, dwell: Duration::from_secs(3), figures }
+        Self { hand_over: true, degraded: 80, critical: 50, dwell: Duration::from_secs(3), figures }
     }
 }
 

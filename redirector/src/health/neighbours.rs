@@ -8,7 +8,8 @@
 //!
 //! The figure is the share of such next hops, over all interfaces, and the network's quarter of the score falls with it: a
 //! node that lost one of two ways to its backends loses half a quarter, and one that reaches none a whole one. By itself that
-//! makes no node hand anything over, since a lone backend's death looks the same from a node without neighbours.
+//! makes a node's share sink, and has none hand all over, since a lone backend's death looks the same from every node without
+//! neighbours: they sink alike, and nothing moves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

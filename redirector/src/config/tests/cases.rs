@@ -44,7 +44,7 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("[[vip]]", "[shedding]\nlevels = [70, 85, 101]\n[[vip]]", "shedding.levels[2]", "1 to 100"),
     ("[[vip]]", "[shedding]\nlevels = [4, 5, 6]\n[[vip]]", "shedding.hysteresis", "not below the first level"),
     ("[[vip]]", "[shedding]\nanswer = \"shout\"\n[[vip]]", "shedding.answer", "\"reject\""),
-    ("[[vip]]", "[health]\ncritical = 80\n[[vip]]", "health.critical", "not below degraded = 75"),
+    ("[[vip]]", "[health]\ncritical = 80\n[[vip]]", "health.critical", "not below degraded = 80"),
     ("[[vip]]", "[health]\ndegraded = 50\n[[vip]]", "health.degraded", "not below degraded = 50"),
     ("[[vip]]", "[health.figures]\n\"fsync\" = [1, 2]\n[[vip]]", "health.figures.fsync", "did you mean \"fsync-ms\""),
     ("[[vip]]", "[health.figures]\n\"fsync-ms\" = 5\n[[vip]]", "health.figures.fsync-ms", "expected a list"),
