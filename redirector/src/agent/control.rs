@@ -92,6 +92,14 @@ pub enum Request {
     Drain {
         /// Which one.
         node: u8,
+        /// Not where nobody but this node serves, as far as it sees.
+        #[serde(default)]
+        unless_last: bool,
+    },
+    /// Does a node give its slots and VIPs away, or has it?
+    Draining {
+        /// Which one.
+        node: u8,
     },
     /// Let a node have slots and VIPs again.
     Undrain {
@@ -137,6 +145,11 @@ pub enum Answer {
     Bfd {
         /// One by one.
         sessions: Vec<bfd::Status>,
+    },
+    /// Whether a node drains, or has.
+    Draining {
+        /// As is agreed on.
+        drains: bool,
     },
     /// What replication has counted.
     Replication {
@@ -309,7 +322,14 @@ pub(super) async fn answer(node: &mut Node, request: Request, answer: oneshot::S
             Ok(asked) => return later(node, asked, answer),
             Err(error) => wrong(error),
         },
-        Request::Drain { node: id } => match node.drain(id, true) {
+        Request::Draining { node: id } => match node.is_draining(id) {
+            Ok(drains) => Answer::Draining { drains },
+            Err(error) => wrong(error),
+        },
+        Request::Drain { unless_last: true, .. } if !node.others_serve() => {
+            refused("no other node is alive that serves: who drained now would leave nobody".to_owned())
+        }
+        Request::Drain { node: id, .. } => match node.drain(id, true) {
             Ok(asked) => return later(node, asked, answer),
             Err(error) => wrong(error),
         },
@@ -384,7 +404,7 @@ pub fn ask(socket: &Path, request: &Request) -> Result<Answer> {
 /// # Errors
 /// As [`ask`], also where the answer takes longer than that.
 pub fn ask_within(time: Duration, socket: &Path, request: &Request) -> Result<Answer> {
-    match converse(time, socket, request)? {
+    match answer_within(time, socket, request)? {
         Answer::Refused { reason, .. } => bail!("{reason}"),
         done => Ok(done),
     }
@@ -395,10 +415,14 @@ pub fn ask_within(time: Duration, socket: &Path, request: &Request) -> Result<An
 /// # Errors
 /// Where nobody answers.
 pub fn answer_of(socket: &Path, request: &Request) -> Result<Answer> {
-    converse(ANSWER, socket, request)
+    answer_within(ANSWER, socket, request)
 }
 
-fn converse(time: Duration, socket: &Path, request: &Request) -> Result<Answer> {
+/// As [`ask_within`], for whom a refusal is an answer too.
+///
+/// # Errors
+/// Where nobody answers in time.
+pub fn answer_within(time: Duration, socket: &Path, request: &Request) -> Result<Answer> {
     let mut stream = UnixStream::connect(socket)
         .with_context(|| format!("no agent answers at {}: `redirector run` starts it", socket.display()))?;
     stream.set_read_timeout(Some(time))?;

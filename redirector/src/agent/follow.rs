@@ -273,6 +273,17 @@ impl Node {
         Ok(Asked { proposal: agreement.drain(node, drains), changes: vec![format!("node {node} {word}")] })
     }
 
+    /// Whether a node gives its slots and VIPs away, or has.
+    pub(super) fn is_draining(&self, node: u8) -> Result<bool, ApplyError> {
+        let state = self.agreement.as_ref().and_then(Agreement::state).ok_or(ApplyError::Alone)?;
+        Ok(state.members.get(&node).is_some_and(|member| member.draining))
+    }
+
+    /// Whether a node besides this one is alive and serves, as far as it sees.
+    pub(super) fn others_serve(&self) -> bool {
+        self.liveness.as_ref().is_some_and(Liveness::others_serve)
+    }
+
     /// Looks which disputed rows have old flows still, and whether there is anything to ask the cluster for.
     pub(super) fn look_after_agreement(&mut self) {
         self.propose_file();

@@ -176,6 +176,11 @@ impl Liveness {
         self.lookout.heard_first(&self.maps, now())
     }
 
+    /// Whether a peer is alive that serves.
+    pub(super) fn others_serve(&self) -> bool {
+        self.lookout.serving(&self.maps).next().is_some()
+    }
+
     /// Whether this node hands everything over for its health.
     pub(super) fn hands_over(&self) -> bool {
         self.lookout.hands_over()

@@ -158,7 +158,7 @@ impl Witness {
             Request::Backup if self.version == 0 => refused(format!("{name} has no seat yet: nothing is agreed on")),
             Request::Backup => Answer::Backup { backup: Backup::of(self.config.cluster.id, &self.state()) },
             Request::Leave { node } => return self.ask(name, Command::Leave(node), answer),
-            Request::Drain { node } => return self.ask(name, Command::Drain(node), answer),
+            Request::Drain { node, .. } => return self.ask(name, Command::Drain(node), answer),
             Request::Undrain { node } => return self.ask(name, Command::Undrain(node), answer),
             _ => refused(format!("{name} is a witness, which has no data plane: ask a node")),
         };

@@ -198,7 +198,7 @@ pub(super) struct Drain {
 impl Drain {
     pub(super) fn run(self) -> Result<()> {
         let id = node_of(&self.which, &config::load(&self.node.config)?)?;
-        let (_, answer) = self.node.ask(&Request::Drain { node: id })?;
+        let (_, answer) = self.node.ask(&Request::Drain { node: id, unless_last: false })?;
         let Answer::Done { durable, .. } = answer else { bail!("the agent answers what was not asked") };
         let durable = durable.map(|durable| format!(": {durable}")).unwrap_or_default();
         println!("node {id} gives its slots and VIPs away{durable}");

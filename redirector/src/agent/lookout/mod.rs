@@ -250,9 +250,15 @@ impl Lookout {
 
     /// Whether a peer that serves is in better health, or as good and of a lower id: the best node of all never hands over.
     fn has_better_peer(&self, maps: &impl LivenessTables) -> bool {
-        let (alive, own) = (maps.alive(), (self.condition.health, Reverse(self.me)));
-        let serves = |node: u8, vitals: &Vitals| alive.is_alive(node) && vitals.state == state::ACTIVE;
-        self.vitals.iter().any(|(&node, vitals)| serves(node, vitals) && (vitals.health, Reverse(node)) > own)
+        let own = (self.condition.health, Reverse(self.me));
+        self.serving(maps).any(|(node, health)| (health, Reverse(node)) > own)
+    }
+
+    /// Peers that are alive and neither drain, return nor hand everything over, and their health.
+    pub fn serving(&self, maps: &impl LivenessTables) -> impl Iterator<Item = (u8, u8)> {
+        let (alive, vitals) = (maps.alive(), self.vitals.iter());
+        let serve = vitals.filter(move |(node, vitals)| alive.is_alive(**node) && vitals.state == state::ACTIVE);
+        serve.map(|(&node, vitals)| (node, vitals.health))
     }
 
     /// Says how this node is, from the next step on.
