@@ -13,6 +13,10 @@ use xtask::traffic::{ECHO_PORT, HTTP_PORT, LongConnections, Stream, fetch};
 use crate::scene::{PATIENCE, Scene, TIMEOUT, wait_until};
 
 const CLASSES: [&str; 4] = ["critical", "high", "normal", "low"];
+/// The port of a service that goes by what packets are marked with, at the last VIP.
+const MARKED_PORT: u16 = 81;
+/// Marks by class, as such a service understands them.
+const MARKS: [u8; 4] = [46, 24, 16, 8];
 /// Packets a second that the nodes are said to take; levels at their usual 70, 85 and 95 %.
 const CAPACITY: u32 = 8_000;
 /// Packets a second, in the middle between levels, and the level that they come to.
@@ -45,8 +49,11 @@ fn config(topology: &Topology) -> Config {
     }
     config.pool.push(Pool::of_all(topology, "all", "l2", false));
     // What the machine does besides is none of this test's, and answers to refused ones must not run out.
+    let marked = vip4(CLASSES.len() as u8);
     config.more = format!(
-        "[limits]\nicmp_per_second = 1000000\n\
+        "[[service]]\nname = \"marked\"\nvip = \"{marked}\"\nprotocol = \"tcp\"\nports = {MARKED_PORT}\n\
+         class = \"normal\"\ndscp = true\naffinity = \"shared\"\npool = \"all\"\n\
+         [limits]\nicmp_per_second = 1000000\n\
          [shedding]\ncapacity = {CAPACITY}\nsoftirq = false\ndwell = \"1s\"\nanswer = \"reject\"\n"
     );
     config
@@ -71,6 +78,42 @@ fn refused(scene: &Scene) -> Result<BTreeMap<(String, String), u64>> {
     Ok(all.iter().map(line).collect())
 }
 
+/// What `why` is to say that a packet of a class is refused for at a level, the first of a connection or a later one.
+fn refused_for(class: usize, level: u64, is_new: bool) -> Option<&'static str> {
+    match is_new {
+        true if is_refused(class, level) => Some("shed"),
+        false if level == 3 && CLASSES[class] == "low" => Some("shed-established"),
+        _ => None,
+    }
+}
+
+/// Level 1 refuses new flows of low, 2 of normal too, 3 of high too.
+fn is_refused(class: usize, level: u64) -> bool {
+    class as u64 + level > 3 && class > 0
+}
+
+/// What `why` says at n1 by class: of a new and an established connection, by service.
+type Verdicts = [BTreeMap<&'static str, BTreeMap<String, Value>>; 4];
+
+/// Asks `why` of each class: of the service that is of it, and by the mark that stands for it.
+fn verdicts(scene: &Scene) -> Result<Verdicts> {
+    let mut all = Verdicts::default();
+    for (class, says) in all.iter_mut().enumerate() {
+        let own = target(class, HTTP_PORT).to_string();
+        let marked = target(CLASSES.len() - 1, MARKED_PORT).to_string();
+        let mark = MARKS[class].to_string();
+        for (what, syn) in [("new", &["--syn"][..]), ("established", &[])] {
+            for (at, mark) in [(&own, &[][..]), (&marked, &["--dscp", &mark])] {
+                let asked = [&["why", "tcp", "10.77.3.1:40000", at, "-o", "json"], syn, mark].concat();
+                let answer: Value = serde_json::from_str(&scene.done("n1", &asked)?)?;
+                let service = answer["service"].as_str().with_context(|| format!("a service: {answer:#}"))?.to_owned();
+                says.entry(what).or_default().insert(service, answer);
+            }
+        }
+    }
+    Ok(all)
+}
+
 /// New connections to each class while n1 stays at a level: how many were answered, by class. None if it did not stay.
 fn attempts(scene: &Scene, level: u64) -> Result<Option<[u64; 4]>> {
     let (before, mut answered) = (refused(scene)?, [0; 4]);
@@ -86,7 +129,32 @@ fn attempts(scene: &Scene, level: u64) -> Result<Option<[u64; 4]>> {
     if level_of_n1(scene, "n1")?.0 != level {
         return Ok(None);
     }
-    let after = refused(scene)?;
+    let (after, says) = (refused(scene)?, verdicts(scene)?);
+    if level_of_n1(scene, "n1")?.0 != level {
+        return Ok(None);
+    }
+    for (class, says) in says.iter().enumerate() {
+        // Who is asked by the mark fares as its class does.
+        for (what, expected) in
+            [("new", refused_for(class, level, true)), ("established", refused_for(class, level, false))]
+        {
+            for (service, answer) in &says[what] {
+                // Who is refused is told by a reset.
+                let verdict = if expected.is_some() { "reset-sent" } else { "served" };
+                let is_so = answer["class"] == CLASSES[class] && answer["verdict"] == verdict;
+                let is_for = answer["refused_for"].as_str() == expected;
+                ensure!(is_so && is_for, "level {level}, {what} of {service}: {answer:#}");
+            }
+        }
+        let service = format!("{}-tcp", CLASSES[class]);
+        let own = &says["new"][&service];
+        let told = own["refused"].as_array().context("what was refused")?;
+        for ((_, reason), packets) in after.iter().filter(|((of, _), _)| *of == service) {
+            let one = told.iter().find(|one| one["reason"] == **reason && one["class"] == CLASSES[class]);
+            let told = one.and_then(|one| one["packets"].as_u64());
+            ensure!(told >= Some(*packets), "{packets} packets of {service} were refused, {reason}: {own:#}");
+        }
+    }
     for (class, answered) in CLASSES.iter().zip(answered) {
         let key = (format!("{class}-tcp"), "shed".to_owned());
         let counted = after.get(&key).unwrap_or(&0) - before.get(&key).unwrap_or(&0);
@@ -131,9 +199,7 @@ fn each_level_refuses_exactly_its_classes() -> Result<()> {
         let stream = streaming.finish()?;
         told?;
         let Some(answered) = answered else { bail!("n1 never stayed at level {level} for a second or two") };
-        // Level 1 refuses low, 2 normal too, 3 high too.
-        let expected: [u64; 4] =
-            std::array::from_fn(|class| if class as u64 + level > 3 && class > 0 { 0 } else { ATTEMPTS });
+        let expected: [u64; 4] = std::array::from_fn(|class| if is_refused(class, level) { 0 } else { ATTEMPTS });
         ensure!(answered == expected, "level {level}: {answered:?} of {ATTEMPTS} each were answered, critical first");
         // What servers on a busy machine lose is told, and is not the nodes': they count each packet that they refuse.
         println!("level {level}: {} of {} datagrams were answered", stream.answered, stream.sent);
@@ -155,7 +221,7 @@ fn each_level_refuses_exactly_its_classes() -> Result<()> {
     }
     ensure!(lowest.finish().broken > 0, "who was refused at level 3 was not told");
     let why = scene.done("n1", &["why", "tcp", "10.77.3.1:40000", &target(3, HTTP_PORT).to_string(), "--syn"])?;
-    ensure!(why.contains("low"), "{why}");
+    ensure!(why.contains("packets of class low: shed") && why.contains("verdict      served"), "{why}");
     Ok(())
 }
 

@@ -29,6 +29,7 @@ use crate::dataplane::maps::{Maps, MapsError, read};
 pub(super) use backends::ask as told_of_backends;
 pub(super) use paths::ask as told_of_paths;
 pub(super) use services::ranges;
+pub(super) use stats::{Refused, refused};
 pub(super) use vips::lines as vip_lines;
 
 /// Show nodes, services, backends, drains, paths, owners, flows, vips, replication, health, breakers, bfd or stats.

@@ -7,9 +7,9 @@ use redirector_ebpf::reason::Reason;
 use serde::Serialize;
 
 use super::View;
-use crate::cli::output::{Output, Reader, class, ordered, text_table};
+use crate::cli::output::{Names, Output, Reader, class, ordered, text_table};
 use crate::cli::target::Target;
-use crate::dataplane::maps::MapsError;
+use crate::dataplane::maps::{Maps, MapsError};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Stats {
@@ -35,12 +35,14 @@ struct Counters {
     flows: Tables,
 }
 
-#[derive(Serialize)]
-struct Refused {
-    service: String,
-    class: &'static str,
-    reason: &'static str,
-    packets: u64,
+/// Packets of one service that were refused since load was shed or a budget was spent.
+#[derive(Debug, Serialize)]
+pub(in crate::cli) struct Refused {
+    pub(in crate::cli) service: String,
+    /// Their class, which may be another than their service's.
+    pub(in crate::cli) class: &'static str,
+    pub(in crate::cli) reason: &'static str,
+    pub(in crate::cli) packets: u64,
 }
 
 #[derive(Serialize)]
@@ -123,11 +125,16 @@ fn counters(view: &View) -> Result<Counters, MapsError> {
         let fill = if flow.v6 { &mut flows.ipv6 } else { &mut flows.ipv4 };
         fill.used += 1;
     }
-    let refused = view.maps.refused()?.into_iter().map(|(key, packets)| {
+    Ok(Counters { reasons, refused: refused(&view.maps, &view.names)?, flows })
+}
+
+/// What was refused so far, service by service.
+pub(in crate::cli) fn refused(maps: &Maps, names: &Names) -> Result<Vec<Refused>, MapsError> {
+    let refused = maps.refused()?.into_iter().map(|(key, packets)| {
         let (service, kind, why) = key.parts();
-        Refused { service: view.names.service(service), class: class(kind), reason: why.reason().name(), packets }
+        Refused { service: names.service(service), class: class(kind), reason: why.reason().name(), packets }
     });
-    Ok(Counters { reasons, refused: refused.collect(), flows })
+    Ok(refused.collect())
 }
 
 #[cfg(test)]

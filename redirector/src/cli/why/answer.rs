@@ -7,17 +7,18 @@ use redirector_ebpf::abi::PATHS;
 use redirector_ebpf::hash::FlowHash;
 use redirector_ebpf::packet::protocol;
 use redirector_ebpf::reason::Reason;
-use redirector_ebpf::stations::admit::is_shed;
+use redirector_ebpf::stations::admit::{self, is_shed};
 use redirector_ebpf::stations::path::Choice;
 use redirector_ebpf::stations::{self, Journey, owner, path, row};
 use redirector_ebpf::tables::flow::{Entry, WAYS};
 use redirector_ebpf::tables::names::kind;
 use redirector_ebpf::tables::path::kind as carriage;
-use redirector_ebpf::tables::{Backend, Path, Slot, Tables};
+use redirector_ebpf::tables::{Backend, Path, Refusal, Slot, Tables};
 use serde::Serialize;
 
 use super::question::Question;
 use crate::agent::{BackendStatus, PathStatus};
+use crate::cli::get::Refused;
 use crate::cli::output::{self, Names, class, mac, mode, state};
 use crate::dataplane::address::ip;
 use crate::dataplane::memory::MemoryTables;
@@ -34,7 +35,12 @@ pub(super) struct Answer {
     /// The node that was asked.
     pub(super) asked_at: String,
     pub(super) service: Option<String>,
+    /// The packet's class: its service's, or what its DSCP says.
     pub(super) class: Option<&'static str>,
+    /// The class that its service has by itself.
+    pub(super) service_class: Option<&'static str>,
+    /// The packet's mark.
+    pub(super) dscp: u8,
     pub(super) affinity: Option<&'static str>,
     pub(super) pool: Option<String>,
     pub(super) row: Option<Row>,
@@ -60,6 +66,10 @@ pub(super) struct Answer {
     pub(super) next_hop: Option<NextHop>,
     pub(super) verdict: &'static str,
     pub(super) meaning: &'static str,
+    /// Why the packet is refused, if it is: the verdict is then what its sender is told.
+    pub(super) refused_for: Option<&'static str>,
+    /// What was refused of the service so far, since load was shed or a budget was spent.
+    pub(super) refused: Vec<Refused>,
     pub(super) notes: Vec<String>,
 }
 
@@ -148,7 +158,9 @@ impl Answer {
             },
             asked_at: names.node(node.id),
             service: service.map(|service| names.service(service.id)),
-            class: service.map(|service| class(service.class)),
+            class: service.map(|service| class(admit::class(&service, &journey.packet))),
+            service_class: service.map(|service| class(service.class)),
+            dscp: question.dscp,
             affinity: service.map(|service| if service.owned != 0 { "owned" } else { "shared" }),
             pool: service.map(|service| names.pool(service.pool)),
             row: place.map(|place| Row {
@@ -177,10 +189,24 @@ impl Answer {
             next_hop: way.map(|way| next_hop(tables, names, way)),
             verdict: verdict.reason.name(),
             meaning: verdict.reason.meaning(),
+            refused_for: usize::from(journey.refused)
+                .checked_sub(1)
+                .and_then(|why| Refusal::ALL.get(why))
+                .map(|why| why.reason().name()),
+            refused: Vec::new(),
             notes: Vec::new(),
         };
         answer.notes = notes(tables, &answer, elsewhere);
+        if service.is_some_and(|service| service.dscp == 0 && question.dscp != 0) {
+            answer.notes.push("the service does not go by the DSCP: `dscp = true` in it would say so".to_owned());
+        }
         answer
+    }
+
+    /// Adds what was refused of the service so far.
+    pub(super) fn count(&mut self, refused: Vec<Refused>) {
+        self.refused = refused;
+        self.refused.retain(|one| self.service.as_ref() == Some(&one.service) && one.packets > 0);
     }
 
     /// Adds why backends of the row, and their paths, are out, as the agent says.

@@ -33,6 +33,9 @@ pub(super) struct Why {
     /// Ask as a new connection; else as a packet of an established one.
     #[arg(long)]
     syn: bool,
+    /// The DSCP of its packets, by which a service may tell classes.
+    #[arg(long, value_name = "0..63", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..64))]
+    dscp: u8,
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -41,12 +44,13 @@ pub(super) struct Why {
 
 impl Why {
     pub(super) fn run(self) -> Result<()> {
-        let question = Question::new(self.protocol, self.client, self.vip, self.syn)?;
+        let question = Question::new(self.protocol, self.client, self.vip, self.syn)?.marked(self.dscp);
         let maps = self.target.maps()?;
         let names = Names::read(&maps)?;
         let tables = tables::read(&maps, &names, &question)?;
         let mut answer = Answer::new(&tables, &names, &question);
         answer.explain(&names, &get::told_of_paths(&self.target), &get::told_of_backends(&self.target));
+        answer.count(get::refused(&maps, &names)?);
         self.output.one(&answer, || answer.text())
     }
 }

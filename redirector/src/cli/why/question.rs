@@ -55,6 +55,8 @@ pub(super) struct Question {
     pub(super) protocol: u8,
     /// Whether it is asked as a new connection.
     pub(super) opens: bool,
+    /// What its packets are marked with.
+    pub(super) dscp: u8,
 }
 
 impl Question {
@@ -83,7 +85,13 @@ impl Question {
                 Protocol::Icmp => protocol::ICMP,
             },
             opens: syn,
+            dscp: 0,
         })
+    }
+
+    /// The same, of packets with this mark.
+    pub(super) fn marked(self, dscp: u8) -> Self {
+        Self { dscp, ..self }
     }
 
     pub(super) fn v6(&self) -> bool {
@@ -111,7 +119,7 @@ impl Question {
         put(&mut frame, 0, Ethernet { dst: Mac::from_word(mac), src, ethertype: kind.to_be() });
         if self.v6() {
             let header = Ipv6 {
-                version_class_label: (6u32 << 28).to_be(),
+                version_class_label: (6u32 << 28 | u32::from(self.dscp) << 22).to_be(),
                 payload_len: (l4_len as u16).to_be(),
                 next: self.protocol,
                 hop_limit: 64,
@@ -122,7 +130,7 @@ impl Question {
         } else {
             let mut header = Ipv4 {
                 version_ihl: 0x45,
-                tos: 0,
+                tos: self.dscp << 2,
                 total_len: ((l3_len + l4_len) as u16).to_be(),
                 id: 0,
                 fragment: 0,

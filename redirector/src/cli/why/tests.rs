@@ -1,5 +1,6 @@
 use redirector_ebpf::hash::FlowHash;
-use redirector_ebpf::packet::protocol;
+use redirector_ebpf::packet::headers::Ipv6;
+use redirector_ebpf::packet::{Frame as _, protocol};
 use redirector_ebpf::tables::flow::{Entry, Record, State};
 use redirector_ebpf::tables::names::{NameKey, kind};
 use redirector_ebpf::tables::path::{RESOLVED, alive};
@@ -7,6 +8,7 @@ use redirector_ebpf::tables::{AliveNodes, Backend, Node, Path, Pool, Port, Row, 
 
 use super::answer::Answer;
 use super::question::{End, Protocol, Question};
+use crate::cli::get::Refused;
 use crate::cli::output::Names;
 use crate::dataplane::image::Image;
 use crate::dataplane::memory::MemoryTables;
@@ -185,6 +187,76 @@ fn the_path_is_the_first_that_is_alive() {
         let answer = ask(&tables, &web(true));
         assert_eq!((answer.path, answer.path_why.as_deref()), (Some(path), Some(why)));
     }
+}
+
+#[test]
+fn the_class_is_the_packets_and_what_is_refused_of_it_is_told() {
+    let mut tables = tables(slot([1, 2, 0, 0]), Row::new(1, 1, false));
+    let service = |tables: &mut MemoryTables, class, dscp| {
+        for service in tables.image.services.values_mut() {
+            (service.class, service.dscp) = (class, dscp);
+        }
+        tables.set_bucket(false, 0, [0; 8]);
+    };
+    // Class of the service, whether it goes by the DSCP, the DSCP, the level; the class of the packet, and what becomes of the
+    // first packet of a connection and of one of an established one.
+    for (own, goes_by, dscp, level, class, new, established) in [
+        (2, 0, 0, 0, "normal", "served", "served"),
+        (2, 0, 0, 1, "normal", "served", "served"),
+        (2, 0, 0, 2, "normal", "shed", "served"),
+        (2, 0, 8, 1, "normal", "served", "served"),
+        (2, 1, 8, 0, "low", "served", "served"),
+        (2, 1, 8, 1, "low", "shed", "served"),
+        (2, 1, 1, 1, "low", "shed", "served"),
+        (2, 1, 8, 3, "low", "shed", "shed-established"),
+        (3, 1, 24, 2, "high", "served", "served"),
+        (3, 1, 24, 3, "high", "shed", "served"),
+        (3, 1, 46, 3, "critical", "served", "served"),
+        (0, 0, 8, 3, "critical", "served", "served"),
+        (0, 1, 8, 3, "low", "shed", "shed-established"),
+    ] {
+        for port in [80, 81] {
+            let says = format!("class {own}, DSCP {dscp} ({goes_by}), level {level}, port {port}");
+            for (syn, verdict) in [(true, new), (false, established)] {
+                service(&mut tables, own, goes_by);
+                tables.image.node.shed_level = level;
+                let vip = format!("10.77.0.1:{port}");
+                let asked = question(Protocol::Tcp, "10.0.0.1:1234", &vip, syn).marked(dscp);
+                let answer = ask(&tables, &asked);
+                assert_eq!((answer.class, answer.verdict), (Some(class), verdict), "{says}, {syn}");
+                assert_eq!(answer.refused_for, Some(verdict).filter(|verdict| *verdict != "served"), "{says}");
+                let is_other = answer.class != answer.service_class;
+                let text = answer.text();
+                assert_eq!(text.contains(&format!("{class} by DSCP {dscp}, ")), is_other, "{says}: {text}");
+                let is_vain = dscp != 0 && goes_by == 0;
+                assert_eq!(text.contains("does not go by the DSCP"), is_vain, "{says}: {text}");
+            }
+        }
+    }
+    let v6 = question(Protocol::Udp, "[2001:db8::1]:1", "[2001:db8:77::1]:7", false).marked(46);
+    let header: Ipv6 = v6.frame(MAC).read(14).unwrap();
+    assert_eq!((header.class() >> 2, u32::from_be(header.version_class_label) >> 28), (46, 6));
+}
+
+#[test]
+fn what_was_refused_so_far_is_told_of_the_service_alone() {
+    let one = |service: &str, class, reason, packets| Refused { service: service.into(), class, reason, packets };
+    let mut answer = ask(&tables(slot([1, 2, 0, 0]), Row::new(1, 1, false)), &web(true));
+    assert!(!answer.text().contains("refused"));
+    answer.count(vec![
+        one("static", "low", "shed", 9),
+        one("web", "low", "shed", 7),
+        one("web", "normal", "over-budget", 0),
+        one("web", "low", "shed-established", 3),
+    ]);
+    let json = serde_json::to_value(&answer).unwrap();
+    assert_eq!(json["refused"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        (&json["refused"][0]["packets"], &json["refused"][1]["reason"]),
+        (&7.into(), &"shed-established".into())
+    );
+    let text = answer.text();
+    assert!(text.contains("7 packets of class low: shed") && !text.contains(" 9 "), "{text}");
 }
 
 #[test]

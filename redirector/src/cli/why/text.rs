@@ -1,6 +1,7 @@
 //! The answer for people.
 
 use super::answer::{Answer, Known, NextHop, Rank, Row};
+use crate::cli::get::Refused;
 use crate::cli::output::text_pairs;
 
 impl Answer {
@@ -27,6 +28,10 @@ impl Answer {
             ),
         ];
         if let (Some(service), Some(affinity), Some(class)) = (&self.service, self.affinity, self.class) {
+            let class = match self.service_class {
+                Some(own) if own != class => format!("{class} by DSCP {}, {own} by itself", self.dscp),
+                _ => class.to_owned(),
+            };
             lines.push(("service", format!("{service} ({affinity}, {class}), pool {}", or_none(&self.pool))));
         }
         if let Some(Row { index, current, previous, disputed, severed }) = &self.row {
@@ -76,7 +81,13 @@ impl Answer {
             let mac = mac.as_deref().unwrap_or("MAC address not known");
             lines.push(("next hop", format!("{address} ({mac}) over {interface}{vlan}, {mode}{remote}")));
         }
-        lines.push(("verdict", format!("{}: {}", self.verdict, self.meaning)));
+        let why = self.refused_for.filter(|why| *why != self.verdict);
+        let why = why.map_or_else(String::new, |why| format!(" (refused: {why})"));
+        lines.push(("verdict", format!("{}: {}{why}", self.verdict, self.meaning)));
+        let refused = self.refused.iter();
+        lines.extend(refused.map(|Refused { class, reason, packets, .. }| {
+            ("refused", format!("of this service so far {packets} packets of class {class}: {reason}"))
+        }));
         lines.extend(self.notes.iter().map(|note| ("note", note.clone())));
         text_pairs(lines)
     }
