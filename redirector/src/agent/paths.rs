@@ -289,6 +289,7 @@ impl Paths {
         let clock = Duration::from_nanos(time);
         self.ask_flows(clock);
         let kept_out = self.kept_out(clock);
+        let mut used = self.used();
         for (&id, watch) in &mut self.paths {
             let seen = Observation {
                 on: watch.term != 0 && self.maps.latch(id).term.load() != u64::from(watch.term),
@@ -297,11 +298,15 @@ impl Paths {
                 probes: watch.probes(),
                 session: watch.session(&self.sessions),
                 flows: if kept_out.contains(&id) { Sign::Bad } else { Sign::None },
+                is_needed: watch.flows.lack_a_way(|other| used.contains(&other)),
             };
             let (before, why) = (watch.health.state, watch.health.why);
             let action = watch.health.observe(clock, &watch.rules, &seen);
             match action {
-                Some(Action::Admit) => watch.term = self.maps.next_term(id, watch.term),
+                Some(Action::Admit) => {
+                    used.insert(id);
+                    watch.term = self.maps.next_term(id, watch.term);
+                }
                 Some(Action::Dismiss) => watch.term = 0,
                 None => {}
             }
@@ -337,6 +342,10 @@ impl Paths {
                 tracing::error!("how many flows are asked cannot be changed: {:#}", anyhow::Error::new(error));
             }
         }
+    }
+
+    fn used(&self) -> BTreeSet<u16> {
+        self.paths.iter().filter(|(_, watch)| watch.health.admitted).map(|(&id, _)| id).collect()
     }
 
     /// Paths that stay out since their flows died: never a backend's last.

@@ -72,6 +72,11 @@ impl Flows {
         self.passive == Passive::Out && self.signals.is_out(now) && self.others.iter().any(|other| admitted(*other))
     }
 
+    /// Whether the backend has other paths, and none of them is `used`.
+    pub(super) fn lack_a_way(&self, used: impl Fn(u16) -> bool) -> bool {
+        !self.others.is_empty() && !self.others.iter().any(|other| used(*other))
+    }
+
     /// What speaks against the path.
     pub(super) fn complaint(&self) -> Option<Complaint> {
         self.signals.complaint()

@@ -8,7 +8,7 @@
 //!
 //! A path about which nothing is known is used: a fleet whose probes say nothing yet must serve. One that was off is used
 //! again when no sign is bad, its beats have risen, and a time has passed that doubles with each fall, so that a path which
-//! flaps is damped.
+//! flaps is damped. Where all of a backend's paths are off, the first that rises is used at once: packets leave anyway.
 
 use std::time::Duration;
 
@@ -61,6 +61,8 @@ pub struct Observation {
     pub session: Sign,
     /// What the flows themselves say.
     pub flows: Sign,
+    /// Whether its backend has other paths and none of them is used.
+    pub is_needed: bool,
 }
 
 /// When a path is used again.
@@ -139,7 +141,7 @@ impl Path {
             self.enter(State::Suspect, now);
             return None;
         }
-        if seen.streak.is_some_and(|streak| streak < rules.rise) || self.damping.holds(now) {
+        if seen.streak.is_some_and(|streak| streak < rules.rise) || self.damping.holds(now) && !seen.is_needed {
             self.enter(State::Returning, now);
             return None;
         }
@@ -219,6 +221,7 @@ mod tests {
         probes: Sign::None,
         session: Sign::None,
         flows: Sign::None,
+        is_needed: false,
     };
     const KINDS: [(&str, Observation); 10] = [
         ("nothing known", Observation { streak: None, ..GOOD }),
@@ -297,6 +300,21 @@ mod tests {
             assert_eq!(path.observe(T + RULES.hold_down, &RULES, &KINDS[3].1), None, "it must answer");
             assert_eq!(path.observe(T + RULES.hold_down, &RULES, &GOOD), Some(Action::Admit));
             assert!(!path.is_out_for(SESSION_DOWN));
+        }
+    }
+
+    #[test]
+    fn where_all_paths_are_off_the_first_that_rises_is_used() {
+        let needed = Observation { is_needed: true, ..GOOD };
+        for (name, seen, action) in [
+            ("it answers", needed, Some(Action::Admit)),
+            ("it has not risen yet", Observation { streak: Some(2), ..needed }, None),
+            ("its probes fail", Observation { probes: Sign::Bad, ..needed }, None),
+            ("another one is used", GOOD, None),
+        ] {
+            for state in [State::Suspect, State::Returning] {
+                assert_eq!(in_state(state).observe(T, &RULES, &seen), action, "{state:?}: {name}");
+            }
         }
     }
 
