@@ -83,19 +83,34 @@ pub(super) fn shared(root: &mut Reader<'_>, own: &Config) -> Config {
     }
 }
 
+/// This node's id, where the file names no other node and says nothing else.
+const ONLY_NODE: u8 = 1;
+
 fn node(root: &mut Reader<'_>) -> Node {
+    let is_only = !root.has("member");
+    let mut node = Node {
+        id: ONLY_NODE,
+        name: host_name(),
+        pins: "/sys/fs/bpf/redirector".into(),
+        data: "/var/lib/redirector".into(),
+        run: "/run/redirector".into(),
+    };
     let Some(mut r) = root.table("node") else {
-        root.must("node", None, (), "add [node] with id = 1");
-        return Node { id: 0, name: String::new(), pins: "/".into(), data: "/".into(), run: "/".into() };
+        if !is_only {
+            root.must("node", None, (), "add [node] with id = 1");
+        }
+        return node;
     };
     let id = r.number("id", NODES);
-    let node = Node {
-        id: r.must("id", id, 0, "add id = 1, a number from 1 to 254 that no other node has"),
-        name: r.parsed("name", text::name).unwrap_or_else(host_name),
-        pins: r.parsed("pins", directory).unwrap_or_else(|| "/sys/fs/bpf/redirector".into()),
-        data: r.parsed("data", directory).unwrap_or_else(|| "/var/lib/redirector".into()),
-        run: r.parsed("run", directory).unwrap_or_else(|| "/run/redirector".into()),
-    };
+    if !is_only || r.has("id") {
+        node.id = r.must("id", id, 0, "add id = 1, a number from 1 to 254 that no other node has");
+    }
+    node.name = r.parsed("name", text::name).unwrap_or(node.name);
+    for (name, place) in [("pins", &mut node.pins), ("data", &mut node.data), ("run", &mut node.run)] {
+        if let Some(path) = r.parsed(name, directory) {
+            *place = path;
+        }
+    }
     r.done();
     node
 }

@@ -329,3 +329,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_node_without_others_needs_an_interface_alone() {
+    let interface = "[[interface]]\nname = \"eth0\"\n";
+    for text in [interface.to_owned(), format!("[node]\nname = \"n\"\n{interface}")] {
+        let config = parse("test", &text).unwrap();
+        assert_eq!((config.node.id, config.node.data.to_str()), (1, Some("/var/lib/redirector")), "{text}");
+    }
+    let wrong = parse("test", &format!("[node]\nid = 0\n{interface}")).unwrap_err().to_string();
+    assert!(wrong.contains("node.id"), "{wrong}");
+    let lonely = format!("{interface}[[member]]\nid = 1\naddress = \"10.0.0.1\"\ninterface = \"eth0\"\n");
+    assert!(parse("test", &lonely).unwrap_err().to_string().contains("add [node]"), "which of the members it is");
+}
