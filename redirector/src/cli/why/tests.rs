@@ -222,6 +222,8 @@ fn the_class_is_the_packets_and_what_is_refused_of_it_is_told() {
                 tables.image.node.shed_level = level;
                 let vip = format!("10.77.0.1:{port}");
                 let asked = question(Protocol::Tcp, "10.0.0.1:1234", &vip, syn).marked(dscp);
+                // Of an owned service, who knows the flow refuses it: nobody does here.
+                let verdict = if port == 80 && verdict == "shed-established" { "served" } else { verdict };
                 let answer = ask(&tables, &asked);
                 assert_eq!((answer.class, answer.verdict), (Some(class), verdict), "{says}, {syn}");
                 assert_eq!(answer.refused_for, Some(verdict).filter(|verdict| *verdict != "served"), "{says}");
