@@ -21,6 +21,7 @@ use super::{Applied, BackendStatus, HealthStatus, LivenessStatus, Node, PathStat
 use crate::bfd;
 use crate::breaker;
 use crate::config::Config;
+use crate::consensus::driver::ProposeError;
 
 /// A request longer than this is refused.
 const REQUEST_BYTES_MAX: u64 = 64 << 20;
@@ -178,6 +179,9 @@ pub enum Answer {
         /// The version in force, where another one was expected.
         #[serde(default)]
         present: Option<u64>,
+        /// Whether it may be done all the same.
+        #[serde(default)]
+        is_unsure: bool,
     },
 }
 
@@ -279,7 +283,7 @@ async fn hand_over(request: Request, requests: &mpsc::Sender<Query>) -> Answer {
 }
 
 pub(super) fn refused(reason: String) -> Answer {
-    Answer::Refused { reason, present: None }
+    Answer::Refused { reason, present: None, is_unsure: false }
 }
 
 /// Answers a request: at once or, where the cluster decides, once it has.
@@ -387,8 +391,8 @@ pub(super) fn wrong(error: impl std::error::Error + Send + Sync + 'static) -> An
 }
 
 fn not_applied(error: ApplyError) -> Answer {
-    let present = error.present();
-    Answer::Refused { reason: format!("{:#}", anyhow::Error::new(error)), present }
+    let (present, is_unsure) = (error.present(), matches!(error, ApplyError::Agreement(ProposeError::Unknown)));
+    Answer::Refused { reason: format!("{:#}", anyhow::Error::new(error)), present, is_unsure }
 }
 
 /// Asks the agent at a socket.

@@ -105,7 +105,7 @@ impl Asking {
         };
         match control::answer_of(&control::path(&config), request)? {
             Answer::Done { node, version, changes, durable } => Ok(Ok(Done { node, version, changes, durable })),
-            Answer::Refused { reason, present } => Ok(Err(Refused { reason, present })),
+            Answer::Refused { reason, present, .. } => Ok(Err(Refused { reason, present })),
             _ => bail!("the agent answers what was not asked"),
         }
     }

@@ -51,9 +51,8 @@ struct Claim {
 enum Step {
     Nothing,
     Drain,
+    /// Also where the node does not seem to drain: an earlier request to drain may be on its way.
     Undrain,
-    /// What this guard took out is in again by somebody else.
-    Forget,
 }
 
 impl Claim {
@@ -65,8 +64,7 @@ impl Claim {
     fn step(self, drains: bool) -> Step {
         match (self.out, self.own, drains) {
             (true, _, false) => Step::Drain,
-            (false, true, true) => Step::Undrain,
-            (false, true, false) => Step::Forget,
+            (false, true, _) => Step::Undrain,
             (true, _, true) | (false, false, _) => Step::Nothing,
         }
     }
@@ -79,7 +77,6 @@ enum Done {
     Stands,
     Drained,
     Undrained,
-    Forgotten,
 }
 
 /// Whether the node may drain by this guard after a turn, and what was done in it.
@@ -107,10 +104,6 @@ impl Agent {
                 }
                 Err(error) => (true, Err(error)),
             },
-            Ok(Step::Forget) => {
-                self.forget();
-                (false, Ok(Done::Forgotten))
-            }
             Err(error) => (claim.own, Err(error)),
         }
     }
@@ -129,6 +122,7 @@ impl Agent {
             tracing::error!(%error, %file, "a guard that is started anew will not know that this node drains");
         }
         match control::answer_within(ANSWER, &self.socket, &Request::Drain { node: self.node, unless_last: true }) {
+            Ok(Answer::Refused { reason, is_unsure: true, .. }) => (true, Err(anyhow::Error::msg(reason))),
             Ok(Answer::Refused { reason, .. }) => {
                 self.forget();
                 (false, Err(anyhow::Error::msg(reason)))
@@ -236,7 +230,6 @@ impl Seat {
             }
             (Done::Stands, _) => {}
             (Done::Undrained, _) => tracing::warn!(name, "well again: this node drains no more"),
-            (Done::Forgotten, _) => tracing::warn!(name, "well again: somebody else has had this node serve meanwhile"),
         }
     }
 }
@@ -252,11 +245,11 @@ mod tests {
 
     #[test]
     fn every_claim_meets_every_state_of_the_node() {
-        use Step::{Drain, Forget, Nothing, Undrain};
+        use Step::{Drain, Nothing, Undrain};
         // Whether the node is to drain, whether it does so by this guard; what is done where it serves, and where it drains.
         for (out, own, serves, drains) in [
             (false, false, Nothing, Nothing),
-            (false, true, Forget, Undrain),
+            (false, true, Undrain, Undrain),
             (true, false, Drain, Nothing),
             (true, true, Drain, Nothing),
         ] {
@@ -271,6 +264,8 @@ mod tests {
         data: PathBuf,
         drains: Arc<AtomicBool>,
         is_last: Arc<AtomicBool>,
+        /// Whether what is asked for is done after the answer, which is that nobody knows.
+        is_slow: Arc<AtomicBool>,
         asked: Arc<Mutex<Vec<String>>>,
     }
 
@@ -281,8 +276,15 @@ mod tests {
             let socket = data.join("sock");
             let _ = fs::remove_file(&socket);
             let listener = UnixListener::bind(socket).unwrap();
-            let node = Self { data, drains: Arc::default(), is_last: Arc::default(), asked: Arc::default() };
+            let node = Self {
+                data,
+                drains: Arc::default(),
+                is_last: Arc::default(),
+                is_slow: Arc::default(),
+                asked: Arc::default(),
+            };
             let (drains, is_last, asked) = (node.drains.clone(), node.is_last.clone(), node.asked.clone());
+            let is_slow = node.is_slow.clone();
             std::thread::spawn(move || {
                 for mut stream in listener.incoming().flatten() {
                     let mut line = String::new();
@@ -292,7 +294,11 @@ mod tests {
                         Request::Draining { node: 7 } => Answer::Draining { drains: drains.load(Ordering::SeqCst) },
                         Request::Drain { node: 7, unless_last: true } if is_last.load(Ordering::SeqCst) => {
                             asked.lock().unwrap().push("drain in vain".into());
-                            Answer::Refused { reason: "the last".into(), present: None }
+                            Answer::Refused { reason: "the last".into(), present: None, is_unsure: false }
+                        }
+                        Request::Drain { node: 7, unless_last: true } if is_slow.load(Ordering::SeqCst) => {
+                            asked.lock().unwrap().push("drain".into());
+                            Answer::Refused { reason: "who knows".into(), present: None, is_unsure: true }
                         }
                         Request::Drain { node: 7, unless_last: true } => {
                             asked.lock().unwrap().push("drain".into());
@@ -398,7 +404,27 @@ mod tests {
         node.drains.store(false, Ordering::SeqCst);
         guard.want(None);
         look(&mut guard).await;
-        assert!(node.asked().is_empty() && !guard.own, "it serves already");
+        assert!(node.asked() == ["undrain"] && !guard.own, "it serves already");
+    }
+
+    #[tokio::test]
+    async fn a_drain_of_which_nobody_knows_whether_it_was_done_is_put_back() {
+        for is_done_before in [true, false] {
+            let node = Node::start(&format!("unsure-{is_done_before}"));
+            node.is_slow.store(true, Ordering::SeqCst);
+            let mut guard = node.guard("a");
+            guard.want(ill());
+            look(&mut guard).await;
+            assert!(guard.own && node.guard("a").is_out(), "the next guard knows of it too");
+            node.drains.store(is_done_before, Ordering::SeqCst);
+            guard.want(None);
+            look(&mut guard).await;
+            assert_eq!(
+                (node.asked().as_slice(), node.drains()),
+                (["drain".to_owned(), "undrain".to_owned()].as_slice(), false)
+            );
+            assert!(!guard.own);
+        }
     }
 
     #[tokio::test]
