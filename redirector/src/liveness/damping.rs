@@ -38,6 +38,11 @@ impl Damping {
         self.quiet_since = now;
     }
 
+    /// Whether so much time has passed since it fell, however often it did.
+    pub fn has_rested(&self, now: Duration, least: Duration) -> bool {
+        now.saturating_sub(self.quiet_since) >= least
+    }
+
     /// Whether it has to stay out.
     pub fn holds(&self, now: Duration) -> bool {
         now < self.not_before

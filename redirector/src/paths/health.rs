@@ -8,7 +8,7 @@
 //!
 //! A path about which nothing is known is used: a fleet whose probes say nothing yet must serve. One that was off is used
 //! again when no sign is bad, its beats have risen, and a time has passed that doubles with each fall, so that a path which
-//! flaps is damped. Where all of a backend's paths are off, the first that rises is used at once: packets leave anyway.
+//! flaps is damped. Where all of a backend's paths are off, that time does not double: packets leave anyway.
 
 use std::time::Duration;
 
@@ -141,13 +141,18 @@ impl Path {
             self.enter(State::Suspect, now);
             return None;
         }
-        if seen.streak.is_some_and(|streak| streak < rules.rise) || self.damping.holds(now) && !seen.is_needed {
+        if seen.streak.is_some_and(|streak| streak < rules.rise) || self.is_held(now, rules, seen) {
             self.enter(State::Returning, now);
             return None;
         }
         self.admitted = true;
         self.enter(if answers(seen) { State::Alive } else { State::Assumed }, now);
         Some(Action::Admit)
+    }
+
+    /// Whether it stays out for its falls. Where no other one is used, those before the last do not count.
+    fn is_held(&self, now: Duration, rules: &Rules, seen: &Observation) -> bool {
+        self.damping.holds(now) && !(seen.is_needed && self.damping.has_rested(now, rules.hold_down))
     }
 
     fn fall(&mut self, now: Duration, rules: &Rules, why: &'static str) {
@@ -304,17 +309,22 @@ mod tests {
     }
 
     #[test]
-    fn where_all_paths_are_off_the_first_that_rises_is_used() {
+    fn where_all_paths_are_off_one_that_has_fallen_often_is_held_down_as_after_one_fall() {
         let needed = Observation { is_needed: true, ..GOOD };
-        for (name, seen, action) in [
-            ("it answers", needed, Some(Action::Admit)),
-            ("it has not risen yet", Observation { streak: Some(2), ..needed }, None),
-            ("its probes fail", Observation { probes: Sign::Bad, ..needed }, None),
-            ("another one is used", GOOD, None),
+        let (soon, rested) = (T + RULES.hold_down / 2, T + RULES.hold_down);
+        for (name, now, seen, action) in [
+            ("it answers", rested, needed, Some(Action::Admit)),
+            ("it has just fallen", soon, needed, None),
+            ("it has not risen yet", rested, Observation { streak: Some(2), ..needed }, None),
+            ("its probes fail", rested, Observation { probes: Sign::Bad, ..needed }, None),
+            ("another one is used", rested, GOOD, None),
         ] {
-            for state in [State::Suspect, State::Returning] {
-                assert_eq!(in_state(state).observe(T, &RULES, &seen), action, "{state:?}: {name}");
+            let mut path = Path::new(T);
+            for _ in 0..5 {
+                path.admitted = true;
+                assert_eq!(path.observe(T, &RULES, &KINDS[4].1), Some(Action::Dismiss));
             }
+            assert_eq!(path.observe(now, &RULES, &seen), action, "{name}");
         }
     }
 
