@@ -9,7 +9,8 @@
 //! flood sends, the other half is for flows that were seen to open. What is not proven is not told to other nodes either, and
 //! loses nothing by that while it is recorded, nor by making room while its row says the same. On a disputed row it is the
 //! record that keeps the dispute from ending under it: a flood that crowds out of a full bucket an old connection that sends
-//! nothing until the dispute has ended may break that one.
+//! nothing until the dispute has ended may break that one. So may the sweep, which takes an unproven entry for over when it
+//! was recorded longer ago than the state's idle time, whatever was seen of it since.
 
 use super::admit;
 use crate::hash::FlowHash;
