@@ -81,9 +81,9 @@ impl Cell {
         if self.reason == Reason::NotOurs { all.take(1).collect() } else { all.collect() }
     }
 
-    /// The same cell with packets of connections that are open already.
-    pub(crate) fn established(&self) -> Self {
-        Self { opens: false, ..*self }
+    /// The same cell with packets that open its connections, or with those of open ones.
+    pub(crate) fn with(&self, opens: bool) -> Self {
+        Self { opens, ..*self }
     }
 
     /// The first bytes of its packets.

@@ -273,10 +273,12 @@ impl Live {
             Way::Nftables => true,
         };
         if known {
+            // Conntrack would take an ACK after a SYN that nobody answered for invalid.
+            let opens = matches!(way, Way::Redirector(_));
             self.with(way, |live| {
                 let mut made = 0;
                 while made < flows * 4 {
-                    live.make(cell, flows, STEP)?;
+                    live.make(&cell.with(opens), flows, STEP)?;
                     made += u64::from(STEP);
                 }
                 Ok(())

@@ -44,6 +44,7 @@ impl Suite {
 
     /// Has the bench `target` measure what `name` says, its figures into `json`; `within` a time, a short version.
     pub(super) fn run(&self, target: &str, name: Option<&str>, within: Option<Duration>, json: &Path) -> Result<()> {
+        lab::mount_bpffs()?;
         let path = |name: &str| self.0.get(name).with_context(|| format!("cargo built no {name}"));
         let mut bench = Command::new(path(target)?);
         bench.current_dir(step::workspace()).env("REDIRECTOR_BIN", path("redirector")?);

@@ -44,6 +44,7 @@ pub use command::{Args, command};
 pub use config::{Backend, Config, Health, Pool, Ports, Service, Vip, Way};
 pub use fabric::{Place, Spoil};
 pub use host::Host;
+pub use network::mount_bpffs;
 pub use partition::Cut;
 pub use process::Process;
 pub use state::Seen;

@@ -224,7 +224,7 @@ fn mtu(topology: &Topology, role: Role) -> u16 {
 }
 
 /// Pins need a BPF file system; not every machine has mounted one.
-pub(super) fn mount_bpffs() -> Result<()> {
+pub fn mount_bpffs() -> Result<()> {
     let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
     let target = Path::new("/sys/fs/bpf");
     if mounts.lines().any(|line| line.split(' ').skip(1).take(2).eq(["/sys/fs/bpf", "bpf"])) {
