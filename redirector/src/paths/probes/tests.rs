@@ -248,6 +248,9 @@ async fn datagrams(answers: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> 
     port
 }
 
+/// As much as fits into a datagram besides a little.
+static HUGE: [u8; 60_000] = [b'x'; 60_000];
+
 #[tokio::test]
 async fn datagrams_bring_what_they_should() {
     let port = datagrams(|question| vec![b"no".to_vec(), [b"pong ", question].concat()]).await;
@@ -256,6 +259,10 @@ async fn datagrams_bring_what_they_should() {
     assert_eq!(asked(bytes(b"")).await, Ok(()));
     let why = in_vain(bytes(b"pang")).await;
     assert_eq!(why, "an answer of 9 bytes does not begin as it should");
+    let huge = datagrams(|_| vec![[&b"pong"[..], &HUGE].concat()]).await;
+    let bytes = |receive: &[u8]| Question::Udp { port: huge, send: Bytes(vec![1]), receive: Bytes(receive.into()) };
+    assert_eq!(asked(bytes(b"pong")).await, Ok(()), "its beginning is enough");
+    assert_eq!(in_vain(bytes(b"pang")).await, "an answer of 2048 bytes does not begin as it should");
     let silent = datagrams(|_| Vec::new()).await;
     let question = Question::Udp { port: silent, send: Bytes(vec![1]), receive: Bytes(vec![]) };
     assert_eq!(in_vain(question).await, "an answer took longer than 300ms");
@@ -270,17 +277,19 @@ async fn dns_knows_a_name_or_says_why_not() {
         let port = datagrams(move |question| {
             let mut answer = question.to_vec();
             (answer[0], answer[2], answer[3], answer[7]) = (answer[0] ^ id, 0x80, code, answers);
-            answer.truncate(len);
+            answer.resize(if len < HUGE.len() { answer.len().min(len) } else { len }, b'x');
             vec![answer]
         });
         Question::Dns { port: port.await, name: "example.org".into() }
     };
     assert_eq!(asked(dns(0, 1, 0, 512).await).await, Ok(()));
+    assert_eq!(asked(dns(0, 1, 0, HUGE.len()).await).await, Ok(()), "what follows the head is not looked at");
     for (code, answers, id, len, why) in [
         (0, 0, 0, 512, "the answer holds no address"),
         (2, 0, 0, 512, "it says SERVFAIL"),
         (3, 0, 0, 512, "it says NXDOMAIN"),
         (0, 1, 1, 512, "the answer is to another question"),
+        (0, 1, 1, HUGE.len(), "the answer is to another question"),
         (0, 1, 0, 11, "the answer is truncated: 11 bytes"),
     ] {
         assert_eq!(in_vain(dns(code, answers, id, len).await).await, why);
@@ -289,21 +298,24 @@ async fn dns_knows_a_name_or_says_why_not() {
 
 #[tokio::test]
 async fn sip_answers_options() {
-    let sip = |status: &'static str, echoes: bool| async move {
+    let sip = |status: &'static str, echoes: bool, padding: &'static [u8]| async move {
+        let padding = String::from_utf8_lossy(padding);
         let port = datagrams(move |question| {
             let text = String::from_utf8(question.to_vec()).unwrap();
             assert!(text.starts_with("OPTIONS sip:") && text.ends_with("Content-Length: 0\r\n\r\n"), "{text}");
             let call = text.lines().find(|line| line.starts_with("Call-ID:")).unwrap();
             let call = if echoes { call } else { "Call-ID: another" };
-            vec![format!("SIP/2.0 {status}\r\n{call}\r\nContent-Length: 0\r\n\r\n").into_bytes()]
+            vec![format!("SIP/2.0 {status}\r\n{padding}\r\n{call}\r\nContent-Length: 0\r\n\r\n").into_bytes()]
         });
         Question::Sip { port: port.await, status: OK }
     };
-    assert_eq!(asked(sip("200 OK", true).await).await, Ok(()));
-    assert_eq!(in_vain(sip("503 Service Unavailable", true).await).await, "status 503 is not 200-299");
-    assert_eq!(in_vain(sip("100 Trying", true).await).await, "no final answer followed status 100");
-    assert_eq!(in_vain(sip("200 OK", false).await).await, "the answer is to another call");
-    assert_eq!(in_vain(sip("x", true).await).await, "the answer is not SIP/2.0");
+    assert_eq!(asked(sip("200 OK", true, b"Server: s").await).await, Ok(()));
+    assert_eq!(in_vain(sip("503 Service Unavailable", true, b"Server: s").await).await, "status 503 is not 200-299");
+    assert_eq!(in_vain(sip("100 Trying", true, b"Server: s").await).await, "no final answer followed status 100");
+    assert_eq!(in_vain(sip("200 OK", false, b"Server: s").await).await, "the answer is to another call");
+    assert_eq!(in_vain(sip("x", true, b"Server: s").await).await, "the answer is not SIP/2.0");
+    let huge = in_vain(sip("200 OK", true, &HUGE).await).await;
+    assert_eq!(huge, "the answer is to another call", "what says so is beyond what is read");
 }
 
 #[tokio::test]
