@@ -16,9 +16,9 @@ use crate::node::Node;
 /// Packets of one slice.
 const SLICE: u32 = 100_000;
 
-/// One in so many known flows may have no place of its own: a million of them give one bucket in fifty more than eight, of
-/// which two or more take turns in what others have left.
-const FOUND_NO_PLACE: u64 = 50;
+/// One in so many known flows may have no place of its own. Of a million, the last to come find one bucket in 25 full, and a
+/// slice may meet them alone.
+const FOUND_NO_PLACE: u64 = 20;
 
 /// The wrapper, the floor, and the node.
 pub(crate) struct Bench {
