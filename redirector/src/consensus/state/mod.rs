@@ -4,6 +4,7 @@
 //! would need a clock, a configuration's parser or an algorithm is therefore worked out by whoever proposes a command,
 //! and stands in the command.
 
+mod apply;
 mod command;
 mod pool;
 mod recovery;
@@ -173,7 +174,7 @@ impl State {
     /// [`Refusal`]; every node refuses alike.
     pub fn apply(&mut self, index: u64, command: &Command) -> Result<(), Refusal> {
         self.version = index;
-        command::apply(self, index, command)
+        apply::apply(self, index, command)
     }
 
     /// Nodes and the shares of the slots that they should have.
