@@ -1,5 +1,6 @@
 //! What only exists within the kernel: packets as pointers, tables as maps, and the programs.
 
+mod calls;
 mod event;
 mod frame;
 mod maps;

@@ -1,17 +1,14 @@
 //! The tables that the stations ask, answered from the maps.
 
-use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::XdpContext;
 use redirector_ebpf::decap::{Settings, Sources};
-use redirector_ebpf::packet::headers::Mac;
 use redirector_ebpf::packet::{Address, Frame, Packet, Tuple};
 use redirector_ebpf::reason::Reason;
 use redirector_ebpf::stations::Journey;
-use redirector_ebpf::stations::neighbour::{self, Question};
-use redirector_ebpf::stations::{path, suspect};
+use redirector_ebpf::stations::neighbour::Question;
 use redirector_ebpf::sync::Word;
 use redirector_ebpf::tables::flow::{Entry, Instant, Record, Record4, Record6};
 use redirector_ebpf::tables::liveness::{Pulse, link};
@@ -23,8 +20,7 @@ use redirector_ebpf::tables::{
     Vip, Watch,
 };
 
-use super::frame::XdpFrame;
-use super::{event, maps, trace};
+use super::{calls, event, maps, trace};
 
 /// A node's maps.
 pub(crate) struct MapTables<'a> {
@@ -61,112 +57,6 @@ fn add(traffic: *mut Traffic, bytes: u64) {
 fn word<'a>(value: *mut u64) -> &'a Word {
     // SAFETY: `Word` is a transparent `u64`, and array values live as long as the program runs.
     unsafe { &*value.cast::<Word>() }
-}
-
-/// The kernel's route to `address`: neighbour word, and the port's number in the upper eight bits; 0: none.
-///
-/// A function of its own, and its parameters in a map, so that their stack is not the whole program's.
-#[inline(never)]
-fn kernel_route(ctx: &XdpContext, address: &Address, v6: bool, ifindex: u32) -> u64 {
-    let Some(params) = maps::ROUTE.get_ptr_mut(0) else { return 0 };
-    // SAFETY: a per-CPU value that only this function uses.
-    let params = unsafe { &mut *params };
-    params.family = if v6 { 10 } else { 2 };
-    params.l4_protocol = 0;
-    params.sport = 0;
-    params.dport = 0;
-    params.__bindgen_anon_1.tot_len = 0;
-    params.__bindgen_anon_2.flowinfo = 0;
-    params.__bindgen_anon_3.ipv6_src = [0; 4];
-    params.ifindex = ifindex;
-    params.__bindgen_anon_4.ipv6_dst = address.words;
-    let size = core::mem::size_of::<bpf_fib_lookup>() as i32;
-    // SAFETY: the context is this program's own, the parameters are of the size that is told.
-    if unsafe { fib_lookup(ctx.ctx.cast(), &raw mut *params, size, 0) } != 0 {
-        return 0;
-    }
-    let d = params.dmac;
-    let mac =
-        Mac([u16::from_ne_bytes([d[0], d[1]]), u16::from_ne_bytes([d[2], d[3]]), u16::from_ne_bytes([d[4], d[5]])]);
-    // SAFETY: a copy is taken at once; an entry that is replaced meanwhile gives the old or the new value.
-    match unsafe { maps::PORT_NUMBERS.get(params.ifindex).copied() } {
-        Some(number) => mac.word() | RESOLVED | u64::from(number) << 56,
-        None => 0,
-    }
-}
-
-/// Counts a refused packet. A function of its own, as its key and first count need stack.
-#[inline(never)]
-fn count_refused(key: u32) -> bool {
-    match maps::REFUSED.get_ptr_mut(key) {
-        Some(count) => {
-            // SAFETY: a per-CPU value; the program is not preempted by itself.
-            unsafe { *count += 1 }
-            true
-        }
-        // A full table counts no more kinds; the verdict's own counter still does.
-        None => maps::REFUSED.insert(key, 1, 0).is_ok(),
-    }
-}
-
-/// What a packet says of its path. A function of its own, as few packets say anything.
-#[inline(never)]
-fn note(ctx: &XdpContext, bits: u64, place: u32, tcp_flags: u32) -> u32 {
-    path::note(&MapTables::new(ctx), bits, (place >> 2) as u16, place as u8 & 3, tcp_flags as u8);
-    0
-}
-
-/// The least bad of dead paths. A function of its own, as it is seldom asked for.
-#[inline(never)]
-fn least_bad(ctx: &XdpContext, paths: u64) -> u32 {
-    path::least_bad(&MapTables::new(ctx), paths).into()
-}
-
-/// The backend for the packet in hand that is taken instead of a suspect one, likewise.
-#[inline(never)]
-fn instead(ctx: &XdpContext) -> u64 {
-    let Some(journey) = maps::JOURNEY.get_ptr(0) else { return 0 };
-    // SAFETY: a per-CPU value that no other program uses.
-    suspect::instead(&MapTables::new(ctx), unsafe { &*journey }).word()
-}
-
-/// Has its flow stay there. Not in one function with the search: of both the stack would be too deep.
-#[inline(never)]
-fn turn(ctx: &XdpContext, backend: u32) -> u32 {
-    let Some(journey) = maps::JOURNEY.get_ptr(0) else { return 0 };
-    // SAFETY: as above.
-    suspect::turn(&MapTables::new(ctx), unsafe { &*journey }, backend as u16).into()
-}
-
-/// What the packet in hand says of its path, likewise.
-#[inline(never)]
-fn note_journey(ctx: &XdpContext) -> u32 {
-    let Some(journey) = maps::JOURNEY.get_ptr(0) else { return 0 };
-    // SAFETY: a per-CPU value that no other program uses.
-    path::note_journey(&MapTables::new(ctx), unsafe { &*journey });
-    0
-}
-
-const REQUEST: u32 = 1;
-const SOLICITATION: u32 = 2;
-
-/// Station 3, with a frame of the same packet. A function of its own, as the next one is, so that its stack is not the
-/// whole program's.
-#[inline(never)]
-fn hear(ctx: &XdpContext) -> u32 {
-    let tables = MapTables::new(ctx);
-    let Some((_, port)) = tables.ingress() else { return 0 };
-    match neighbour::hear(&mut XdpFrame::new(ctx), &tables, port) {
-        Question::Nothing => 0,
-        Question::Request => REQUEST,
-        Question::Solicitation => SOLICITATION,
-    }
-}
-
-#[inline(never)]
-fn advertise(ctx: &XdpContext) -> bool {
-    let tables = MapTables::new(ctx);
-    tables.ingress().and_then(|(_, port)| neighbour::advertise(&mut XdpFrame::new(ctx), port)).is_some()
 }
 
 impl Tables for MapTables<'_> {
@@ -271,17 +161,17 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn least_bad(&self, paths: u64) -> u8 {
-        least_bad(self.ctx, paths) as u8
+        calls::least_bad(self.ctx, paths) as u8
     }
 
     #[inline(always)]
     fn instead(&self, _: &Journey) -> u64 {
-        instead(self.ctx)
+        calls::instead(self.ctx)
     }
 
     #[inline(always)]
     fn turn(&self, _: &Journey, backend: u16) -> bool {
-        turn(self.ctx, backend.into()) != 0
+        calls::turn(self.ctx, backend.into()) != 0
     }
 
     #[inline(always)]
@@ -311,21 +201,21 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn hear<F: Frame>(&self, _: &mut F, _: &Port) -> Question {
-        match hear(self.ctx) {
-            REQUEST => Question::Request,
-            SOLICITATION => Question::Solicitation,
+        match calls::hear(self.ctx) {
+            calls::REQUEST => Question::Request,
+            calls::SOLICITATION => Question::Solicitation,
             _ => Question::Nothing,
         }
     }
 
     #[inline(always)]
     fn advertise<F: Frame>(&self, _: &mut F, _: &Port) -> bool {
-        advertise(self.ctx)
+        calls::advertise(self.ctx)
     }
 
     #[inline(always)]
     fn route(&self, address: &Address, v6: bool) -> Option<(u8, u64)> {
-        match kernel_route(self.ctx, address, v6, self.ingress()?.1.ifindex) {
+        match calls::kernel_route(self.ctx, address, v6, self.ingress()?.1.ifindex) {
             0 => None,
             route => Some(((route >> 56) as u8, route & (RESOLVED | (RESOLVED - 1)))),
         }
@@ -467,12 +357,12 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn note(&self, bits: u64, backend: u16, rank: u8, tcp_flags: u8) {
-        note(self.ctx, bits, u32::from(backend) << 2 | u32::from(rank), u32::from(tcp_flags));
+        calls::note(self.ctx, bits, u32::from(backend) << 2 | u32::from(rank), u32::from(tcp_flags));
     }
 
     #[inline(always)]
     fn note_journey(&self, _: &Journey) {
-        note_journey(self.ctx);
+        calls::note_journey(self.ctx);
     }
 
     #[inline(always)]
@@ -496,7 +386,7 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn count_refused(&self, key: RefusedKey) {
-        count_refused(key.0);
+        calls::count_refused(key.0);
     }
 
     #[inline(always)]
