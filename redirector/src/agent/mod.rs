@@ -144,6 +144,7 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
             }
             _ = pulse.tick() => look_at_peers(&mut vips, &mut node).await,
             _ = look.tick() => {
+                node.breakers().look();
                 node.audit();
                 node.look_at_drains();
                 node.note_incidents(true);

@@ -76,6 +76,7 @@ pub async fn run(path: &Path) -> Result<()> {
             Ok(()) = decisions.changed() => witness.follow(),
             Ok(event) = events.recv() => incidents.told(&event),
             _ = look.tick() => {
+                witness.breakers.look();
                 incidents.agreement(&witness.handle.overview().borrow());
                 incidents.transport(&witness.transport.counters());
             }

@@ -4,11 +4,13 @@
 //! ```text
 //!            threshold of failures within the window
 //!   closed ───────────────────────────────────────────► open ◄─────────────┐
-//!     ▲                                                   │ timeout          │ the trial fails, or
-//!     │ the trial succeeds                                ▼                  │ does not come back
+//!     ▲                                                   │ timeout          │ the trial fails
+//!     │ the trial succeeds                                ▼                  │
 //!     └─────────────────────────────────────────────── half-open ───────────┘
 //!                                                    one trial at a time
 //! ```
+//!
+//! A call that is out for longer than the policy's patience is a failure too: what stalls is found out as what fails is.
 //!
 //! [`Machine`] decides and knows neither clock nor lock; [`Breaker`] is the machine with both, to be shared by any number
 //! of callers; [`Breakers`] lists those that there are, for `redirector get breakers`.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::machine::{Leave, Machine, Policy, State};
+use super::machine::{Leave, Machine, Policy, State, Transition};
 
 /// A breaker in front of one dependency, shared by all its callers.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Permit<'_> {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if let Some(leave) = self.leave.take() {
-            self.breaker.change(|machine, _| machine.abandoned(leave));
+            self.breaker.change(|machine, now| machine.abandoned(leave, now));
         }
     }
 }
@@ -97,13 +97,20 @@ impl Breaker {
         self.change(Machine::recovered);
     }
 
+    /// Finds out whether calls have taken too long, where nobody asks.
+    pub fn look(&self) {
+        self.change(Machine::look);
+    }
+
     /// What it is.
     pub fn state(&self) -> State {
+        self.look();
         self.lock().state()
     }
 
     /// What there is to tell.
     pub fn status(&self) -> Status {
+        self.look();
         let (machine, now) = (self.lock(), self.began.elapsed());
         let ago = |at: Duration| now.saturating_sub(at).as_millis() as u64;
         let past = machine.history().map(|transition| Past {
@@ -122,6 +129,7 @@ impl Breaker {
             window_ms: self.policy.window.as_millis() as u64,
             succeeded: machine.succeeded,
             failed: machine.failed,
+            late: machine.late,
             refused: machine.refused,
             trials: machine.trials,
             opened: machine.opened,
@@ -139,27 +147,24 @@ impl Breaker {
         let mut machine = self.lock();
         // Read under the lock, so that times do not go back from caller to caller.
         let now = self.began.elapsed();
-        let before = (machine.state(), machine.opened);
+        let before = machine.transitions;
         let done = change(&mut machine, now);
-        if before == (machine.state(), machine.opened) {
-            return done;
-        }
-        let (to, why) = match machine.history().last() {
-            Some(last) => (last.to, last.why.clone()),
-            None => return done,
-        };
-        let in_a_row = machine.in_a_row;
+        let new = (machine.transitions - before) as usize;
+        let told: Vec<Transition> = machine.history().rev().take(new).cloned().collect();
         drop(machine);
-        match to {
-            // Said once: a dependency that stays away would fill the log with its trials.
-            State::Open if in_a_row > 1 => {
-                tracing::debug!(breaker = self.name, in_a_row, "left alone again for {:?}: {why}", self.policy.timeout);
-            }
-            State::Open => tracing::warn!(breaker = self.name, "left alone for {:?}: {why}", self.policy.timeout),
-            State::Closed => tracing::info!(breaker = self.name, "works again: {why}"),
-            State::HalfOpen => tracing::debug!(breaker = self.name, "{why}"),
-        }
+        told.iter().rev().for_each(|transition| self.tell(transition));
         done
+    }
+
+    fn tell(&self, Transition { from, to, why, .. }: &Transition) {
+        let (breaker, timeout) = (&self.name, self.policy.timeout);
+        match (from, to) {
+            // Said once: a dependency that stays away would fill the log with its trials.
+            (State::HalfOpen, State::Open) => tracing::debug!(breaker, "left alone again for {timeout:?}: {why}"),
+            (_, State::Open) => tracing::warn!(breaker, "left alone for {timeout:?}: {why}"),
+            (_, State::Closed) => tracing::info!(breaker, "works again: {why}"),
+            (_, State::HalfOpen) => tracing::debug!(breaker, "{why}"),
+        }
     }
 }
 
@@ -195,8 +200,11 @@ pub struct Status {
     pub window_ms: u64,
     /// Calls that succeeded.
     pub succeeded: u64,
-    /// Calls that failed.
+    /// Failures: of calls that failed, and of those that did not come back in time.
     pub failed: u64,
+    /// Results that came too late to count.
+    #[serde(default)]
+    pub late: u64,
     /// Calls that were refused.
     pub refused: u64,
     /// Trials that were let through.
@@ -225,11 +233,18 @@ impl Breakers {
 
     /// All, by name.
     pub fn statuses(&self) -> Vec<Status> {
+        self.all().iter().map(|breaker| breaker.status()).collect()
+    }
+
+    /// Finds out which calls have taken too long, so that the log tells of it though nobody asks. To be called now and then.
+    pub fn look(&self) {
+        self.all().iter().for_each(|breaker| breaker.look());
+    }
+
+    fn all(&self) -> Vec<Arc<Breaker>> {
         let mut listed = self.lock();
         listed.retain(|_, breaker| breaker.strong_count() > 0);
-        let all: Vec<Arc<Breaker>> = listed.values().filter_map(Weak::upgrade).collect();
-        drop(listed);
-        all.iter().map(|breaker| breaker.status()).collect()
+        listed.values().filter_map(Weak::upgrade).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Weak<Breaker>>> {

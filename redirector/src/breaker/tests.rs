@@ -23,6 +23,10 @@ enum Situation {
     ClosedOnTheEdge,
     /// As many failures, but out of the window.
     ClosedAfterOldFailures,
+    /// A call has taken too long, and nobody has found out yet.
+    ClosedStalled,
+    /// That is one failure more.
+    ClosedStalledOnTheEdge,
     Open,
     OpenAndOver,
     HalfOpenTrying,
@@ -33,6 +37,7 @@ use Situation::*;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
+    Look,
     Ask,
     /// Of a call that was let through in this life.
     Succeeded,
@@ -56,6 +61,8 @@ fn machine(situation: Situation) -> (Machine, Option<Leave>, Leave) {
             machine.failed(leave, at, "no");
         }
     };
+    fail(&mut machine, 3, s(0));
+    machine.recovered(s(1));
     let half_open = |machine: &mut Machine, at: Duration| {
         fail(machine, 3, at - s(5));
         machine.ask(at).unwrap()
@@ -72,6 +79,12 @@ fn machine(situation: Situation) -> (Machine, Option<Leave>, Leave) {
             fail(&mut machine, 2, if situation == ClosedOnTheEdge { s(91) } else { s(89) });
             machine.ask(NOW).ok()
         }
+        ClosedStalled | ClosedStalledOnTheEdge => {
+            half_open(&mut machine, s(50));
+            machine.recovered(s(60));
+            fail(&mut machine, if situation == ClosedStalled { 1 } else { 2 }, s(95));
+            machine.ask(s(98)).ok()
+        }
         Open => {
             fail(&mut machine, 3, s(96));
             None
@@ -84,7 +97,7 @@ fn machine(situation: Situation) -> (Machine, Option<Leave>, Leave) {
         HalfOpenTryingTooLong => Some(half_open(&mut machine, s(98))),
         HalfOpenFree => {
             let leave = half_open(&mut machine, s(99));
-            machine.abandoned(leave);
+            machine.abandoned(leave, s(99));
             None
         }
     };
@@ -94,6 +107,7 @@ fn machine(situation: Situation) -> (Machine, Option<Leave>, Leave) {
 /// What becomes of each situation with each event, and whether a call is let through where one is asked for. An event of a
 /// call that cannot be under way in the situation is no row: `is_possible` says which, and the test counts.
 const TABLE: &[(Situation, Event, State, Option<bool>)] = &[
+    (Closed, Look, State::Closed, None),
     (Closed, Ask, State::Closed, Some(true)),
     (Closed, Succeeded, State::Closed, None),
     (Closed, Failed, State::Closed, None),
@@ -102,6 +116,7 @@ const TABLE: &[(Situation, Event, State, Option<bool>)] = &[
     (Closed, LateFailure, State::Closed, None),
     (Closed, LateAbandoned, State::Closed, None),
     (Closed, Recovered, State::Closed, None),
+    (ClosedOnTheEdge, Look, State::Closed, None),
     (ClosedOnTheEdge, Ask, State::Closed, Some(true)),
     (ClosedOnTheEdge, Succeeded, State::Closed, None),
     (ClosedOnTheEdge, Failed, State::Open, None),
@@ -110,6 +125,7 @@ const TABLE: &[(Situation, Event, State, Option<bool>)] = &[
     (ClosedOnTheEdge, LateFailure, State::Closed, None),
     (ClosedOnTheEdge, LateAbandoned, State::Closed, None),
     (ClosedOnTheEdge, Recovered, State::Closed, None),
+    (ClosedAfterOldFailures, Look, State::Closed, None),
     (ClosedAfterOldFailures, Ask, State::Closed, Some(true)),
     (ClosedAfterOldFailures, Succeeded, State::Closed, None),
     (ClosedAfterOldFailures, Failed, State::Closed, None),
@@ -118,16 +134,37 @@ const TABLE: &[(Situation, Event, State, Option<bool>)] = &[
     (ClosedAfterOldFailures, LateFailure, State::Closed, None),
     (ClosedAfterOldFailures, LateAbandoned, State::Closed, None),
     (ClosedAfterOldFailures, Recovered, State::Closed, None),
+    (ClosedStalled, Look, State::Closed, None),
+    (ClosedStalled, Ask, State::Closed, Some(true)),
+    (ClosedStalled, Succeeded, State::Closed, None),
+    (ClosedStalled, Failed, State::Closed, None),
+    (ClosedStalled, Abandoned, State::Closed, None),
+    (ClosedStalled, LateSuccess, State::Closed, None),
+    (ClosedStalled, LateFailure, State::Closed, None),
+    (ClosedStalled, LateAbandoned, State::Closed, None),
+    (ClosedStalled, Recovered, State::Closed, None),
+    (ClosedStalledOnTheEdge, Look, State::Open, None),
+    (ClosedStalledOnTheEdge, Ask, State::Open, Some(false)),
+    (ClosedStalledOnTheEdge, Succeeded, State::Open, None),
+    (ClosedStalledOnTheEdge, Failed, State::Open, None),
+    (ClosedStalledOnTheEdge, Abandoned, State::Open, None),
+    (ClosedStalledOnTheEdge, LateSuccess, State::Open, None),
+    (ClosedStalledOnTheEdge, LateFailure, State::Open, None),
+    (ClosedStalledOnTheEdge, LateAbandoned, State::Open, None),
+    (ClosedStalledOnTheEdge, Recovered, State::Closed, None),
+    (Open, Look, State::Open, None),
     (Open, Ask, State::Open, Some(false)),
     (Open, LateSuccess, State::Open, None),
     (Open, LateFailure, State::Open, None),
     (Open, LateAbandoned, State::Open, None),
     (Open, Recovered, State::Closed, None),
+    (OpenAndOver, Look, State::Open, None),
     (OpenAndOver, Ask, State::HalfOpen, Some(true)),
     (OpenAndOver, LateSuccess, State::Open, None),
     (OpenAndOver, LateFailure, State::Open, None),
     (OpenAndOver, LateAbandoned, State::Open, None),
     (OpenAndOver, Recovered, State::Closed, None),
+    (HalfOpenTrying, Look, State::HalfOpen, None),
     (HalfOpenTrying, Ask, State::HalfOpen, Some(false)),
     (HalfOpenTrying, Succeeded, State::Closed, None),
     (HalfOpenTrying, Failed, State::Open, None),
@@ -136,14 +173,16 @@ const TABLE: &[(Situation, Event, State, Option<bool>)] = &[
     (HalfOpenTrying, LateFailure, State::HalfOpen, None),
     (HalfOpenTrying, LateAbandoned, State::HalfOpen, None),
     (HalfOpenTrying, Recovered, State::Closed, None),
+    (HalfOpenTryingTooLong, Look, State::Open, None),
     (HalfOpenTryingTooLong, Ask, State::Open, Some(false)),
-    (HalfOpenTryingTooLong, Succeeded, State::Closed, None),
+    (HalfOpenTryingTooLong, Succeeded, State::Open, None),
     (HalfOpenTryingTooLong, Failed, State::Open, None),
-    (HalfOpenTryingTooLong, Abandoned, State::HalfOpen, None),
-    (HalfOpenTryingTooLong, LateSuccess, State::HalfOpen, None),
-    (HalfOpenTryingTooLong, LateFailure, State::HalfOpen, None),
-    (HalfOpenTryingTooLong, LateAbandoned, State::HalfOpen, None),
+    (HalfOpenTryingTooLong, Abandoned, State::Open, None),
+    (HalfOpenTryingTooLong, LateSuccess, State::Open, None),
+    (HalfOpenTryingTooLong, LateFailure, State::Open, None),
+    (HalfOpenTryingTooLong, LateAbandoned, State::Open, None),
     (HalfOpenTryingTooLong, Recovered, State::Closed, None),
+    (HalfOpenFree, Look, State::HalfOpen, None),
     (HalfOpenFree, Ask, State::HalfOpen, Some(true)),
     (HalfOpenFree, LateSuccess, State::HalfOpen, None),
     (HalfOpenFree, LateFailure, State::HalfOpen, None),
@@ -151,17 +190,20 @@ const TABLE: &[(Situation, Event, State, Option<bool>)] = &[
     (HalfOpenFree, Recovered, State::Closed, None),
 ];
 
-const SITUATIONS: [Situation; 8] = [
+const SITUATIONS: [Situation; 10] = [
     Closed,
     ClosedOnTheEdge,
     ClosedAfterOldFailures,
+    ClosedStalled,
+    ClosedStalledOnTheEdge,
     Open,
     OpenAndOver,
     HalfOpenTrying,
     HalfOpenTryingTooLong,
     HalfOpenFree,
 ];
-const EVENTS: [Event; 8] = [Ask, Succeeded, Failed, Abandoned, LateSuccess, LateFailure, LateAbandoned, Recovered];
+const EVENTS: [Event; 9] =
+    [Look, Ask, Succeeded, Failed, Abandoned, LateSuccess, LateFailure, LateAbandoned, Recovered];
 
 fn is_possible(situation: Situation, event: Event) -> bool {
     let has_call = !matches!(situation, Open | OpenAndOver | HalfOpenFree);
@@ -179,13 +221,14 @@ fn every_state_meets_every_event() {
                 let own = || present.expect("a call is under way");
                 let mut asked = None;
                 match event {
+                    Look => machine.look(NOW),
                     Ask => asked = Some(machine.ask(NOW).is_ok()),
                     Succeeded => machine.succeeded(own(), NOW),
                     Failed => machine.failed(own(), NOW, "no"),
-                    Abandoned => machine.abandoned(own()),
+                    Abandoned => machine.abandoned(own(), NOW),
                     LateSuccess => machine.succeeded(stale, NOW),
                     LateFailure => machine.failed(stale, NOW, "no"),
-                    LateAbandoned => machine.abandoned(stale),
+                    LateAbandoned => machine.abandoned(stale, NOW),
                     Recovered => machine.recovered(NOW),
                 }
                 assert_eq!((machine.state(), asked), (state, is_let), "{situation:?} on {event:?}");
@@ -203,10 +246,11 @@ fn a_half_open_failure_reopens_for_the_whole_timeout() {
     assert!(machine.ask(NOW + s(5)).is_err(), "two trials at a time");
     machine.succeeded(trial, NOW + s(6));
     assert_eq!(machine.state(), State::Closed);
-    let told: Vec<_> = machine.history().map(|transition| (transition.from, transition.to)).collect();
+    let told: Vec<_> = machine.history().rev().take(5).collect();
+    let told: Vec<_> = told.iter().rev().map(|transition| (transition.from, transition.to)).collect();
     let (closed, open, half) = (State::Closed, State::Open, State::HalfOpen);
     assert_eq!(told, [(closed, open), (open, half), (half, open), (open, half), (half, closed)]);
-    assert!(machine.history().nth(2).unwrap().why.contains("still no"));
+    assert!(machine.history().rev().nth(2).unwrap().why.contains("still no"));
 }
 
 #[test]
@@ -243,6 +287,52 @@ fn a_thousand_callers_at_once_make_one_trial() {
 }
 
 #[test]
+fn an_only_caller_that_waits_for_ever_opens_it() {
+    let mut machine = Machine::new(POLICY, s(0));
+    let stalled = machine.ask(s(0)).unwrap();
+    machine.look(s(2) - Duration::from_nanos(1));
+    assert_eq!(machine.failures(), 0);
+    for (at, failures) in [(2, 1), (3, 1), (4, 2), (5, 2)] {
+        machine.look(s(at));
+        assert_eq!((machine.failures(), machine.state()), (failures, State::Closed), "after {at} s");
+    }
+    machine.look(s(6));
+    assert_eq!((machine.failed, machine.state()), (3, State::Open));
+    assert!(machine.history().last().unwrap().why.contains("a call has not come back within 2s"));
+    // It comes back at last, and the next call finds out how things are.
+    machine.succeeded(stalled, s(20));
+    assert_eq!((machine.succeeded, machine.late, machine.state()), (0, 1, State::Open));
+    let trial = machine.ask(s(20)).unwrap();
+    machine.succeeded(trial, s(21));
+    assert_eq!((machine.succeeded, machine.state()), (1, State::Closed));
+}
+
+#[test]
+fn calls_that_come_back_in_time_are_no_failures_and_those_that_do_not_are_counted_once_in_a_while() {
+    let policy = Policy { failures: 1_000_000, ..POLICY };
+    let mut machine = Machine::new(policy, s(0));
+    for at in 0..100 {
+        let (one, other) = (machine.ask(s(at)).unwrap(), machine.ask(s(at)).unwrap());
+        machine.succeeded(one, s(at + 1));
+        machine.abandoned(other, s(at + 1));
+    }
+    machine.look(s(200));
+    assert_eq!((machine.failed, machine.succeeded, machine.late), (0, 100, 0));
+    // Many more than are watched.
+    let leaves: Vec<_> = (0..10_000).map(|_| machine.ask(s(200)).unwrap()).collect();
+    machine.look(s(202));
+    let watched = machine.failed;
+    assert!((1..1000).contains(&watched), "{watched}");
+    machine.look(s(203));
+    assert_eq!(machine.failed, watched);
+    machine.look(s(204));
+    assert_eq!(machine.failed, 2 * watched);
+    leaves.into_iter().for_each(|leave| machine.failed(leave, s(205), "no"));
+    machine.look(s(300));
+    assert_eq!((machine.failed, machine.late, machine.state()), (2 * watched, 10_000, State::Closed));
+}
+
+#[test]
 fn a_caller_that_gives_up_leaves_the_trial_to_the_next() {
     let breaker = Breaker::new("x", Policy { failures: 1, timeout: Duration::ZERO, ..POLICY });
     breaker.ask().unwrap().failed("no");
@@ -250,6 +340,16 @@ fn a_caller_that_gives_up_leaves_the_trial_to_the_next() {
     assert_eq!(breaker.state(), State::HalfOpen);
     breaker.ask().unwrap().succeeded();
     assert_eq!(breaker.state(), State::Closed);
+}
+
+#[test]
+fn who_looks_at_the_list_finds_a_stall() {
+    let breakers = Breakers::default();
+    let disk = breakers.breaker("disk", Policy { failures: 1, patience: Duration::ZERO, ..POLICY });
+    let permit = disk.ask().unwrap();
+    assert_eq!(breakers.statuses()[0].state, State::Open);
+    permit.succeeded();
+    assert_eq!((breakers.statuses()[0].late, disk.state()), (1, State::Open));
 }
 
 #[test]
@@ -266,6 +366,7 @@ fn the_list_has_those_that_are_held() {
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
+    Look,
     Ask,
     Tell { call: usize, ok: bool },
     Abandon(usize),
@@ -274,29 +375,12 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
+        1 => Just(Step::Look),
         3 => Just(Step::Ask),
         3 => (any::<usize>(), any::<bool>()).prop_map(|(call, ok)| Step::Tell { call, ok }),
         1 => any::<usize>().prop_map(Step::Abandon),
         2 => (0u64..7000).prop_map(Step::Wait),
     ]
-}
-
-#[test]
-fn openings_in_a_row_are_counted_until_it_closes() {
-    let mut machine = Machine::new(POLICY, s(0));
-    for _ in 0..3 {
-        let leave = machine.ask(s(1)).unwrap();
-        machine.failed(leave, s(1), "no");
-    }
-    assert_eq!((machine.opened, machine.in_a_row), (1, 1));
-    for trial in 2..6 {
-        let leave = machine.ask(s(trial * 10)).unwrap();
-        machine.failed(leave, s(trial * 10), "no");
-        assert_eq!((machine.opened, machine.in_a_row), (trial, trial));
-    }
-    let leave = machine.ask(s(100)).unwrap();
-    machine.succeeded(leave, s(100));
-    assert_eq!((machine.opened, machine.in_a_row, machine.state()), (5, 0, State::Closed));
 }
 
 proptest! {
@@ -309,6 +393,7 @@ proptest! {
         let mut calls: Vec<(Leave, Option<Duration>)> = Vec::new();
         for step in steps {
             match step {
+                Step::Look => machine.look(now),
                 Step::Ask => {
                     let was_closed = machine.state() == State::Closed;
                     if let Ok(leave) = machine.ask(now) {
@@ -325,7 +410,7 @@ proptest! {
                 }
                 Step::Abandon(call) if !calls.is_empty() => {
                     let (leave, _) = calls.swap_remove(call % calls.len());
-                    machine.abandoned(leave);
+                    machine.abandoned(leave, now);
                 }
                 Step::Wait(ms) => now += Duration::from_millis(ms),
                 Step::Tell { .. } | Step::Abandon(_) => {}

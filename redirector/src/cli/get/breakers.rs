@@ -29,14 +29,26 @@ fn name(state: State) -> &'static str {
 
 impl Row for Status {
     fn header() -> &'static [&'static str] {
-        &["BREAKER", "STATE", "FOR", "FAILURES", "SUCCEEDED", "FAILED", "REFUSED", "TRIALS", "OPENED", "LAST-FAILURE"]
+        &[
+            "BREAKER",
+            "STATE",
+            "FOR",
+            "FAILURES",
+            "SUCCEEDED",
+            "FAILED",
+            "LATE",
+            "REFUSED",
+            "TRIALS",
+            "OPENED",
+            "LAST-FAILURE",
+        ]
     }
 
     fn cells(&self) -> Vec<String> {
         let failures = format!("{} of {} in {}", self.failures, self.threshold, ago(self.window_ms));
         let head = [self.name.clone(), name(self.state).to_owned(), ago(self.for_ms), failures];
-        let counts =
-            [self.succeeded, self.failed, self.refused, self.trials, self.opened].map(|count| count.to_string());
+        let counts = [self.succeeded, self.failed, self.late, self.refused, self.trials, self.opened]
+            .map(|count| count.to_string());
         head.into_iter().chain(counts).chain([cell(self.last_failure.as_deref())]).collect()
     }
 }
