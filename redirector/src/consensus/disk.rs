@@ -47,7 +47,8 @@ pub trait Disk {
     fn set_aside(&mut self) -> io::Result<()>;
 }
 
-/// A disk behind a breaker: one that takes no writes is asked now and then, and not with each tick.
+/// A disk behind a breaker: one that takes no writes is asked now and then, and not with each tick. Who waits for one that
+/// answers no more goes on waiting, and the breaker tells.
 pub struct Guarded<D> {
     disk: D,
     breaker: Arc<Breaker>,
@@ -117,5 +118,64 @@ impl Disk for Memory {
     fn set_aside(&mut self) -> io::Result<()> {
         self.records.clear();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::breaker::{Policy, State};
+
+    /// A disk that answers when it is told to.
+    struct Stalling(Receiver<()>);
+
+    impl Disk for Stalling {
+        fn read(&mut self) -> io::Result<BTreeMap<Key, Vec<u8>>> {
+            Ok(BTreeMap::new())
+        }
+
+        fn write(&mut self, _: &Batch) -> io::Result<()> {
+            self.0.recv().map_err(io::Error::other)
+        }
+
+        fn set_aside(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !holds() {
+            assert!(Instant::now() < deadline, "{what}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_disk_that_answers_no_more_opens_its_breaker_and_closes_it_when_it_does() {
+        let (minute, patience) = (Duration::from_secs(60), Duration::from_millis(50));
+        let policy = Policy { failures: 3, window: minute, timeout: Duration::ZERO, patience };
+        let breaker = Arc::new(Breaker::new("disk", policy));
+        let (answer, answers) = channel();
+        let mut disk = Guarded::new(Stalling(answers), breaker.clone());
+        let writer = thread::spawn(move || {
+            let stalled = disk.write(&Batch::default());
+            (disk, stalled)
+        });
+        until("it never opens", || breaker.state() == State::Open);
+        let status = breaker.status();
+        assert_eq!((status.failed, status.last_failure.as_deref()), (3, Some("a call has not come back within 50ms")));
+        assert!(!writer.is_finished());
+        answer.send(()).unwrap();
+        let (mut disk, stalled) = writer.join().unwrap();
+        assert!(stalled.is_ok(), "it was written in the end");
+        until("it never closes", || {
+            answer.send(()).unwrap();
+            disk.write(&Batch::default()).is_ok() && breaker.state() == State::Closed
+        });
     }
 }

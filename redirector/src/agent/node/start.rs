@@ -28,12 +28,13 @@ use crate::doctor::fitness;
 use crate::journal::Journal;
 use crate::netlink;
 
-/// Stands before the data directory. Who waits for the disk asks again with each tick.
+/// Stands before the data directory. Who waits for the disk asks again with each tick. A disk that answers no more has but
+/// one or two callers, and opens it by the time that it takes.
 pub(in crate::agent) const DISK: Policy = Policy {
     failures: 3,
     window: Duration::from_secs(60),
     timeout: Duration::from_secs(2),
-    patience: Duration::from_secs(60),
+    patience: Duration::from_secs(5),
 };
 
 async fn links() -> Result<Links, netlink::Error> {
