@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::condition::LoadStatus;
 use super::counts::Counts;
+use crate::breaker::Breakers;
 use crate::config::Health;
 use crate::health::{AreaStatus, FULL_SHARE, FigureStatus, Figures, Hop, Host, Neighbours, Probes, Standing, Verdict};
 
@@ -54,9 +55,9 @@ impl SelfHealth {
     ///
     /// # Errors
     /// Where there is no thread to try the disk with.
-    pub(super) fn start(data: &Path) -> Result<Self> {
+    pub(super) fn start(data: &Path, breakers: &Breakers) -> Result<Self> {
         Ok(Self {
-            probes: Probes::start(data).context("the data directory cannot be watched")?,
+            probes: Probes::start(data, breakers).context("the data directory cannot be watched")?,
             figures: Figures::default(),
             standing: Standing::default(),
             host: Host::default(),

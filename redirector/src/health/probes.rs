@@ -12,6 +12,7 @@ use super::host::{available, pressure};
 use super::neighbours::Unresolved;
 use super::storage::Storage;
 use super::thresholds::{Figure, Thresholds};
+use crate::breaker::Breakers;
 use crate::netlink::Received;
 use crate::shedding::cpu_times;
 
@@ -65,12 +66,13 @@ fn read(path: impl AsRef<Path>) -> Option<String> {
 }
 
 impl Probes {
-    /// Begins to try the data directory.
+    /// Begins to try the data directory, behind a breaker of this list.
     ///
     /// # Errors
     /// Where there is no thread for it.
-    pub fn start(data: &Path) -> io::Result<Self> {
-        Ok(Self { storage: Storage::start(data)?, cpus: Vec::new(), arrivals: Arrivals::default(), clocks: None })
+    pub fn start(data: &Path, breakers: &Breakers) -> io::Result<Self> {
+        let storage = Storage::start(data, breakers)?;
+        Ok(Self { storage, cpus: Vec::new(), arrivals: Arrivals::default(), clocks: None })
     }
 
     /// Reads everything. `now` is monotonic.

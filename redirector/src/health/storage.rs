@@ -7,8 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::breaker::{Breakers, Policy};
+
 /// How often it is tried.
 const EVERY: Duration = Duration::from_millis(500);
+
+/// Stands before the data directory as it is tried here. That it works again is to be noticed no later than that it does
+/// not, so it is left alone for no longer than tries are apart anyway.
+const POLICY: Policy =
+    Policy { failures: 3, window: Duration::from_secs(60), timeout: EVERY, patience: Duration::from_secs(5) };
 
 /// How the last tries went.
 #[derive(Clone, Debug, Default)]
@@ -41,19 +48,23 @@ pub(super) struct Found {
 
 impl Storage {
     /// Begins to try. The thread ends some time after the last of these has gone, unless it waits for the disk.
-    pub(super) fn start(data: &Path) -> io::Result<Self> {
+    pub(super) fn start(data: &Path, breakers: &Breakers) -> io::Result<Self> {
         let seen = Arc::new(Mutex::new(Seen { took: Some(Duration::ZERO), free: 100.0, ..Seen::default() }));
         let (weak, data) = (Arc::downgrade(&seen), data.to_owned());
+        let breaker = breakers.breaker("storage probe", POLICY);
         std::thread::Builder::new().name("storage".into()).spawn(move || {
             while let Some(seen) = weak.upgrade() {
-                let begun = Instant::now();
-                lock(&seen).trying = Some(begun);
-                let tried = attempt(&data);
-                let mut seen = lock(&seen);
-                seen.trying = None;
-                match tried {
-                    Ok(free) => (seen.took, seen.failure, seen.free) = (Some(begun.elapsed()), None, free),
-                    Err(error) => (seen.took, seen.failure) = (None, Some(error.to_string())),
+                if let Ok(permit) = breaker.ask() {
+                    let begun = Instant::now();
+                    lock(&seen).trying = Some(begun);
+                    let tried = attempt(&data);
+                    permit.told(&tried);
+                    let mut seen = lock(&seen);
+                    seen.trying = None;
+                    match tried {
+                        Ok(free) => (seen.took, seen.failure, seen.free) = (Some(begun.elapsed()), None, free),
+                        Err(error) => (seen.took, seen.failure) = (None, Some(error.to_string())),
+                    }
                 }
                 drop(seen);
                 std::thread::sleep(EVERY);
@@ -106,6 +117,7 @@ fn free(data: &Path) -> io::Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::breaker::State;
 
     #[test]
     fn a_directory_that_is_not_there_fails_and_one_that_is_does_not() {
@@ -114,7 +126,8 @@ mod tests {
         fs::create_dir_all(&data).unwrap();
         let free = attempt(&data).unwrap();
         assert!((0.0..=100.0).contains(&free), "{free}");
-        let storage = Storage::start(&data).unwrap();
+        let breakers = Breakers::default();
+        let storage = Storage::start(&data, &breakers).unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
         while storage.found().fsync == Some(Duration::ZERO) {
             assert!(Instant::now() < deadline, "it was never tried");
@@ -125,5 +138,17 @@ mod tests {
             assert!(Instant::now() < deadline, "nobody noticed that the directory is gone");
             std::thread::sleep(Duration::from_millis(10));
         }
+        let state = || breakers.statuses().first().map(|one| one.state);
+        while state() != Some(State::Open) {
+            assert!(Instant::now() < deadline, "the breaker never opens");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        fs::create_dir_all(&data).unwrap();
+        while storage.found().failure.is_some() || state() != Some(State::Closed) {
+            assert!(Instant::now() < deadline, "nobody noticed that the directory is back");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(storage);
+        fs::remove_dir_all(&data).unwrap();
     }
 }

@@ -159,7 +159,7 @@ impl Node {
         let began = Duration::from_nanos(now());
         let breakers = Breakers::default();
         let disk = breakers.breaker("data directory", DISK);
-        let health = SelfHealth::start(&config.node.data)?;
+        let health = SelfHealth::start(&config.node.data, &breakers)?;
         let mut condition = Condition::new(&config);
         condition.was_written(config.limits.shed_level);
         Ok(Self {
