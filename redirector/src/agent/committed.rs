@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::breaker::Breaker;
 use crate::journal::{Journal, Kind};
 
 /// The record.
@@ -131,11 +132,22 @@ pub(super) fn read(data: &Path, journal: &Journal) -> io::Result<Option<Committe
     }
 }
 
+/// Writes the record, as far as the breaker lets it.
+///
+/// # Errors
+/// Where the disk fails, or is left alone since it does; then the old record is still there.
+pub(super) fn commit(disk: &Breaker, data: &Path, record: &Committed) -> io::Result<()> {
+    let permit = disk.ask().map_err(io::Error::other)?;
+    let written = write(data, record);
+    permit.told(&written);
+    written
+}
+
 /// Writes the record so that after a crash there is the old one or the new one.
 ///
 /// # Errors
 /// Where the disk fails; then the old record is still there.
-pub(super) fn write(data: &Path, record: &Committed) -> io::Result<()> {
+fn write(data: &Path, record: &Committed) -> io::Result<()> {
     let checksum = crc32c::crc32c(&summed(record));
     let stored = Stored { format: FORMAT, checksum, record: record.clone() };
     replace(&path(data), &serde_json::to_vec(&stored)?, PUBLIC)

@@ -199,12 +199,15 @@ impl Incidents {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::node::DISK;
+    use crate::breaker::Breakers;
 
     /// What a journal says after this.
     fn noted(name: &str, happens: impl FnOnce(&mut Incidents)) -> String {
         let directory = std::env::temp_dir().join(format!("redirector-incidents-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
-        let mut incidents = Incidents::new(Journal::start(&directory));
+        let breaker = Breakers::default().breaker("journal", DISK);
+        let mut incidents = Incidents::new(Journal::start(&directory, breaker));
         happens(&mut incidents);
         incidents.journal().flush();
         let text = std::fs::read_to_string(directory.join("incidents.log")).unwrap();

@@ -343,10 +343,7 @@ impl Node {
 
     /// Makes a configuration durable.
     pub(super) fn commit(&self, committed: &Committed) -> std::io::Result<()> {
-        let permit = self.disk.ask().map_err(std::io::Error::other)?;
-        let written = committed::write(&self.config.node.data, committed);
-        permit.told(&written);
-        written
+        committed::commit(&self.disk, &self.config.node.data, committed)
     }
 
     /// The breakers before what this node depends on.

@@ -61,8 +61,9 @@ pub async fn run(path: &Path) -> Result<()> {
         .with_context(|| format!("cannot make {}", config.node.data.display()))?;
     let (requests, mut requested) = mpsc::channel(16);
     let _socket = control::listen(&config, requests)?;
-    let mut incidents = Incidents::new(Journal::start(&config.node.data));
-    let mut witness = Witness::start(config, identity)?;
+    let breakers = Breakers::default();
+    let mut incidents = Incidents::new(Journal::start(&config.node.data, breakers.breaker("journal", DISK)));
+    let mut witness = Witness::start(config, identity, breakers)?;
     let mut events = witness.handle.events();
     let mut decisions = witness.handle.state();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -93,10 +94,9 @@ pub async fn run(path: &Path) -> Result<()> {
 }
 
 impl Witness {
-    fn start(config: Config, identity: Identity) -> Result<Self> {
+    fn start(config: Config, identity: Identity, breakers: Breakers) -> Result<Self> {
         let members = members(&config);
         let own = members.iter().find(|(id, _)| *id == config.node.id).context("a witness that is named")?.1;
-        let breakers = Breakers::default();
         let (transport, inboxes) = transport::start(identity, config.node.id, own, members, &breakers)?;
         let mut seed = [0; 16];
         getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("the kernel gives no random number: {error}"))?;

@@ -54,11 +54,8 @@ impl File {
         Self { data: data.to_owned(), open: None }
     }
 
-    /// Appends incidents, and has them on disk when it returns.
+    /// Appends incidents, and has them on disk when it returns. With an error they may be appended again.
     pub(super) fn append(&mut self, incidents: &[Incident]) -> io::Result<()> {
-        if incidents.is_empty() {
-            return Ok(());
-        }
         let written = self.write(incidents);
         if written.is_err() {
             // What became of it is not known: the next time looks at how it ends.
@@ -81,8 +78,12 @@ impl File {
         for incident in incidents {
             text.extend(line(incident)?);
         }
-        file.write_all(&text)?;
-        file.sync_data()?;
+        let end = file.metadata()?.len();
+        if let Err(error) = file.write_all(&text).and_then(|()| file.sync_data()) {
+            // A part of it may be there, which would be told twice. Where the disk does not take it back, it is.
+            let _ = file.set_len(end);
+            return Err(error);
+        }
         self.open = Some(file);
         Ok(())
     }

@@ -1,13 +1,14 @@
 //! The journal of incidents: what befell a node and its cluster, on its disk, for whoever asks afterwards.
 //!
 //! ```text
-//! agent, threads ─► Journal::note ─► bounded queue ─► thread ─► DATA/incidents.log
-//!                                                              (full: it becomes incidents.old)
+//! agent, threads ─► Journal::note ─► bounded queue ─► thread ─► breaker ─► DATA/incidents.log
+//!                                                                         (full: it becomes incidents.old)
 //! ```
 //!
 //! A record is a line by itself, with a checksum, and is appended and never changed: a torn end, or damage in the midst,
-//! costs the records that it hits and no others, and is told wherever the journal is read. Nobody waits for the disk: what
-//! the queue or the disk does not take is counted, and the count is noted as soon as something can be.
+//! costs the records that it hits and no others, and is told wherever the journal is read. Nobody waits for the disk: what it
+//! does not take is held until it does, what the queue does not take is counted, and the count is noted as soon as something
+//! can be.
 
 mod file;
 #[cfg(test)]
@@ -24,11 +25,15 @@ use serde::{Deserialize, Serialize};
 
 pub use file::{Entry, read};
 
+use crate::breaker::Breaker;
 use crate::dataplane::flows::now;
 use file::File;
 
-/// Incidents that may wait for the disk.
+/// Incidents that may wait for the thread, and as many that it may hold.
 const WAITING: usize = 1024;
+
+/// Between tries, while the breaker lets them through.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// How long whoever ends waits for the disk at most.
 const FLUSH: Duration = Duration::from_millis(500);
@@ -106,11 +111,20 @@ enum Input {
     Flush(Sender<()>),
 }
 
+/// Incidents that are not on disk.
+#[derive(Debug, Default)]
+struct Counts {
+    /// Those that may come there.
+    waiting: AtomicU64,
+    /// Those that will not, and of which the journal does not tell yet.
+    lost: AtomicU64,
+}
+
 /// Where incidents are noted. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Journal {
     inputs: Option<Sender<Input>>,
-    lost: Arc<AtomicU64>,
+    counts: Arc<Counts>,
 }
 
 impl Journal {
@@ -119,13 +133,14 @@ impl Journal {
         Self::default()
     }
 
-    /// The journal in a data directory. Its file is opened with the first incident.
-    pub fn start(data: &Path) -> Self {
+    /// The journal in a data directory, behind a breaker. Its file is opened with the first incident.
+    pub fn start(data: &Path, breaker: Arc<Breaker>) -> Self {
         let (inputs, waiting) = bounded(WAITING);
-        let lost = Arc::new(AtomicU64::new(0));
-        let (file, losses) = (File::new(data), lost.clone());
-        match std::thread::Builder::new().name("journal".to_owned()).spawn(move || write(file, &waiting, &losses)) {
-            Ok(_) => Self { inputs: Some(inputs), lost },
+        let counts = Arc::<Counts>::default();
+        let (file, counted) = (File::new(data), counts.clone());
+        let thread = std::thread::Builder::new().name("journal".to_owned());
+        match thread.spawn(move || write(file, &waiting, &counted, &breaker)) {
+            Ok(_) => Self { inputs: Some(inputs), counts },
             Err(error) => {
                 tracing::error!(%error, "incidents are not kept: their thread cannot be started");
                 Self::none()
@@ -136,50 +151,67 @@ impl Journal {
     /// Notes what happens now. Never waits.
     pub fn note(&self, kind: Kind, node: Option<u8>, what: impl Into<String>) {
         let Some(inputs) = &self.inputs else { return };
+        // Before the thread may write it.
+        self.counts.waiting.fetch_add(1, Relaxed);
         if inputs.try_send(Input::Incident(Incident::now(kind, node, what.into()))).is_err() {
-            self.lost.fetch_add(1, Relaxed);
+            self.counts.waiting.fetch_sub(1, Relaxed);
+            self.counts.lost.fetch_add(1, Relaxed);
         }
     }
 
-    /// Waits a moment until everything is on disk.
+    /// Waits a moment until everything is on disk. Whoever ends does not wait for a disk that fails, and tells what is lost
+    /// by that.
     pub fn flush(&self) {
         let Some(inputs) = &self.inputs else { return };
         let (done, flushed) = bounded(1);
-        if inputs.try_send(Input::Flush(done)).is_ok() {
-            // Whoever ends does not wait for a disk that fails.
-            let _ = flushed.recv_timeout(FLUSH);
+        if inputs.try_send(Input::Flush(done)).is_err() || flushed.recv_timeout(FLUSH).is_err() {
+            let Counts { waiting, lost } = &*self.counts;
+            let missing = waiting.load(Relaxed) + lost.load(Relaxed);
+            tracing::error!(
+                "{missing} incidents are not on disk: it does not take them, and they are lost with this process"
+            );
         }
     }
 }
 
 /// Writes what comes, as much at a time as has come meanwhile.
-fn write(mut file: File, waiting: &Receiver<Input>, lost: &AtomicU64) {
-    let mut fails = false;
+fn write(mut file: File, waiting: &Receiver<Input>, counts: &Arc<Counts>, breaker: &Breaker) {
     while let Ok(first) = waiting.recv() {
         let (mut incidents, mut flushes) = (Vec::new(), Vec::new());
-        for input in std::iter::once(first).chain(waiting.try_iter()) {
+        for input in std::iter::once(first).chain(waiting.try_iter()).take(WAITING) {
             match input {
                 Input::Incident(incident) => incidents.push(incident),
                 Input::Flush(done) => flushes.push(done),
             }
         }
-        let missing = lost.swap(0, Relaxed);
+        let noted = incidents.len() as u64;
+        let missing = counts.lost.swap(0, Relaxed);
         if missing > 0 {
-            incidents
-                .insert(0, Incident::now(Kind::Lost, None, format!("{missing} incidents before this were not kept")));
+            let what = format!("{missing} incidents before this were not kept");
+            incidents.push(Incident::now(Kind::Lost, None, what));
         }
-        match file.append(&incidents) {
-            Ok(()) => fails = false,
-            Err(error) => {
-                lost.fetch_add(missing + incidents.len() as u64 - u64::from(missing > 0), Relaxed);
-                if !std::mem::replace(&mut fails, true) {
-                    tracing::error!(%error, "incidents cannot be kept on disk");
-                }
+        while let Err(again) = append(&mut file, &incidents, breaker) {
+            // Who would note or wait for anything has a part in the counts.
+            if Arc::strong_count(counts) == 1 {
+                return;
             }
+            std::thread::sleep(again);
         }
+        counts.waiting.fetch_sub(noted, Relaxed);
         for done in flushes {
             // Whoever waited may have given up.
             let _ = done.send(());
         }
     }
+}
+
+/// Appends incidents, or says how long to wait before that is tried again. Of failures the breaker tells.
+fn append(file: &mut File, incidents: &[Incident], breaker: &Breaker) -> Result<(), Duration> {
+    if incidents.is_empty() {
+        return Ok(());
+    }
+    let permit = breaker.ask().map_err(|open| open.again)?;
+    let appended = file.append(incidents);
+    permit.told(&appended);
+    appended.map_err(|_| AGAIN)
 }

@@ -1,7 +1,9 @@
 use std::fs;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use super::*;
+use crate::breaker::Policy;
 
 struct Scratch(PathBuf);
 
@@ -31,8 +33,15 @@ fn told(data: &Scratch) -> Vec<String> {
     read(&data.0).unwrap().into_iter().map(words).collect()
 }
 
+/// One that is tried again soon.
+fn start(data: &Scratch) -> Journal {
+    let time = Duration::from_millis(10);
+    let policy = Policy { failures: 1, window: time, timeout: time, patience: Duration::from_secs(60) };
+    Journal::start(&data.0, Arc::new(Breaker::new("journal", policy)))
+}
+
 fn noted(data: &Scratch, whats: &[&str]) {
-    let journal = Journal::start(&data.0);
+    let journal = start(data);
     whats.iter().for_each(|what| journal.note(Kind::Peer, Some(3), *what));
     journal.flush();
 }
@@ -98,16 +107,27 @@ fn its_size_is_bounded() {
 }
 
 #[test]
-fn a_disk_that_fails_is_made_up_for_by_a_count() {
+fn what_a_disk_does_not_take_is_held_up_to_a_bound_and_counted_beyond() {
     let data = Scratch::new("failing");
     fs::create_dir(data.log()).unwrap();
-    let journal = Journal::start(&data.0);
-    journal.note(Kind::Own, None, "lost");
-    journal.flush();
+    let journal = start(&data);
+    let until = Instant::now() + Duration::from_secs(30);
+    let wait_until = |what: &str, holds: &dyn Fn() -> bool| {
+        while !holds() {
+            assert!(Instant::now() < until, "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    journal.note(Kind::Own, None, "0");
+    wait_until("nobody takes the first", &|| journal.inputs.as_ref().is_some_and(Sender::is_empty));
+    (1..WAITING + 8).for_each(|at| journal.note(Kind::Own, None, at.to_string()));
     fs::remove_dir(data.log()).unwrap();
-    journal.note(Kind::Own, None, "kept");
+    wait_until("what was held is never written", &|| journal.counts.waiting.load(Relaxed) == 0);
+    journal.note(Kind::Own, None, "the last");
     journal.flush();
-    assert_eq!(told(&data), ["1 incidents before this were not kept", "kept"]);
+    let held = (0..=WAITING).map(|at| at.to_string());
+    let expected: Vec<_> = held.chain(["7 incidents before this were not kept".into(), "the last".into()]).collect();
+    assert_eq!(told(&data), expected);
 }
 
 #[test]

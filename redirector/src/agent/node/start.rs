@@ -106,7 +106,9 @@ impl Node {
         }
         fitness::judge(&file).map_err(|unfit| anyhow::anyhow!("{unfit}; {}", fitness::mend(&file, name)))?;
         let digest = committed::digest(text);
-        let incidents = Incidents::new(Journal::start(&file.node.data));
+        let breakers = Breakers::default();
+        let disk = breakers.breaker("data directory", DISK);
+        let incidents = Incidents::new(Journal::start(&file.node.data, breakers.breaker("journal", DISK)));
         let known = committed::read(&file.node.data, incidents.journal())
             .with_context(|| format!("cannot read what is committed in {}", file.node.data.display()))?;
         let agrees = Agreement::is_for(&file);
@@ -151,14 +153,12 @@ impl Node {
         let edited = (agreed && committed.file != digest).then(|| text.to_owned());
         let (maps, image, kept_by_agent) = bring_up(&config, key, agreed).await?;
         if on_disk.as_ref() != Some(&committed)
-            && let Err(error) = committed::write(&config.node.data, &committed)
+            && let Err(error) = committed::commit(&disk, &config.node.data, &committed)
         {
             // Packets do not wait for the disk; the next start comes to the same.
             tracing::error!(data = %config.node.data.display(), %error, "what is in force cannot be kept on disk: make room");
         }
         let began = Duration::from_nanos(now());
-        let breakers = Breakers::default();
-        let disk = breakers.breaker("data directory", DISK);
         let health = SelfHealth::start(&config.node.data, &breakers)?;
         let mut condition = Condition::new(&config);
         condition.was_written(config.limits.shed_level);
