@@ -6,6 +6,7 @@
 mod application;
 mod door;
 mod machine;
+mod mark;
 mod seat;
 mod signs;
 

@@ -5,14 +5,14 @@
 //! only what it took out itself. So it looks first whether the node drains already, and asks again where that has ended. That
 //! it has asked is kept on disk, so that a guard that is started anew puts back what its predecessor took out.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use tokio::task::JoinHandle;
 
+use super::mark::Mark;
 use crate::agent::control::{self, Answer, Request};
 use crate::config::Config;
 
@@ -88,18 +88,23 @@ struct Agent {
     node: u8,
     socket: PathBuf,
     /// There while this guard, or one before it, has the node drain.
-    kept: PathBuf,
+    kept: Arc<Mark>,
 }
 
 impl Agent {
     /// Does what is to be done next.
     fn turn(&self, claim: Claim) -> Turned {
         match self.drains().map(|drains| claim.step(drains)) {
-            Ok(Step::Nothing) => (claim.own, Ok(Done::Stands)),
+            Ok(Step::Nothing) => {
+                if claim.own {
+                    self.kept.set();
+                }
+                (claim.own, Ok(Done::Stands))
+            }
             Ok(Step::Drain) => self.drain(),
             Ok(Step::Undrain) => match self.ask(&Request::Undrain { node: self.node }) {
                 Ok(_) => {
-                    self.forget();
+                    self.kept.clear();
                     (false, Ok(Done::Undrained))
                 }
                 Err(error) => (true, Err(error)),
@@ -117,14 +122,11 @@ impl Agent {
 
     fn drain(&self) -> Turned {
         // Before it is asked: whether an answer that does not come was a yes is not known.
-        if let Err(error) = fs::write(&self.kept, "") {
-            let file = self.kept.display();
-            tracing::error!(%error, %file, "a guard that is started anew will not know that this node drains");
-        }
+        self.kept.set();
         match control::answer_within(ANSWER, &self.socket, &Request::Drain { node: self.node, unless_last: true }) {
             Ok(Answer::Refused { reason, is_unsure: true, .. }) => (true, Err(anyhow::Error::msg(reason))),
             Ok(Answer::Refused { reason, .. }) => {
-                self.forget();
+                self.kept.clear();
                 (false, Err(anyhow::Error::msg(reason)))
             }
             Ok(_) => (true, Ok(Done::Drained)),
@@ -135,16 +137,6 @@ impl Agent {
     fn ask(&self, request: &Request) -> Result<Answer> {
         control::ask_within(ANSWER, &self.socket, request)
     }
-
-    fn forget(&self) {
-        match fs::remove_file(&self.kept) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                let file = self.kept.display();
-                tracing::error!(%error, %file, "remove it, else the next guard puts this node back unasked");
-            }
-            _ => {}
-        }
-    }
 }
 
 impl Seat {
@@ -154,8 +146,8 @@ impl Seat {
     }
 
     fn at(name: &str, node: u8, data: &Path, socket: PathBuf) -> Self {
-        let kept = data.join(format!("guard-{name}.drains"));
-        let own = kept.exists();
+        let kept = Arc::new(Mark::at(data.join(format!("guard-{name}.drains"))));
+        let own = kept.is_there();
         Self {
             wanted: own.then(|| "as it did when the guard was started".to_owned()),
             own,
@@ -180,6 +172,7 @@ impl Seat {
 
     /// Hears what the agent has answered, and asks for what is wanted and not done.
     pub async fn look(&mut self, name: &str) {
+        self.agent.kept.look();
         if let Some((out, asked)) = self.asked.take_if(|(_, asked)| asked.is_finished()) {
             // Where something else is wanted meanwhile, it is asked for at once.
             if out == self.is_out() {
@@ -236,10 +229,11 @@ impl Seat {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::os::unix::net::UnixListener;
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::{Arc, Mutex};
 
     use super::*;
 
@@ -442,6 +436,20 @@ mod tests {
         look(&mut guard).await;
         assert_eq!(node.asked(), ["drain", "undrain"]);
         assert!(!node.guard("a").is_out());
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_fails_keeps_no_node_in_and_the_next_guard_knows_as_soon_as_it_works() {
+        let node = Node::start("disk");
+        let absent = node.data.join("absent");
+        let mut guard = Seat::at("a", 7, &absent, node.data.join("sock"));
+        guard.want(ill());
+        look(&mut guard).await;
+        assert!(node.drains() && guard.own);
+        fs::create_dir(&absent).unwrap();
+        look(&mut guard).await;
+        assert!(Seat::at("a", 7, &absent, node.data.join("sock")).is_out());
+        assert_eq!(node.asked(), ["drain"]);
     }
 
     #[tokio::test]
