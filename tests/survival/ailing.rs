@@ -64,6 +64,14 @@ fn ails_and_recovers(scene: &Scene) -> Result<()> {
     let figures = health["figures"].as_array().context("figures")?;
     let fsync = figures.iter().find(|figure| figure["name"] == "fsync-ms").context("a figure for the disk")?;
     ensure!(fsync["verdict"] == "bad" && health["hands_over"] == true, "{health:#}");
+    wait_until("n3 says who waits for its disk", || {
+        let told: Vec<Value> = serde_json::from_str(&scene.done("n3", &["get", "breakers", "-o", "json"])?)?;
+        let waits = |name: &str| {
+            let breaker = told.iter().find(|breaker| breaker["name"] == name);
+            breaker.is_some_and(|breaker| breaker["last_failure"].as_str().is_some_and(|why| why.contains("come back")))
+        };
+        Ok(waits("data directory") && waits("storage probe"))
+    })?;
     scene.lab.thaw("n3")?;
     wait_until("n3 is well and has its share again", || has_its_share(scene))?;
     wait_until("n3, whose disk is full, has handed everything over", || {
