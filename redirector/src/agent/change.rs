@@ -52,7 +52,7 @@ pub enum ApplyError {
     #[error(transparent)]
     Liveness(#[from] anyhow::Error),
     /// The change could not be made durable.
-    #[error("the change was not committed, the disk refused it")]
+    #[error("the change is not in force, the disk does not take it")]
     Disk(#[from] std::io::Error),
     /// The cluster has not taken it.
     #[error(transparent)]

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::breaker::Breaker;
 use crate::journal::{Journal, Kind};
 
 /// The record.
@@ -132,22 +131,11 @@ pub(super) fn read(data: &Path, journal: &Journal) -> io::Result<Option<Committe
     }
 }
 
-/// Writes the record, as far as the breaker lets it.
-///
-/// # Errors
-/// Where the disk fails, or is left alone since it does; then the old record is still there.
-pub(super) fn commit(disk: &Breaker, data: &Path, record: &Committed) -> io::Result<()> {
-    let permit = disk.ask().map_err(io::Error::other)?;
-    let written = write(data, record);
-    permit.told(&written);
-    written
-}
-
 /// Writes the record so that after a crash there is the old one or the new one.
 ///
 /// # Errors
 /// Where the disk fails; then the old record is still there.
-fn write(data: &Path, record: &Committed) -> io::Result<()> {
+pub(super) fn write(data: &Path, record: &Committed) -> io::Result<()> {
     let checksum = crc32c::crc32c(&summed(record));
     let stored = Stored { format: FORMAT, checksum, record: record.clone() };
     replace(&path(data), &serde_json::to_vec(&stored)?, PUBLIC)

@@ -127,7 +127,7 @@ impl Node {
             text: specification.text.clone(),
             agreed: true,
         };
-        self.commit(&committed)?;
+        self.record.commit(&committed).await?;
         let changes = config::diff(&self.config, &next).len();
         self.put_in_force(next, image, committed).await?;
         if let Some(agreement) = &mut self.agreement {

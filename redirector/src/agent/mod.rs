@@ -29,6 +29,7 @@ mod next_hops;
 mod node;
 mod paths;
 pub mod pulse;
+mod record;
 mod refused;
 mod signals;
 mod talk;

@@ -22,7 +22,7 @@ use super::agreement::Agreement;
 use super::audit::Audit;
 use super::backends::Backends;
 use super::change::{Applied, ApplyError};
-use super::committed::{self, Committed};
+use super::committed::Committed;
 use super::condition::Condition;
 use super::drains::Drains;
 use super::follow::Change;
@@ -32,6 +32,7 @@ use super::liveness::{Liveness, LivenessStatus};
 use super::lookout;
 use super::next_hops;
 use super::paths::PathStatus;
+use super::record::Record;
 use super::talk::Talk;
 use crate::bfd::{self, Speaker};
 use crate::breaker::{Breaker, Breakers};
@@ -75,6 +76,7 @@ pub struct Node {
     breakers: Breakers,
     /// Stands before writing to the data directory.
     pub(super) disk: Arc<Breaker>,
+    pub(super) record: Record,
     pub(super) incidents: Incidents,
     pub(super) audit: Audit,
     /// How often tables were to be looked at.
@@ -336,14 +338,9 @@ impl Node {
                 Committed { version: present + 1, file: self.committed.file, text: text.to_owned(), agreed: false }
             }
         };
-        self.commit(&committed)?;
+        self.record.commit(&committed).await?;
         self.put_in_force(next, image, committed).await?;
         Ok(Change::Done(Applied { version: self.committed.version, changes, durable: None }))
-    }
-
-    /// Makes a configuration durable.
-    pub(super) fn commit(&self, committed: &Committed) -> std::io::Result<()> {
-        committed::commit(&self.disk, &self.config.node.data, committed)
     }
 
     /// The breakers before what this node depends on.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,17 @@ impl Breaker {
             Some(Err(refused)) => Err(Open { name: self.name.clone(), again: refused.again.saturating_sub(now) }),
             None => Err(Open { name: self.name.clone(), again: self.policy.timeout }),
         }
+    }
+
+    /// Makes a call, if it may be made, and tells its result.
+    ///
+    /// # Errors
+    /// The call's, or [`Open`].
+    pub fn call<T>(&self, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let permit = self.ask().map_err(io::Error::other)?;
+        let result = call();
+        permit.told(&result);
+        result
     }
 
     /// What the breaker stands before was seen to work by other means than a call.

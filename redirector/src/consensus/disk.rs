@@ -74,10 +74,7 @@ impl<D: Disk> Disk for Guarded<D> {
     }
 
     fn write(&mut self, batch: &Batch) -> io::Result<()> {
-        let permit = self.breaker.ask().map_err(io::Error::other)?;
-        let written = self.disk.write(batch);
-        permit.told(&written);
-        written
+        self.breaker.call(|| self.disk.write(batch))
     }
 
     fn set_aside(&mut self) -> io::Result<()> {

@@ -16,6 +16,7 @@ use crate::agent::drains::Drains;
 use crate::agent::health::SelfHealth;
 use crate::agent::incidents::Incidents;
 use crate::agent::liveness::Liveness;
+use crate::agent::record::Record;
 use crate::agent::talk::Talk;
 use crate::agent::{control, follower, next_hops};
 use crate::breaker::{Breakers, Policy};
@@ -152,8 +153,9 @@ impl Node {
         let agreed = agrees && committed.agreed;
         let edited = (agreed && committed.file != digest).then(|| text.to_owned());
         let (maps, image, kept_by_agent) = bring_up(&config, key, agreed).await?;
+        let mut record = Record::new(&config.node.data, disk.clone());
         if on_disk.as_ref() != Some(&committed)
-            && let Err(error) = committed::commit(&disk, &config.node.data, &committed)
+            && let Err(error) = record.commit(&committed).await
         {
             // Packets do not wait for the disk; the next start comes to the same.
             tracing::error!(data = %config.node.data.display(), %error, "what is in force cannot be kept on disk: make room");
@@ -184,6 +186,7 @@ impl Node {
             began,
             breakers,
             disk,
+            record,
             incidents,
             audit: Audit::default(),
             audits: 0,
