@@ -26,6 +26,17 @@ fn states() -> impl Strategy<Value = State> {
     ])
 }
 
+/// All checksums, with some TTLs and protocols: there is nothing else that it could depend on.
+#[test]
+fn a_checksum_after_a_hop_is_the_updated_one() {
+    for (ttl, protocol) in [(2_u8, 6_u8), (64, 17), (255, 47), (1, 0)] {
+        let (old, new) = (u16::from_ne_bytes([ttl, protocol]), u16::from_ne_bytes([ttl - 1, protocol]));
+        for before in 0..=u16::MAX {
+            assert_eq!(checksum::after_hop(before), checksum::update(before, old, new), "{before:#06x}, TTL {ttl}");
+        }
+    }
+}
+
 const SECOND: u64 = 1_000_000_000;
 
 proptest! {

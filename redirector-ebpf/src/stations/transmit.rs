@@ -84,13 +84,9 @@ fn decrement_ttl<F: Frame>(frame: &mut F, packet: &Packet) -> Station<()> {
     if packet.v6 {
         return frame.write(l3 + 7, packet.ttl - 1).ok_or(Reason::NoRoom);
     }
-    let mut ip: Ipv4 = frame.read(l3).ok_or(Reason::NoRoom)?;
-    let old = u16::from_ne_bytes([ip.ttl, ip.protocol]);
-    ip.ttl -= 1;
-    let new = u16::from_ne_bytes([ip.ttl, ip.protocol]);
-    ip.checksum = checksum::update(ip.checksum, old, new);
-    frame.write(l3 + 8, new).ok_or(Reason::NoRoom)?;
-    frame.write(l3 + 10, ip.checksum).ok_or(Reason::NoRoom)
+    let ip: Ipv4 = frame.read(l3).ok_or(Reason::NoRoom)?;
+    frame.write(l3 + 8, ip.ttl - 1).ok_or(Reason::NoRoom)?;
+    frame.write(l3 + 10, checksum::after_hop(ip.checksum)).ok_or(Reason::NoRoom)
 }
 
 /// Makes room for `overhead` bytes before the IP packet and writes the link-layer header; returns where it ends.

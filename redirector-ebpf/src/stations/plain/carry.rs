@@ -83,12 +83,10 @@ fn decrement_ttl<F: Frame>(frame: &mut F, packet: &Packet, v6: bool) -> Option<(
         frame.head_mut::<54>()?.put::<21, u8>(packet.ttl - 1);
         return Some(());
     }
-    let old = u16::from_ne_bytes([packet.ttl, packet.tuple.protocol]);
-    let new = u16::from_ne_bytes([packet.ttl - 1, packet.tuple.protocol]);
     let sum = frame.head::<34>()?.get::<24, u16>();
     let mut head = frame.head_mut::<34>()?;
-    head.put::<22, _>(new);
-    head.put::<24, _>(checksum::update(sum, old, new));
+    head.put::<22, u8>(packet.ttl - 1);
+    head.put::<24, _>(checksum::after_hop(sum));
     Some(())
 }
 

@@ -44,7 +44,7 @@ pub(super) fn ipv4<F: Frame>(frame: &F, source_mac: u64) -> Option<Packet> {
         return None;
     }
     let (sport, dport, tcp_flags, sequence) = transport::<34, HEAD4>(&head, ip.protocol, total - 20)?;
-    let (src, dst) = (Address::v4(ip.src), Address::v4(ip.dst));
+    let (src, dst) = (Address::v4(ip.src), Address::v4(head.word::<30>()));
     Some(Packet {
         v6: false,
         kind: Kind::Whole,
@@ -87,7 +87,7 @@ pub(super) fn ipv6<F: Frame>(frame: &F, source_mac: u64) -> Option<Packet> {
         source_mac,
         tuple: Tuple {
             src: Address { words: ip.src },
-            dst: Address { words: ip.dst },
+            dst: Address { words: [head.word::<38>(), ip.dst[1], head.word::<46>(), ip.dst[3]] },
             sport,
             dport,
             protocol: ip.next,
