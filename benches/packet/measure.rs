@@ -39,18 +39,45 @@ pub(crate) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd> {
     Ok(program.fd()?.try_clone()?)
 }
 
-/// Keeps this thread on one CPU, before all that runs there at ordinary priority.
-pub(crate) fn pin(cpu: usize) -> Result<()> {
-    // SAFETY: a zeroed set is an empty one, and all calls get it by its own size.
-    let result = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu % std::thread::available_parallelism()?.get(), &mut set);
-        let parameters = libc::sched_param { sched_priority: 1 };
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
-            | libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters)
-    };
-    ensure!(result == 0, "cannot have one CPU for itself: {}", std::io::Error::last_os_error());
-    Ok(())
+/// This thread on one CPU, before all that runs there at ordinary priority, until this is dropped.
+///
+/// Only while packets are run: a thread that waits in the kernel for another one of its CPU, as it may where processes are
+/// made or end, would keep that one from ever going on.
+pub(crate) struct Alone {
+    before: libc::cpu_set_t,
+}
+
+impl Alone {
+    /// Takes the CPU.
+    pub(crate) fn on(cpu: usize) -> Result<Self> {
+        let error = || anyhow::anyhow!("cannot have one CPU for itself: {}", std::io::Error::last_os_error());
+        let cpu = cpu % std::thread::available_parallelism()?.get();
+        // SAFETY: a zeroed set is an empty one, and the call gets it by its own size.
+        let (mut before, mut set): (libc::cpu_set_t, libc::cpu_set_t) = unsafe { std::mem::zeroed() };
+        // SAFETY: as above.
+        ensure!(unsafe { libc::sched_getaffinity(0, size_of_val(&before), &raw mut before) } == 0, error());
+        // SAFETY: there are fewer CPUs than a set has room for.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+        let alone = Self { before };
+        ensure!(schedule(&set, libc::SCHED_FIFO, 1), error());
+        Ok(alone)
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        schedule(&self.before, libc::SCHED_OTHER, 0);
+    }
+}
+
+/// Gives this thread CPUs, a policy and a priority; says whether it has them.
+fn schedule(cpus: &libc::cpu_set_t, policy: i32, priority: i32) -> bool {
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: both calls get what they are given by its own size.
+    unsafe {
+        libc::sched_setaffinity(0, size_of_val(cpus), std::ptr::from_ref(cpus)) == 0
+            && libc::sched_setscheduler(0, policy, &raw const parameters) == 0
+    }
 }
 
 impl Bench {
@@ -61,7 +88,6 @@ impl Bench {
 
     /// Loads what a node is measured by.
     pub(crate) fn of(node: Node) -> Result<Self> {
-        pin(1)?;
         let object = fs::read(xtask::test::build_object(xtask::ebpf::BENCH_OBJECT)?)?;
         let mut ebpf = EbpfLoader::new().load(&object)?;
         load(&mut ebpf, "bench_wrapper")?;
@@ -210,7 +236,9 @@ impl Bench {
         let wrapper: &Xdp = self.ebpf.program("bench_wrapper").context("no wrapper")?.try_into()?;
         let packet = [0u8; TEMPLATE];
         let options = TestRunOptions { data_in: Some(&packet), repeat: packets, ..TestRunOptions::default() };
+        let alone = Alone::on(1)?;
         wrapper.test_run(options)?;
+        drop(alone);
         let done = self.run.get(&0, 0)?;
         ensure!(done.counter == u64::from(packets), "the wrapper stopped after {} packets", done.counter);
         Ok(done)
