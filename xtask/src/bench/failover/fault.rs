@@ -71,6 +71,11 @@ impl Fault {
         }
     }
 
+    /// Whether a node or a path is taken for dead, and flaps when that happens again and again.
+    pub(super) fn is_death(self) -> bool {
+        matches!(self, Self::Owner | Self::VipHolder | Self::Leader | Self::Carrier | Self::Path)
+    }
+
     /// Its name in results.
     pub(super) fn name(self) -> &'static str {
         match self {

@@ -92,9 +92,7 @@ pub(super) fn run(args: &Args, within: Option<Duration>, json: &Path) -> Result<
         let mut made = Vec::new();
         let done = match rest {
             Some(Duration::ZERO) => Err(anyhow!("the time was over")),
-            _ => {
-                scene(args, fault.stage(), &mut up).and_then(|scene| make(fault, kills, share, scene, seed, &mut made))
-            }
+            _ => make(args, fault, kills, share, seed, &mut up, &mut made),
         };
         if done.is_err() {
             // Nobody knows how it was left.
@@ -126,8 +124,11 @@ pub(super) fn run(args: &Args, within: Option<Duration>, json: &Path) -> Result<
     Ok(())
 }
 
+/// What is up, and what it is for.
+type Up = Option<(Stage, Box<dyn Scene>)>;
+
 /// What a fault is made in: what there is already, if that serves, else a new one in its place.
-fn scene<'a>(args: &Args, stage: Stage, up: &'a mut Option<(Stage, Box<dyn Scene>)>) -> Result<&'a mut dyn Scene> {
+fn scene<'a>(args: &Args, stage: Stage, up: &'a mut Up) -> Result<&'a mut dyn Scene> {
     if up.as_ref().is_some_and(|(present, _)| *present != stage) {
         // Two at once would disturb each other.
         *up = None;
@@ -146,13 +147,17 @@ fn bring_up(args: &Args, stage: Stage) -> Result<Box<dyn Scene>> {
     })
 }
 
+/// After so many deaths nodes and paths begin to be let in much later than the first time, as those that flap are.
+const DEATHS_OF_A_SCENE: u32 = 5;
+
 /// Makes a fault as often as is wanted, but not again after `share`.
 fn make(
+    args: &Args,
     fault: Fault,
     kills: u32,
     share: Option<Instant>,
-    scene: &mut dyn Scene,
     seed: u64,
+    up: &mut Up,
     made: &mut Vec<Kill>,
 ) -> Result<()> {
     let mut random = Random::new(seed);
@@ -161,6 +166,10 @@ fn make(
             println!("  no time for more");
             break;
         }
+        if fault.is_death() && number % DEATHS_OF_A_SCENE == 1 {
+            *up = None;
+        }
+        let scene = scene(args, fault.stage(), up)?;
         let kill = scene.kill(fault, number, &mut random).with_context(|| format!("kill {number} of {kills}"))?;
         println!("  {number:>3} of {kills}: {kill}");
         made.push(kill);
