@@ -8,7 +8,7 @@ use aya::programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use redirector_ebpf::bench::{Run, TEMPLATE};
 use redirector_ebpf::reason::Reason;
-use xtask::bench::machine::{Slices, Threads, disturbances, undisturbed};
+use xtask::bench::machine::{Slices, disturbances, undisturbed};
 
 use crate::cells::{Cell, Table, XDP_TX};
 use crate::node::Node;
@@ -214,7 +214,7 @@ impl Bench {
             }
             Ok((done.ended - done.started) as f64 / f64::from(SLICE))
         };
-        let time = undisturbed(&mut slices, slice, || disturbances(Threads::This));
+        let time = undisturbed(&mut slices, slice, disturbances);
         self.slices = slices;
         time
     }

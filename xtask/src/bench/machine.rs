@@ -53,31 +53,22 @@ pub struct Slices {
     pub slices_disturbed: u64,
 }
 
-/// Whose having to leave a CPU disturbs a slice.
-#[derive(Clone, Copy, Debug)]
-pub enum Threads {
-    /// This thread's alone.
-    This,
-    /// Any of this process.
-    All,
+/// Ticks that the hypervisor has given to others.
+pub fn stolen() -> u64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    stat.lines().next().and_then(|line| line.split_whitespace().nth(8)?.parse().ok()).unwrap_or(0)
 }
 
-/// What tells whether a slice was disturbed: ticks that the hypervisor has given to others, and how often these threads had
-/// to leave their CPU.
-pub fn disturbances(threads: Threads) -> (u64, i64) {
-    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let stolen = stat.lines().next().and_then(|line| line.split_whitespace().nth(8)?.parse().ok()).unwrap_or(0);
-    let who = match threads {
-        Threads::This => libc::RUSAGE_THREAD,
-        Threads::All => libc::RUSAGE_SELF,
-    };
+/// What tells whether a slice was disturbed: ticks that the hypervisor has given to others, and how often this thread had to
+/// leave its CPU.
+pub fn disturbances() -> (u64, i64) {
     // SAFETY: a zeroed one is valid, and the call fills no more than that.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(who, &raw mut usage);
+        libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage);
         usage
     };
-    (stolen, usage.ru_nivcsw)
+    (stolen(), usage.ru_nivcsw)
 }
 
 /// A slice that was left alone, or the last of those tried. This is the rule by which slices are dropped, the same for what
