@@ -166,7 +166,7 @@ fn make(
             println!("  no time for more");
             break;
         }
-        if fault.is_death() && number % DEATHS_OF_A_SCENE == 1 {
+        if fault.is_death() && kills > DEATHS_OF_A_SCENE && number % DEATHS_OF_A_SCENE == 1 {
             *up = None;
         }
         let scene = scene(args, fault.stage(), up)?;
