@@ -16,6 +16,7 @@ use redirector::dataplane::install::Settled;
 use redirector::dataplane::liveness::{LivenessMaps, LivenessTables as _};
 use redirector::dataplane::memory::MemoryTables;
 use redirector::dataplane::paths::PathMaps;
+use redirector::dataplane::registry::Registry;
 use redirector::dataplane::{batch, install, load, maps::Maps};
 use redirector::paths::signals::Counts;
 use redirector_ebpf::abi::PORTS;
@@ -150,6 +151,16 @@ impl Kernel {
     /// Sends a frame through the program: what it returns, and the frame afterwards.
     pub(crate) fn run(&self, frame: &[u8]) -> (u32, Vec<u8>) {
         run(&self.ebpf, "redirector", frame)
+    }
+
+    /// Makes the maps hold another image.
+    pub(crate) fn install(&mut self, image: &Image) {
+        install::install(&mut self.maps, image).unwrap_or_else(|error| panic!("{error:?}"));
+    }
+
+    /// What is named.
+    pub(crate) fn registry(&self) -> Registry {
+        self.maps.registry().unwrap_or_else(|error| panic!("{error:?}"))
     }
 
     /// Tidies up behind changes, as the agent does now and then.

@@ -209,20 +209,18 @@ where
     Ok(())
 }
 
-/// Names of what is configured no more. Backends and paths stay until no flow lives on them: see [`settle`].
+/// Names of what is configured no more. Backends, paths and next hops stay until no packet goes there: see [`settle`].
 fn remove_old_names(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
     let used: HashSet<NameKey> = image.used();
     let gone: Vec<NameKey> = image
         .registry
         .names()
         .map(|(key, _)| key)
-        .filter(|key| !used.contains(key) && !matches!(key.kind, kind::BACKEND | kind::PATH))
+        .filter(|key| !used.contains(key) && !matches!(key.kind, kind::BACKEND | kind::PATH | kind::NEIGHBOUR))
         .collect();
     for key in gone {
-        match key.kind {
-            kind::POOL => maps.pools.set(key.id, Pool::default(), 0).map_err(written("POOLS"))?,
-            kind::NEIGHBOUR => maps.neighbours.set(key.id, 0, 0).map_err(written("NEIGHBOURS"))?,
-            _ => {}
+        if key.kind == kind::POOL {
+            maps.pools.set(key.id, Pool::default(), 0).map_err(written("POOLS"))?;
         }
         maps.names.remove(&key).or_else(gone_already).map_err(written("NAMES"))?;
     }
@@ -289,6 +287,7 @@ pub fn settle(maps: &mut Maps, image: &mut Image) -> Result<Settled, MapsError> 
     }
     done.released = release(maps, image, &named)?;
     forget_nodes(maps, image)?;
+    forget_hops(maps, image)?;
     Ok(done)
 }
 
@@ -305,6 +304,17 @@ fn forget_nodes(maps: &mut Maps, image: &Image) -> Result<(), MapsError> {
     let marks: Vec<(u64, u32)> = maps.peer_macs.iter().collect::<Result<_, _>>().map_err(read("PEER_MACS"))?;
     for (mac, _) in marks.into_iter().filter(|(_, mark)| !image.peers.contains_key(&Mark(*mark).sender())) {
         maps.peer_macs.remove(&mac).or_else(gone_already).map_err(written("PEER_MACS"))?;
+    }
+    Ok(())
+}
+
+/// Gives back next hops that no way leads over any more. Not as soon as their nodes go: packets are sent to a node until
+/// its alive bit is off, which is after all else that a change has to do.
+fn forget_hops(maps: &mut Maps, image: &mut Image) -> Result<(), MapsError> {
+    let named: Vec<u32> = image.registry.of(kind::NEIGHBOUR).into_iter().map(|(id, _)| id).collect();
+    for id in named.into_iter().filter(|id| !image.neighbours.contains_key(id)) {
+        maps.neighbours.set(id, 0, 0).map_err(written("NEIGHBOURS"))?;
+        forget(maps, &mut image.registry, kind::NEIGHBOUR, id)?;
     }
     Ok(())
 }
