@@ -3,6 +3,9 @@
 //! Of many nodes only those are looked at whose hash alone makes them cheap; their costs are taken roughly, since a
 //! logarithm takes longer than all the rest, and put in order with the node in the lowest byte, without branches. Where
 //! that cannot tell for certain who is the cheapest, it says so, and the exact costs are asked.
+//!
+//! A node that comes is put in order among the favourites of before; only slots that had a node that goes among theirs
+//! look at all nodes anew.
 
 use super::target::{cost_of, mixed};
 
@@ -41,8 +44,17 @@ struct Candidate {
     per_weight: f64,
 }
 
-/// The favourites of one slot, the cheapest first: costs, each with the place of its node in the lowest byte.
+/// The favourites of one slot, the cheapest first: costs, each with the place of its node in the lowest byte. No node that
+/// is left out comes before the last entry.
 pub(super) struct Favourites([u64; KEPT]);
+
+/// How the nodes of a field are placed in another one.
+pub(super) struct Succession {
+    /// By former place; [`NOBODY`] for those that are gone.
+    places: Vec<u8>,
+    /// Places of those that have come.
+    come: Vec<u8>,
+}
 
 impl Field {
     /// `nodes` are (id, weight), at most 255, none without weight.
@@ -70,6 +82,30 @@ impl Field {
         };
         let nodes = nodes.iter().map(candidate).collect();
         Self { nodes, is_even, limit: entry(limit, NOBODY), found: [0; 256] }
+    }
+
+    /// Which nodes have come and gone since another field, where most have stayed and costs are still taken alike.
+    pub(super) fn succeeds(&self, former: &Self) -> Option<Succession> {
+        let stays = |a: &Candidate, b: &Candidate| a.id == b.id && (self.is_even || a.weight == b.weight);
+        let place = |of: &Candidate| self.nodes.iter().position(|node| stays(node, of)).map_or(NOBODY, |at| at as u8);
+        let places: Vec<u8> = former.nodes.iter().map(place).collect();
+        let come: Vec<u8> = (0..self.nodes.len() as u8).filter(|at| !places.contains(at)).collect();
+        let gone = places.iter().filter(|place| **place == NOBODY).count();
+        let is_near = self.is_even == former.is_even && (come.len() + gone) * 4 <= self.nodes.len();
+        is_near.then_some(Succession { places, come })
+    }
+
+    /// The favourites of a slot that had these among the nodes of before.
+    pub(super) fn succeed(&mut self, slot: u64, former: &Favourites, succession: &Succession) -> Favourites {
+        let Some(mut favourites) = former.placed(&succession.places) else { return self.favourites(slot) };
+        let slot = mixed(slot);
+        for &place in &succession.come {
+            let node = &self.nodes[usize::from(place)];
+            let hash = mixed(slot ^ node.id);
+            let cost = if self.is_even { short_of_one(hash) } else { rough(hash) * node.per_weight };
+            favourites.insert(entry(cost, place));
+        }
+        favourites
     }
 
     /// The favourites of a slot.
@@ -110,17 +146,35 @@ impl Field {
 
 /// Puts those that have cheap hashes in order.
 fn sorted(limit: u64, found: &[u64], cost: impl Fn(u64, u8) -> f64) -> Favourites {
-    let mut favourites = [limit; KEPT];
+    let mut favourites = Favourites([limit; KEPT]);
     for &hash in found {
-        let mut entry = entry(cost(hash, hash as u8), hash as u8);
-        for favourite in &mut favourites {
-            (*favourite, entry) = (entry.min(*favourite), entry.max(*favourite));
-        }
+        favourites.insert(entry(cost(hash, hash as u8), hash as u8));
     }
-    Favourites(favourites)
+    favourites
 }
 
 impl Favourites {
+    /// Puts an entry in its place; the dearest is one no more.
+    #[inline(always)]
+    fn insert(&mut self, mut entry: u64) {
+        for favourite in &mut self.0 {
+            (*favourite, entry) = (entry.min(*favourite), entry.max(*favourite));
+        }
+    }
+
+    /// The same nodes in other places; none where one of them is gone.
+    fn placed(&self, places: &[u8]) -> Option<Self> {
+        let mut favourites = self.0;
+        for favourite in favourites.iter_mut().filter(|favourite| **favourite as u8 != NOBODY) {
+            let place = places[usize::from(*favourite as u8)];
+            if place == NOBODY {
+                return None;
+            }
+            *favourite = *favourite & !0xff | u64::from(place);
+        }
+        Some(Self(favourites))
+    }
+
     /// The place of the cheapest node that is allowed, unless it is not certain which that is.
     pub(super) fn cheapest(&self, allowed: impl Fn(usize) -> bool) -> Option<usize> {
         for pair in self.0.windows(2) {
@@ -129,7 +183,8 @@ impl Favourites {
                 return None;
             }
             if allowed(place.into()) {
-                return (pair[1] - pair[0] > CLEAR).then_some(place.into());
+                // Equal costs are in the order of the places that nodes once had.
+                return (pair[1].saturating_sub(pair[0]) > CLEAR).then_some(place.into());
             }
         }
         None

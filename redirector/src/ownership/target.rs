@@ -16,7 +16,7 @@
 //! A recomputation after one of 16 equal nodes left moves some 1 % of the primaries and 4 % of the secondaries beyond
 //! need (measured in the tests).
 
-use super::favourites::Field;
+use super::favourites::{Favourites, Field};
 
 /// The nodes of a slot: primary, secondary and two more; 0 where there are fewer nodes.
 pub type Ranks = [u8; 4];
@@ -33,40 +33,77 @@ pub struct UnknownAlgorithm(
 ///
 /// What [`rank`] gives for the numbers of the slots as keys, sooner, since a cluster waits for it.
 pub fn target(members: &[(u8, u32)], slots: usize, algorithm: u32) -> Result<Vec<Ranks>, UnknownAlgorithm> {
-    if algorithm != 1 {
-        return Err(UnknownAlgorithm(algorithm));
-    }
-    let nodes = weighted(members);
-    if nodes.is_empty() {
-        return Ok(vec![Ranks::default(); slots]);
-    }
-    let (mut first, mut second) = rooms(slots, &nodes);
-    let mut field = Field::new(&nodes);
-    let ranked = (0..slots as u64).map(|slot| {
-        let favourites = field.favourites(slot);
-        let mut ranks = Ranks::default();
-        let mut primary = 0;
-        for rank in 0..ranks.len().min(nodes.len()) {
-            let mut room = match rank {
-                0 => Some(&mut first),
-                1 => Some(&mut second[primary]),
-                _ => None,
-            };
-            let allowed = |node: usize| {
-                !ranks[..rank].contains(&nodes[node].0) && room.as_ref().is_none_or(|room| room[node] > 0)
-            };
-            let node = favourites.cheapest(allowed).unwrap_or_else(|| field.cheapest(slot, allowed));
-            if let Some(room) = &mut room {
-                room[node] -= 1;
-            }
-            if rank == 0 {
-                primary = node;
-            }
-            ranks[rank] = nodes[node].0;
+    Ranking::default().target(members, slots, algorithm)
+}
+
+/// Ranks nodes again and again, sooner where few have come or gone since the last time.
+#[derive(Default)]
+pub struct Ranking {
+    field: Option<Field>,
+    /// Of each slot, as its place.
+    favourites: Vec<Favourites>,
+}
+
+impl Ranking {
+    /// What [`target`] gives.
+    pub fn target(
+        &mut self,
+        members: &[(u8, u32)],
+        slots: usize,
+        algorithm: u32,
+    ) -> Result<Vec<Ranks>, UnknownAlgorithm> {
+        if algorithm != 1 {
+            return Err(UnknownAlgorithm(algorithm));
         }
-        ranks
-    });
-    Ok(ranked.collect())
+        let nodes = weighted(members);
+        if nodes.is_empty() {
+            return Ok(vec![Ranks::default(); slots]);
+        }
+        let field = self.look_at(&nodes, slots);
+        let (mut first, mut second) = rooms(slots, &nodes);
+        let ranked = self.favourites.iter().zip(0u64..).map(|(favourites, slot)| {
+            let mut ranks = Ranks::default();
+            let mut primary = 0;
+            for rank in 0..ranks.len().min(nodes.len()) {
+                let mut room = match rank {
+                    0 => Some(&mut first),
+                    1 => Some(&mut second[primary]),
+                    _ => None,
+                };
+                let allowed = |node: usize| {
+                    !ranks[..rank].contains(&nodes[node].0) && room.as_ref().is_none_or(|room| room[node] > 0)
+                };
+                let node = favourites.cheapest(allowed).unwrap_or_else(|| field.cheapest(slot, allowed));
+                if let Some(room) = &mut room {
+                    room[node] -= 1;
+                }
+                if rank == 0 {
+                    primary = node;
+                }
+                ranks[rank] = nodes[node].0;
+            }
+            ranks
+        });
+        let ranked = ranked.collect();
+        self.field = Some(field);
+        Ok(ranked)
+    }
+
+    /// Finds the favourites of every slot among these nodes.
+    fn look_at(&mut self, nodes: &[(u8, u32)], slots: usize) -> Field {
+        let mut field = Field::new(nodes);
+        let former = self.field.take().filter(|_| self.favourites.len() == slots);
+        let all = 0..slots as u64;
+        match former.and_then(|former| field.succeeds(&former)) {
+            Some(succession) => {
+                for (favourites, slot) in self.favourites.iter_mut().zip(all) {
+                    *favourites = field.succeed(slot, favourites, &succession);
+                }
+            }
+            None => self.favourites = all.map(|slot| field.favourites(slot)).collect(),
+        }
+        field
+    }
 }
 
 /// Ranks the nodes for each of these keys, up to `ranks` of them. The order of the keys counts: those that come first find

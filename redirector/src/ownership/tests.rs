@@ -122,6 +122,25 @@ proptest! {
     fn favourites_change_nothing(members in crowds(), slots in 0usize..3_000) {
         prop_assert_eq!(target(&members, slots, 1).unwrap(), plainly(&members, slots));
     }
+
+    #[test]
+    fn what_was_known_before_changes_nothing(
+        crowd in crowds(),
+        steps in prop::collection::vec(prop::collection::vec((1u8..=255, 0u32..=3), 0..4), 1..8),
+        slots in 0usize..500,
+    ) {
+        let mut members: std::collections::BTreeMap<u8, u32> = crowd.into_iter().collect();
+        let mut ranking = Ranking::default();
+        for step in steps {
+            // Of those that are there some leave, and others come, or get another weight.
+            for (id, weight) in step {
+                let weight = if weight == 3 { members.values().copied().max().unwrap_or(1) } else { weight };
+                members.insert(id, weight);
+            }
+            let members: Vec<_> = members.iter().map(|(id, weight)| (*id, *weight)).collect();
+            prop_assert_eq!(ranking.target(&members, slots, 1).unwrap(), plainly(&members, slots));
+        }
+    }
 }
 
 proptest! {

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use super::{Planner, Report};
 use crate::consensus::state::{Command, Slot, Standing, State};
 use crate::health::FULL_SHARE;
-use crate::ownership::{Ranks, target};
+use crate::ownership::{Ranking, Ranks};
 
 /// The algorithm of the target ranking.
 const ALGORITHM: u32 = 1;
@@ -21,6 +21,7 @@ const PARTS: usize = 16;
 pub(super) struct Target {
     weights: Vec<(u8, u32)>,
     ranks: Vec<Ranks>,
+    ranking: Ranking,
 }
 
 /// Which slots changed when, as far as previous owners are asked for them.
@@ -65,8 +66,9 @@ impl Planner {
             weights.retain(|&(_, weight)| weight != 0);
         }
         if (&self.target.weights, self.target.ranks.len()) != (&weights, state.slots.len()) {
-            let ranks = target(&weights, state.slots.len(), ALGORITHM).unwrap_or_default();
-            self.target = Target { weights, ranks };
+            let Target { ranking, .. } = &mut self.target;
+            self.target.ranks = ranking.target(&weights, state.slots.len(), ALGORITHM).unwrap_or_default();
+            self.target.weights = weights;
         }
     }
 
