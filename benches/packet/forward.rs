@@ -31,7 +31,7 @@ use xtask::step;
 
 use crate::Options;
 use crate::cells::{Cell, Table, XDP_TX, cell};
-use crate::measure::{Alone, load, template};
+use crate::measure::{Pinned, load, template};
 use crate::node::{NODE_MAC, Node};
 
 /// The ratio to the floor that is aimed at: shared, one core.
@@ -339,7 +339,7 @@ impl Live {
             let stream = |cpu: usize| {
                 move || {
                     // With one core that one, on which interrupts of the machine's own are rare.
-                    let _alone = Alone::on(if cores == 1 { 1 } else { cpu })?;
+                    let _alone = Pinned::alone_on(if cores == 1 { 1 } else { cpu })?;
                     let mut made = 0u64;
                     while begun.elapsed() < slice {
                         node.tick();
@@ -364,7 +364,7 @@ impl Live {
     fn make(&mut self, cell: &Cell, flows: u64, frames: u32) -> Result<()> {
         self.set(cell, flows)?;
         let generator: &Xdp = self.ebpf.program("bench_generate").context("no generator")?.try_into()?;
-        let _alone = Alone::on(1)?;
+        let _alone = Pinned::alone_on(1)?;
         generate(generator, self.outside, frames)?;
         self.base += u64::from(frames);
         Ok(())

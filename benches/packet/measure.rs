@@ -39,17 +39,26 @@ pub(crate) fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd> {
     Ok(program.fd()?.try_clone()?)
 }
 
-/// This thread on one CPU, before all that runs there at ordinary priority, until this is dropped.
-///
-/// Only while packets are run: a thread that waits in the kernel for another one of its CPU, as it may where processes are
-/// made or end, would keep that one from ever going on.
-pub(crate) struct Alone {
+/// This thread on one CPU, until this is dropped.
+pub(crate) struct Pinned {
     before: libc::cpu_set_t,
 }
 
-impl Alone {
-    /// Takes the CPU.
+impl Pinned {
+    /// Among all others that run there.
     pub(crate) fn on(cpu: usize) -> Result<Self> {
+        Self::with(cpu, libc::SCHED_OTHER, 0)
+    }
+
+    /// Before all that runs there at ordinary priority.
+    ///
+    /// Only while packets are run: a thread that waits in the kernel for another one of its CPU, as it may where processes
+    /// are made or end, would keep that one from ever going on.
+    pub(crate) fn alone_on(cpu: usize) -> Result<Self> {
+        Self::with(cpu, libc::SCHED_FIFO, 1)
+    }
+
+    fn with(cpu: usize, policy: i32, priority: i32) -> Result<Self> {
         let error = || anyhow::anyhow!("cannot have one CPU for itself: {}", std::io::Error::last_os_error());
         let cpu = cpu % std::thread::available_parallelism()?.get();
         // SAFETY: a zeroed set is an empty one, and the call gets it by its own size.
@@ -58,13 +67,13 @@ impl Alone {
         ensure!(unsafe { libc::sched_getaffinity(0, size_of_val(&before), &raw mut before) } == 0, error());
         // SAFETY: there are fewer CPUs than a set has room for.
         unsafe { libc::CPU_SET(cpu, &mut set) };
-        let alone = Self { before };
-        ensure!(schedule(&set, libc::SCHED_FIFO, 1), error());
-        Ok(alone)
+        let pinned = Self { before };
+        ensure!(schedule(&set, policy, priority), error());
+        Ok(pinned)
     }
 }
 
-impl Drop for Alone {
+impl Drop for Pinned {
     fn drop(&mut self) {
         schedule(&self.before, libc::SCHED_OTHER, 0);
     }
@@ -236,7 +245,7 @@ impl Bench {
         let wrapper: &Xdp = self.ebpf.program("bench_wrapper").context("no wrapper")?.try_into()?;
         let packet = [0u8; TEMPLATE];
         let options = TestRunOptions { data_in: Some(&packet), repeat: packets, ..TestRunOptions::default() };
-        let alone = Alone::on(1)?;
+        let alone = Pinned::alone_on(1)?;
         wrapper.test_run(options)?;
         drop(alone);
         let done = self.run.get(&0, 0)?;

@@ -3,7 +3,8 @@
 //! The state is the cluster's own, changed by its own commands, and put in force by what the agent does it with, in the
 //! maps of a loaded node. In force it is from the moment on at which the map of maps shows the new table, which another
 //! thread watches for; the call that put it there returns later, when the kernel has seen the last packet off that might
-//! still be reading the old one.
+//! still be reading the old one. New ranks are those after one node has come back, worked out as a leader does, which knows
+//! those without it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,13 +14,14 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use redirector::consensus::state::{Command, Member, Standing, State};
 use redirector::dataplane::rows;
-use redirector::ownership;
+use redirector::ownership::{Ranking, Ranks};
 use serde::Serialize;
 use xtask::bench::machine::{Disturbance, Watch};
 use xtask::bench::rows::Rows;
 use xtask::bench::spread::Spread;
 
 use crate::Options;
+use crate::measure::Pinned;
 use crate::node::Node;
 
 /// Milliseconds that are aimed at with 64 nodes.
@@ -92,6 +94,7 @@ struct Rewrite {
     outer: Array<MapData, u32>,
     state: State,
     index: u64,
+    ranking: Ranking,
 }
 
 impl Rewrite {
@@ -113,7 +116,7 @@ impl Rewrite {
         };
         let mut state = State::genesis(1, member(), SLOTS as u32, String::new(), BTreeMap::new());
         state.members = (1..=nodes).map(|id| (id, member())).collect();
-        let mut rewrite = Self { node, outer, state, index: 1 };
+        let mut rewrite = Self { node, outer, state, index: 1, ranking: Ranking::default() };
         rewrite.change(None)?;
         Ok(rewrite)
     }
@@ -126,6 +129,8 @@ impl Rewrite {
             let id = round % nodes + 1;
             let (down, up) = (Command::NodeDown { id, incarnation: 1 }, Command::NodeUp { id, incarnation: 1 });
             let died = self.change(Some(&down))?;
+            // A leader works out at once how slots should be ranked without it.
+            self.ranks()?;
             // It is back, and then every slot gets the ranks that it had.
             self.commit(&Command::NodeReturning { id, incarnation: 1 })?;
             self.commit(&up)?;
@@ -140,6 +145,11 @@ impl Rewrite {
         Ok(self.state.apply(self.index, command)?)
     }
 
+    /// The ranks that the members should have, as a leader works them out.
+    fn ranks(&mut self) -> Result<Vec<Ranks>> {
+        Ok(self.ranking.target(&self.state.weights(), SLOTS, 1)?)
+    }
+
     /// Commits a command, or the ranks that the members should have, and puts the slots in force.
     fn change(&mut self, command: Option<&Command>) -> Result<Times> {
         let before = self.outer.get(&0, 0)?;
@@ -147,21 +157,25 @@ impl Rewrite {
         let watch = Array::<_, u32>::try_from(Map::Array(MapData::from_pin(self.node.directory.join("SLOTS"))?))?;
         let begun = Instant::now();
         std::thread::scope(|scope| {
-            scope.spawn(|| {
+            let watcher = scope.spawn(|| -> Result<()> {
+                let _pinned = Pinned::on(0)?;
                 while !stop.load(Ordering::Relaxed) {
                     if watch.get(&0, 0).is_ok_and(|id| id != before) {
                         seen.store(begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
-                        return;
+                        break;
                     }
                 }
+                Ok(())
             });
-            // The watcher runs before anything is changed.
+            // The watcher runs before anything is changed. It never waits, and would take time from what it watches if it
+            // had no CPU of its own.
+            let pinned = Pinned::on(1);
             std::thread::sleep(std::time::Duration::from_millis(1));
-            let changed = self.timed(command, begun);
+            let changed = pinned.and_then(|_pinned| self.timed(command, begun));
             if changed.is_err() {
                 stop.store(true, Ordering::Relaxed);
             }
-            changed
+            watcher.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)).and(changed)
         })
         .and_then(|(committed, ranks, returned)| {
             let seen = seen.load(Ordering::Relaxed);
@@ -181,7 +195,7 @@ impl Rewrite {
                 committed
             }
             None => {
-                let ranks = ownership::target(&self.state.weights(), SLOTS, 1)?;
+                let ranks = self.ranks()?;
                 let done = now();
                 self.commit(&Command::Move { first: 0, ranks })?;
                 done
