@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use dashmap::DashMap;
+use foldhash::fast::RandomState;
 use redirector_ebpf::tables::flow::{Entry, stamps_between};
 
 use super::key::FlowKey;
@@ -66,10 +67,11 @@ struct Flow {
 /// so at the worst filled to seven sixteenths.
 pub const FLOW_BYTES: usize = (size_of::<(FlowKey, Flow)>() + 1) * 16 / 7;
 
-/// The live flows.
+/// The live flows. Every flow is looked up several times on its way, so keys are hashed by something faster than the standard
+/// library's hash, by a seed that each process draws.
 pub struct Live {
     me: u8,
-    flows: DashMap<FlowKey, Flow>,
+    flows: DashMap<FlowKey, Flow, RandomState>,
     epochs: [AtomicU16; 256],
     incarnations: [AtomicU64; 256],
     round: AtomicU8,
@@ -80,7 +82,7 @@ impl Live {
     pub fn new(me: u8) -> Self {
         Self {
             me,
-            flows: DashMap::with_shard_amount(SHARDS),
+            flows: DashMap::with_hasher_and_shard_amount(RandomState::default(), SHARDS),
             epochs: [const { AtomicU16::new(0) }; 256],
             incarnations: [const { AtomicU64::new(0) }; 256],
             round: AtomicU8::new(0),
@@ -124,10 +126,16 @@ impl Live {
 
     /// What `node` has of a flow, as far as is known since it was last renewed.
     pub fn held(&self, key: &FlowKey, node: u8) -> Option<Held> {
+        self.known(key, node).0
+    }
+
+    /// Both [`Live::held`] and [`Live::origin`].
+    pub fn known(&self, key: &FlowKey, node: u8) -> (Option<Held>, u8) {
         let epoch = self.epoch(node);
-        let flow = self.flows.get(key)?;
-        let holder = flow.holders.iter().find(|holder| holder.node == node && holder.epoch == epoch)?;
-        Some(Held { backend: holder.backend, state: holder.state, stamp: holder.stamp })
+        let Some(flow) = self.flows.get(key) else { return (None, self.me) };
+        let holder = flow.holders.iter().find(|holder| holder.node == node && holder.epoch == epoch);
+        let held = holder.map(|holder| Held { backend: holder.backend, state: holder.state, stamp: holder.stamp });
+        (held, flow.origin)
     }
 
     /// Notes what `node` has of a flow. Where too many nodes have it, the one longest without news is forgotten; at worst

@@ -340,12 +340,13 @@ impl Machine {
             let key = waiting.key;
             let Some(flow) = flows.find(&key).filter(|flow| counts(flows, flow, now)) else { continue };
             let wanted = waiting.owed || peer.wanted.holds(key.slot(&self.own.hash_key, mask));
-            if !wanted || !is_due(flows, &flow, self.live.held(&key, to), now) {
+            let (held, origin) = self.live.known(&key, to);
+            if !wanted || !is_due(flows, &flow, held, now) {
                 continue;
             }
             let service = names.name(kind::SERVICE, u32::from(flow.record.service)).unwrap_or_default();
             let backend = names.name(kind::BACKEND, u32::from(flow.entry.backend())).unwrap_or_default();
-            match writer.push(&copy_of(key, &flow, &self.live, now), service, backend) {
+            match writer.push(&copy_of(key, &flow, origin, now), service, backend) {
                 Ok(()) => sent.push((waiting, Held::of(flow.entry, now))),
                 // What has no name yet is found again by the next round.
                 Err(NotWritten::Name | NotWritten::State) => peer.counters.missed += 1,
@@ -387,7 +388,7 @@ fn is_due(flows: &impl Flows, flow: &Flow, held: Option<Held>, now: u64) -> bool
         || behind >= (limit / REFRESH_PART).max(1)
 }
 
-fn copy_of(key: FlowKey, flow: &Flow, live: &Live, now: u64) -> FlowCopy {
+fn copy_of(key: FlowKey, flow: &Flow, origin: u8, now: u64) -> FlowCopy {
     FlowCopy {
         key,
         state: flow.state(),
@@ -396,6 +397,6 @@ fn copy_of(key: FlowKey, flow: &Flow, live: &Live, now: u64) -> FlowCopy {
         idle: flow.entry.idle(now) as u16,
         age: (now.saturating_sub(flow.record.since) / 1_000_000_000).min(u64::from(u32::MAX)) as u32,
         version: flow.record.version,
-        origin: live.origin(&key),
+        origin,
     }
 }
