@@ -3,6 +3,8 @@
 //!
 //! Whoever sends and whoever receives work on it at the same time, so it is a map in parts that are locked one by one.
 
+use std::array;
+use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use dashmap::DashMap;
@@ -14,9 +16,13 @@ use super::key::FlowKey;
 /// Other nodes of which it is kept what they have of a flow. Two are owners besides this node, and a third may return.
 const HOLDERS: usize = 3;
 
-/// Parts of the map. A part that grows is moved while it is locked, so each is to hold few flows: with the library's few parts
+/// Parts of the map. Those who send and receive copies wait while what is over is taken out of one, so each is to be soon
+/// through.
+const PARTS: usize = 64;
+
+/// Parts of each of these. One that grows is moved while it is locked, so each is to hold few flows: with the library's few
 /// a million flows came late by the time that took.
-const SHARDS: usize = 1024;
+const SHARDS: usize = 16;
 
 /// What a node has of a flow: of the entry what is the same on all nodes of a cluster, once numbers are translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,18 +77,24 @@ pub const FLOW_BYTES: usize = (size_of::<(FlowKey, Flow)>() + 1) * 16 / 7;
 /// library's hash, by a seed that each process draws.
 pub struct Live {
     me: u8,
-    flows: DashMap<FlowKey, Flow, RandomState>,
+    parts: [DashMap<FlowKey, Flow, RandomState>; PARTS],
+    /// Says of which part a flow is.
+    hash: RandomState,
     epochs: [AtomicU16; 256],
     incarnations: [AtomicU64; 256],
     round: AtomicU8,
 }
 
 impl Live {
+    /// In how many parts [`Live::tidy`] does its work.
+    pub const PARTS: usize = PARTS;
+
     /// No flows yet, at node `me`.
     pub fn new(me: u8) -> Self {
         Self {
             me,
-            flows: DashMap::with_hasher_and_shard_amount(RandomState::default(), SHARDS),
+            parts: array::from_fn(|_| DashMap::with_hasher_and_shard_amount(RandomState::default(), SHARDS)),
+            hash: RandomState::default(),
             epochs: [const { AtomicU16::new(0) }; 256],
             incarnations: [const { AtomicU64::new(0) }; 256],
             round: AtomicU8::new(0),
@@ -91,12 +103,16 @@ impl Live {
 
     /// How many flows there are.
     pub fn len(&self) -> usize {
-        self.flows.len()
+        self.parts.iter().map(DashMap::len).sum()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.flows.is_empty()
+        self.parts.iter().all(DashMap::is_empty)
+    }
+
+    fn part(&self, key: &FlowKey) -> &DashMap<FlowKey, Flow, RandomState> {
+        &self.parts[self.hash.hash_one(key) as usize % PARTS]
     }
 
     fn fresh(&self, backend: u16, origin: u8) -> Flow {
@@ -105,7 +121,7 @@ impl Live {
 
     /// Notes that the flow is in this node's table on this backend; another one than is known was chosen here.
     pub fn seen(&self, key: FlowKey, backend: u16) {
-        let mut flow = self.flows.entry(key).or_insert_with(|| self.fresh(backend, self.me));
+        let mut flow = self.part(&key).entry(key).or_insert_with(|| self.fresh(backend, self.me));
         if flow.backend != backend {
             (flow.backend, flow.origin) = (backend, self.me);
         }
@@ -114,14 +130,14 @@ impl Live {
 
     /// Notes that the flow was put into this node's table on a backend that `origin` chose.
     pub fn learned(&self, key: FlowKey, backend: u16, origin: u8) {
-        let mut flow = self.flows.entry(key).or_insert_with(|| self.fresh(backend, origin));
+        let mut flow = self.part(&key).entry(key).or_insert_with(|| self.fresh(backend, origin));
         (flow.backend, flow.origin) = (backend, origin);
         flow.round = self.round.load(Ordering::Relaxed);
     }
 
     /// The node that chose the flow's backend: this one, unless another told of it.
     pub fn origin(&self, key: &FlowKey) -> u8 {
-        self.flows.get(key).map_or(self.me, |flow| flow.origin)
+        self.part(key).get(key).map_or(self.me, |flow| flow.origin)
     }
 
     /// What `node` has of a flow, as far as is known since it was last renewed.
@@ -132,7 +148,7 @@ impl Live {
     /// Both [`Live::held`] and [`Live::origin`].
     pub fn known(&self, key: &FlowKey, node: u8) -> (Option<Held>, u8) {
         let epoch = self.epoch(node);
-        let Some(flow) = self.flows.get(key) else { return (None, self.me) };
+        let Some(flow) = self.part(key).get(key) else { return (None, self.me) };
         let holder = flow.holders.iter().find(|holder| holder.node == node && holder.epoch == epoch);
         let held = holder.map(|holder| Held { backend: holder.backend, state: holder.state, stamp: holder.stamp });
         (held, flow.origin)
@@ -142,7 +158,7 @@ impl Live {
     /// it is sent the flow once more.
     pub fn holds(&self, key: &FlowKey, node: u8, held: Held, now: u64) {
         let epoch = self.epoch(node);
-        let Some(mut flow) = self.flows.get_mut(key) else { return };
+        let Some(mut flow) = self.part(key).get_mut(key) else { return };
         let age = |holder: &Holder| match holder {
             holder if holder.node == node => u64::MAX,
             holder if holder.node == 0 || holder.epoch != self.epoch(holder.node) => u64::MAX - 1,
@@ -173,9 +189,13 @@ impl Live {
 
     /// Ends a round through the flow table: what was not seen in it is over.
     pub fn end_round(&self) {
+        self.round.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes out of a part what is over; `part` counts modulo [`Live::PARTS`]. Each is to have its turn in every round.
+    pub fn tidy(&self, part: usize) {
         let round = self.round.load(Ordering::Relaxed);
-        self.flows.retain(|_, flow| flow.round == round);
-        self.round.store(round.wrapping_add(1), Ordering::Relaxed);
+        self.parts[part % PARTS].retain(|_, flow| round.wrapping_sub(flow.round) <= 1);
     }
 }
 
@@ -232,10 +252,15 @@ mod tests {
     fn flows_that_a_round_does_not_see_are_over() {
         let live = Live::new(1);
         (0..10).for_each(|port| live.seen(key(port), 4));
-        live.end_round();
+        let round = || {
+            live.end_round();
+            (0..Live::PARTS).for_each(|part| live.tidy(part));
+        };
+        round();
+        assert_eq!(live.len(), 10, "they were seen in the round that has ended");
         (0..5).for_each(|port| live.seen(key(port), 4));
         live.learned(key(20), 7, 3);
-        live.end_round();
+        round();
         assert_eq!(live.len(), 6);
         assert_eq!((live.origin(&key(0)), live.origin(&key(20))), (1, 3));
         live.seen(key(20), 7);

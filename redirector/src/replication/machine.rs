@@ -76,6 +76,8 @@ pub struct Machine {
     place: u64,
     /// Parts of a place that the round is ahead of.
     rest: u64,
+    /// Parts of what is known of flows that were tidied in this round.
+    tidied: usize,
     ticked: Option<u64>,
 }
 
@@ -83,7 +85,7 @@ impl Machine {
     /// Knows nobody yet.
     pub fn new(own: Identity, pace: Pace, live: Arc<Live>) -> Self {
         let view = View::default();
-        Self { own, pace, view, as_of: 0, live, peers: BTreeMap::new(), place: 0, rest: 0, ticked: None }
+        Self { own, pace, view, as_of: 0, live, peers: BTreeMap::new(), place: 0, rest: 0, tidied: 0, ticked: None }
     }
 
     fn mask(&self) -> u32 {
@@ -273,10 +275,18 @@ impl Machine {
             }
             self.place += 1;
             if self.place >= flows.places() {
-                self.place = 0;
+                self.tidy_until(Live::PARTS);
+                (self.place, self.tidied) = (0, 0);
                 self.live.end_round();
             }
         }
+        // As far through what is known of flows as through the flows.
+        self.tidy_until((u128::from(self.place) * Live::PARTS as u128 / u128::from(flows.places().max(1))) as usize);
+    }
+
+    fn tidy_until(&mut self, part: usize) {
+        (self.tidied..part).for_each(|part| self.live.tidy(part));
+        self.tidied = self.tidied.max(part);
     }
 
     /// The batches that are to go out now.
