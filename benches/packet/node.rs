@@ -95,7 +95,7 @@ impl Node {
     /// Takes flows out of the table.
     pub(crate) fn sweep(&mut self, proven_too: bool) {
         let key = self.image.node.hash_key;
-        self.maps.flows.sweep(&key, |flow| proven_too || !flow.entry.proven(), |_| ());
+        self.maps.flows.sweep((0, 1), &key, |entry, _| proven_too || !entry.proven(), |_| ());
     }
 }
 

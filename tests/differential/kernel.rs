@@ -12,7 +12,7 @@ use redirector::config::Config;
 use redirector::dataplane::address::{address, mapped};
 use redirector::dataplane::flows::read_event;
 use redirector::dataplane::image::Image;
-use redirector::dataplane::install::Settled;
+use redirector::dataplane::install::{Settled, Sweep};
 use redirector::dataplane::liveness::{LivenessMaps, LivenessTables as _};
 use redirector::dataplane::memory::MemoryTables;
 use redirector::dataplane::paths::PathMaps;
@@ -165,7 +165,9 @@ impl Kernel {
 
     /// Tidies up behind changes, as the agent does now and then.
     pub(crate) fn settle(&mut self, image: &mut Image) -> Settled {
-        install::settle(&mut self.maps, image).unwrap_or_else(|error| panic!("{error:?}"))
+        let mut sweep = Sweep::default();
+        sweep.pass(&self.maps, image);
+        install::settle(&mut self.maps, image, &mut sweep).unwrap_or_else(|error| panic!("{error:?}"))
     }
 
     /// How often a reason was counted, on all CPUs.

@@ -165,7 +165,7 @@ fn flows_that_a_packet_touches_during_a_sweep_stay() {
         pass_time(&tables, 1 + random.number() % 30_000);
         node::send(&tables, &packet.bytes());
         let (key, idle) = (tables.image.node.hash_key, tables.image.node.idle);
-        let swept = tables.flows.sweep(&key, |flow| is_over(flow, &idle, began), |_| {});
+        let swept = tables.flows.sweep((0, 1), &key, |entry, record| is_over(entry, record, &idle, began), |_| {});
         assert_eq!(swept, 0, "a flow was swept that had a packet just now");
         assert!(node::send(&tables, &packet.bytes()).journey.known);
     }

@@ -261,7 +261,8 @@ fn served(image: &Image, flows: impl Iterator<Item = Flow>, alive: &AliveNodes, 
     let mut served = BTreeMap::new();
     let (me, mask) = (image.node.id, image.node.slot_mask);
     for flow in flows {
-        let has_ended = flow.state() == FlowState::Closing || is_over(&flow, &image.node.idle, time);
+        let has_ended =
+            flow.state() == FlowState::Closing || is_over(flow.entry, Some(&flow.record), &image.node.idle, time);
         let slot = FlowHash::of(&image.node.hash_key, &flow.record.tuple, flow.v6).slot(mask);
         let is_mine = image.slots.get(slot as usize).is_some_and(|slot| [0, me].contains(&first_alive(slot, alive)));
         if is_mine && !has_ended {

@@ -66,10 +66,11 @@ use crate::journal::Kind;
 use crate::netlink::{self, Event};
 use crate::vip::{self, Vips};
 
-/// How often disputes are looked at and flows that are over are swept.
+/// How often disputes are looked at and numbers are given back.
 const TIDY: Duration = Duration::from_secs(5);
 
-/// How often the agent gives a sign of life and looks at its peers, besides whenever a peer's bit or incarnation changes.
+/// How often the agent gives a sign of life and looks at its peers, besides whenever a peer's bit or incarnation changes; and
+/// how often it sweeps a part of the flow tables, which it is through in 5 s.
 const PULSE: Duration = Duration::from_millis(40);
 
 /// How often what was counted is looked at.
@@ -143,7 +144,10 @@ pub async fn run(path: &Path, mode: Option<XdpMode>) -> Result<()> {
                 node.look_after_agreement();
                 look_after_vips(&mut vips, &mut node).await;
             }
-            _ = pulse.tick() => look_at_peers(&mut vips, &mut node).await,
+            _ = pulse.tick() => {
+                look_at_peers(&mut vips, &mut node).await;
+                node.sweep();
+            }
             _ = look.tick() => {
                 node.breakers().look();
                 node.audit();

@@ -40,7 +40,7 @@ use crate::config::{self, Config, XdpMode};
 use crate::consensus::planner::Report;
 use crate::dataplane::flows::now;
 use crate::dataplane::image::{Image, NextHop};
-use crate::dataplane::install;
+use crate::dataplane::install::{self, Sweep};
 use crate::dataplane::maps::Maps;
 use crate::netlink::{self, Neighbour};
 use crate::paths::health::Sign;
@@ -55,6 +55,7 @@ pub struct Node {
     pub(super) committed: Committed,
     pub(super) image: Image,
     pub(super) maps: Maps,
+    sweep: Sweep,
     kept_by_agent: Vec<NextHop>,
     pub(super) liveness: Option<Liveness>,
     pub(super) talk: Option<Talk>,
@@ -417,9 +418,14 @@ impl Node {
         self.health.neighbours.observe(index, address, None, Duration::from_nanos(now()));
     }
 
-    /// Ends disputes that have settled, sweeps flows that are over, gives numbers back.
+    /// Takes flows out that are over, in the next part of the flow tables.
+    pub(super) fn sweep(&mut self) {
+        self.sweep.step(&self.maps, &self.image);
+    }
+
+    /// Ends disputes that have settled, gives numbers back.
     pub(super) fn tidy(&mut self) {
-        match install::settle(&mut self.maps, &mut self.image) {
+        match install::settle(&mut self.maps, &mut self.image, &mut self.sweep) {
             Ok(done) if done == install::Settled::default() => {}
             Ok(done) => {
                 tracing::debug!(flows = done.swept, rows = done.rows, numbers = done.released, "tidied up");

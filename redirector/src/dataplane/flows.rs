@@ -122,6 +122,38 @@ impl<R: Keeps> Table<R> {
         Some(std::array::from_fn(|way| bucket.word(way).load()))
     }
 
+    /// The buckets of a part, one of `parts`.
+    fn part(&self, part: usize, parts: usize) -> Range<usize> {
+        let size = self.buckets.count.div_ceil(parts);
+        (part * size).min(self.buckets.count)..((part + 1) * size).min(self.buckets.count)
+    }
+
+    /// [`FlowTables::sweep`].
+    fn sweep(
+        &self,
+        buckets: Range<usize>,
+        key: &HashKey,
+        is_over: &impl Fn(Entry, Option<&Record>) -> bool,
+        stays: &mut impl FnMut(Entry),
+    ) -> usize {
+        let mut swept = 0;
+        for (bucket, way, entry) in self.entries(buckets) {
+            let (entry, record) = match entry.proven() {
+                true => (entry, None),
+                false => match self.flow(key, bucket, way) {
+                    Some(flow) => (flow.entry, Some(flow.record)),
+                    None => continue,
+                },
+            };
+            let clear = || self.word(bucket, way).is_some_and(|word| word.replace(entry.0, 0));
+            match is_over(entry, record.as_ref()) && clear() {
+                true => swept += 1,
+                false => stays(entry),
+            }
+        }
+        swept
+    }
+
     fn flows<'a>(&'a self, key: &'a HashKey) -> impl Iterator<Item = Flow> + 'a {
         self.entries(0..self.buckets.count).filter_map(|(bucket, way, _)| self.flow(key, bucket, way))
     }
@@ -235,8 +267,7 @@ impl FlowTables {
     /// Of a part of both tables, one of `parts`: proven flows that have not expired, and places.
     pub fn proven(&self, part: usize, parts: usize, idle: &[u16; 8], now: u64) -> (u64, u64) {
         fn count<R: Keeps>(table: &Table<R>, part: usize, parts: usize, idle: &[u16; 8], now: u64) -> (u64, u64) {
-            let size = table.buckets.count.div_ceil(parts);
-            let buckets = (part * size).min(table.buckets.count)..((part + 1) * size).min(table.buckets.count);
+            let buckets = table.part(part, parts);
             let places = (buckets.len() * WAYS) as u64;
             let counts = |(.., entry): &(usize, usize, Entry)| entry.proven() && !entry.expired(idle, now);
             (table.entries(buckets).filter(counts).count() as u64, places)
@@ -246,35 +277,29 @@ impl FlowTables {
         if v4.0 * v6.1 >= v6.0 * v4.1 { v4 } else { v6 }
     }
 
-    /// Takes flows out for which `is_over` holds, and shows those that stay; says how many went. A flow that a packet touches
-    /// meanwhile stays.
-    pub fn sweep(&self, key: &HashKey, is_over: impl Fn(&Flow) -> bool, mut stays: impl FnMut(&Flow)) -> usize {
-        let clear = |flow: &Flow| {
-            let word = match flow.v6 {
-                true => self.v6.word(flow.place.0 as usize, flow.place.1),
-                false => self.v4.word(flow.place.0 as usize, flow.place.1),
-            };
-            word.is_some_and(|word| word.replace(flow.entry.0, 0))
-        };
-        let goes = |flow: &Flow| {
-            let goes = is_over(flow) && clear(flow);
-            if !goes {
-                stays(flow);
-            }
-            goes
-        };
-        self.iter(key).filter(goes).count()
+    /// Takes flows out for which `is_over` holds, and shows the entries of those that stay, in a part of both tables, one of
+    /// `parts`; says how many went. A flow that a packet touches meanwhile stays. Of proven ones nothing but the entry is
+    /// read: there may be millions, each of whose records is a wait for memory.
+    pub fn sweep(
+        &self,
+        (part, parts): (usize, usize),
+        key: &HashKey,
+        is_over: impl Fn(Entry, Option<&Record>) -> bool,
+        mut stays: impl FnMut(Entry),
+    ) -> usize {
+        let (v4, v6) = (self.v4.part(part, parts), self.v6.part(part, parts));
+        self.v4.sweep(v4, key, &is_over, &mut stays) + self.v6.sweep(v6, key, &is_over, &mut stays)
     }
 }
 
 /// Whether nothing was seen of a flow for longer than its state allows. An unproven entry's stamp wraps after eight
 /// seconds, so its record's age decides.
-pub fn is_over(flow: &Flow, idle: &[u16; 8], now: u64) -> bool {
-    if flow.entry.proven() {
-        return flow.entry.expired(idle, now);
+pub fn is_over(entry: Entry, record: Option<&Record>, idle: &[u16; 8], now: u64) -> bool {
+    if entry.proven() {
+        return entry.expired(idle, now);
     }
-    let limit = u64::from(idle[usize::from(flow.entry.state_bits() & 7)]);
-    now.saturating_sub(flow.record.since) / 1_000_000_000 > limit
+    let limit = u64::from(idle[usize::from(entry.state_bits() & 7)]);
+    record.is_some_and(|record| now.saturating_sub(record.since) / 1_000_000_000 > limit)
 }
 
 /// An event as it came out of the ring; none if it is shorter, or of another version of the program.

@@ -10,14 +10,15 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
 use redirector_ebpf::abi::PORTS;
+use redirector_ebpf::tables::flow::Entry;
 use redirector_ebpf::tables::liveness::link;
 use redirector_ebpf::tables::names::{NameKey, kind};
 use redirector_ebpf::tables::path::{FINAL_BIT, RESOLVED, alive};
-use redirector_ebpf::tables::{Backend, Mark, Path, Pool};
+use redirector_ebpf::tables::{Backend, Mark, Node, Path, Pool};
 
 use super::address::address;
 use super::batch;
-use super::flows::{Flow, is_over, now};
+use super::flows::{is_over, now};
 use super::image::{Image, NextHop};
 use super::maps::{Maps, MapsError, name_of, read, written};
 use super::registry::Registry;
@@ -238,7 +239,7 @@ fn gone_already(error: MapError) -> Result<(), MapError> {
 /// What a round of [`settle`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
-    /// Flows that were over and are gone.
+    /// Flows that were over and are gone, since the last round.
     pub swept: usize,
     /// Rows whose dispute has ended.
     pub rows: usize,
@@ -246,8 +247,58 @@ pub struct Settled {
     pub released: usize,
 }
 
-/// Tidies up behind changes: takes out flows that are over or whose backend has drained, ends disputes of rows of which no flow lives off the current
-/// backend once the pool's settle time has passed, and gives numbers back that nothing names any more.
+/// A pass through the flow tables, part by part: there may be millions of flows, and whoever walks them all at once keeps the
+/// agent from all else. Takes out flows that are over or whose backend has drained, and notes which backends others are on.
+pub struct Sweep {
+    part: usize,
+    swept: usize,
+    /// By backend, whether flows are on it: as far as the pass has come, and in the one before.
+    has_flows: [Vec<bool>; 2],
+}
+
+impl Default for Sweep {
+    fn default() -> Self {
+        let none = || vec![false; usize::from(u16::MAX) + 1];
+        Self { part: 0, swept: 0, has_flows: [none(), none()] }
+    }
+}
+
+impl Sweep {
+    /// Steps of a pass.
+    pub const PARTS: usize = 128;
+
+    /// Goes through the next part.
+    pub fn step(&mut self, maps: &Maps, image: &Image) {
+        let Node { hash_key, idle, .. } = &image.node;
+        let (time, [seen, before]) = (now(), &mut self.has_flows);
+        let is_lost = |entry: Entry| image.drained.contains(&entry.backend());
+        self.swept += maps.flows.sweep(
+            (self.part, Self::PARTS),
+            hash_key,
+            |entry, record| is_over(entry, record, idle, time) || is_lost(entry),
+            |entry| seen[usize::from(entry.backend())] = true,
+        );
+        self.part += 1;
+        if self.part == Self::PARTS {
+            self.part = 0;
+            std::mem::swap(seen, before);
+            seen.fill(false);
+        }
+    }
+
+    /// Goes through all parts at once.
+    pub fn pass(&mut self, maps: &Maps, image: &Image) {
+        (0..Self::PARTS).for_each(|_| self.step(maps, image));
+    }
+
+    /// Backends that flows were seen on.
+    fn backends(&self) -> impl Iterator<Item = u16> {
+        (0..=u16::MAX).filter(|id| self.has_flows.iter().any(|has_flows| has_flows[usize::from(*id)]))
+    }
+}
+
+/// Tidies up behind changes: ends disputes of rows of which no flow lives off the current backend once the pool's settle time
+/// has passed, and gives numbers back that nothing names any more.
 ///
 /// This node's flow table tells of this node's flows. Only a node without other members ends disputes by it: in a cluster
 /// another owner may still have old flows of the same row. There nodes tell each other what [`rows::restless`] says, and end
@@ -255,18 +306,9 @@ pub struct Settled {
 ///
 /// # Errors
 /// [`MapsError`].
-pub fn settle(maps: &mut Maps, image: &mut Image) -> Result<Settled, MapsError> {
-    let key = image.node.hash_key;
-    let idle = image.node.idle;
-    let time = now();
-    let mut named: HashSet<u16> = image.backends.keys().copied().collect();
-    // One pass for both: there may be millions of flows.
-    let name = |flow: &Flow| {
-        named.insert(flow.entry.backend());
-    };
-    let is_lost = |flow: &Flow| image.drained.contains(&flow.entry.backend());
-    let swept = maps.flows.sweep(&key, |flow| is_over(flow, &idle, time) || is_lost(flow), name);
-    let mut done = Settled { swept, ..Settled::default() };
+pub fn settle(maps: &mut Maps, image: &mut Image, sweep: &mut Sweep) -> Result<Settled, MapsError> {
+    let mut named: HashSet<u16> = image.backends.keys().copied().chain(sweep.backends()).collect();
+    let mut done = Settled { swept: std::mem::take(&mut sweep.swept), ..Settled::default() };
     let is_alone = image.peers.is_empty() && image.agreed.is_none();
     let busy = if is_alone { rows::restless(maps, image)? } else { Table::new() };
     for &id in image.pools.keys() {

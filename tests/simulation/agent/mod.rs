@@ -431,7 +431,8 @@ impl Agent {
         self.follow(plane, now);
         let memory = &plane.tables.memory;
         let idle = memory.image.node.idle;
-        memory.flows.sweep(&memory.image.node.hash_key, |flow| flows::is_over(flow, &idle, now), |_| ());
+        let is_over = |entry, record: Option<&_>| flows::is_over(entry, record, &idle, now);
+        memory.flows.sweep((0, 1), &memory.image.node.hash_key, is_over, |_| ());
         plane.tables.memory.now.set(now);
         self.follower.look_for_old_flows(&plane.tables, &self.image).expect("memory can be read");
     }

@@ -23,8 +23,9 @@ use crate::breaker::{Breakers, Policy};
 use crate::config::{self, Config, XdpMode};
 use crate::dataplane::flows::now;
 use crate::dataplane::image::{self, Image, Link, Links, NextHop};
+use crate::dataplane::install::{self, Sweep};
+use crate::dataplane::load;
 use crate::dataplane::maps::Maps;
-use crate::dataplane::{install, load};
 use crate::doctor::fitness;
 use crate::journal::Journal;
 use crate::netlink;
@@ -171,6 +172,7 @@ impl Node {
             committed,
             image,
             maps,
+            sweep: Sweep::default(),
             kept_by_agent,
             liveness: None,
             talk: None,
