@@ -166,7 +166,7 @@ impl Kernel {
     /// Tidies up behind changes, as the agent does now and then.
     pub(crate) fn settle(&mut self, image: &mut Image) -> Settled {
         let mut sweep = Sweep::default();
-        sweep.pass(&self.maps, image);
+        (0..Sweep::PARTS).for_each(|_| sweep.step(&self.maps, image));
         install::settle(&mut self.maps, image, &mut sweep).unwrap_or_else(|error| panic!("{error:?}"))
     }
 

@@ -286,11 +286,6 @@ impl Sweep {
         }
     }
 
-    /// Goes through all parts at once.
-    pub fn pass(&mut self, maps: &Maps, image: &Image) {
-        (0..Self::PARTS).for_each(|_| self.step(maps, image));
-    }
-
     /// Backends that flows were seen on.
     fn backends(&self) -> impl Iterator<Item = u16> {
         (0..=u16::MAX).filter(|id| self.has_flows.iter().any(|has_flows| has_flows[usize::from(*id)]))

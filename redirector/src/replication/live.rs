@@ -16,12 +16,8 @@ use super::key::FlowKey;
 /// Other nodes of which it is kept what they have of a flow. Two are owners besides this node, and a third may return.
 const HOLDERS: usize = 3;
 
-/// Parts of the map. Those who send and receive copies wait while what is over is taken out of one, so each is to be soon
-/// through.
-const PARTS: usize = 64;
-
-/// Parts of each of these. One that grows is moved while it is locked, so each is to hold few flows: with the library's few
-/// a million flows came late by the time that took.
+/// Parts of each of [`Live::PARTS`]. One that grows is moved while it is locked, so each is to hold few flows: with the
+/// library's few a million flows came late by the time that took.
 const SHARDS: usize = 16;
 
 /// What a node has of a flow: of the entry what is the same on all nodes of a cluster, once numbers are translated.
@@ -77,7 +73,7 @@ pub const FLOW_BYTES: usize = (size_of::<(FlowKey, Flow)>() + 1) * 16 / 7;
 /// library's hash, by a seed that each process draws.
 pub struct Live {
     me: u8,
-    parts: [DashMap<FlowKey, Flow, RandomState>; PARTS],
+    parts: [DashMap<FlowKey, Flow, RandomState>; Self::PARTS],
     /// Says of which part a flow is.
     hash: RandomState,
     epochs: [AtomicU16; 256],
@@ -86,8 +82,9 @@ pub struct Live {
 }
 
 impl Live {
-    /// In how many parts [`Live::tidy`] does its work.
-    pub const PARTS: usize = PARTS;
+    /// In how many parts [`Live::tidy`] does its work. Those who send and receive copies wait while what is over is taken out
+    /// of one, so each is to be soon through.
+    pub const PARTS: usize = 64;
 
     /// No flows yet, at node `me`.
     pub fn new(me: u8) -> Self {
@@ -112,7 +109,7 @@ impl Live {
     }
 
     fn part(&self, key: &FlowKey) -> &DashMap<FlowKey, Flow, RandomState> {
-        &self.parts[self.hash.hash_one(key) as usize % PARTS]
+        &self.parts[self.hash.hash_one(key) as usize % Self::PARTS]
     }
 
     fn fresh(&self, backend: u16, origin: u8) -> Flow {
@@ -195,7 +192,7 @@ impl Live {
     /// Takes out of a part what is over; `part` counts modulo [`Live::PARTS`]. Each is to have its turn in every round.
     pub fn tidy(&self, part: usize) {
         let round = self.round.load(Ordering::Relaxed);
-        self.parts[part % PARTS].retain(|_, flow| round.wrapping_sub(flow.round) <= 1);
+        self.parts[part % Self::PARTS].retain(|_, flow| round.wrapping_sub(flow.round) <= 1);
     }
 }
 
