@@ -1,5 +1,5 @@
 //! Time of the pure logic: what every packet, every batch of flows, every beat and every change of members or pools costs
-//! the CPU alone. `cargo bench --bench logic`.
+//! the CPU alone. `cargo bench -p suite --bench logic`.
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
