@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use xtask::lab::{Config, Topology};
 use xtask::traffic::{HTTP_PORT, Load, LoadReport, LongConnections};
 
-use crate::scene::{PATIENCE, Scene, every_kind, targets, wait_until};
+use crate::scene::{PATIENCE, Scene, TIMEOUT, every_kind, targets, wait_until};
 use crate::told::{Path, paths};
 
 /// New connections a second.
@@ -23,9 +23,9 @@ struct Requests {
 }
 
 impl Requests {
-    fn start(scene: &Scene, targets: Vec<SocketAddr>) -> Result<Self> {
+    fn start(scene: &Scene, targets: Vec<SocketAddr>, timeout: Duration) -> Result<Self> {
         let ends = Arc::new(AtomicBool::new(false));
-        let load = Load { threads: 256, ..Load::new(targets, PER_SECOND, Duration::from_secs(120)) };
+        let load = Load { threads: 256, timeout, ..Load::new(targets, PER_SECOND, Duration::from_secs(120)) };
         let stop = ends.clone();
         // Threads are of the namespace in which they are started.
         let thread = scene.lab.client().run(|| thread::spawn(move || load.run_until(&stop, |_, _| {})))?;
@@ -81,8 +81,9 @@ fn a_path_on_which_connections_die_is_shown_and_taken_out_and_tried_again() -> R
     let (shown, acted): (Vec<_>, Vec<_>) =
         web.iter().copied().partition(|target| crate::scene::pool_of(&scene.config, target.ip()).starts_with("l2"));
     let long = scene.lab.client().run(|| LongConnections::open(&web, 32, Duration::from_millis(50), PATIENCE))??;
-    let requests = Requests::start(&scene, acted.clone())?;
-    let shows = Requests::start(&scene, shown)?;
+    // A path with few flows takes some seconds to be judged: who waits as TCP does gets over the other one then.
+    let requests = Requests::start(&scene, acted.clone(), PATIENCE)?;
+    let shows = Requests::start(&scene, shown, TIMEOUT)?;
     wait_until("flows are asked, and say that all is well", || {
         let paths = paths(&scene, "n1")?;
         let asked = |path: &&Path| path.rank == 1;
@@ -119,7 +120,7 @@ fn a_path_on_which_connections_die_is_shown_and_taken_out_and_tried_again() -> R
 
     // Nothing is gained by leaving a backend's last path.
     refuse_new(&scene, "b1", &["eth0", "eth1", "eth2"])?;
-    let requests = Requests::start(&scene, acted)?;
+    let requests = Requests::start(&scene, acted, TIMEOUT)?;
     wait_until("all ways to b1 are known to be bad, and one is used", || {
         let of_b1 =
             paths(&scene, "n1")?.into_iter().filter(|path| path.backend == "b1" && path.pool.starts_with("ipip"));
